@@ -1,0 +1,54 @@
+"""CRLF: learn an encoder from images without labels, and show what it is worth.
+
+import crlf
+run = crlf.pretrain(crlf.Recipe(epochs=10))
+crlf.embed(run), crlf.probe(run), crlf.draw(run), crlf.report(run)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crlf.data import ImageSet as ImageSet
+    from crlf.embeddings import embed as embed
+    from crlf.errors import InputError as InputError
+    from crlf.figures import draw as draw
+    from crlf.probes import probe as probe
+    from crlf.recipe import RECIPES as RECIPES
+    from crlf.recipe import Recipe as Recipe
+    from crlf.report import report as report
+    from crlf.runs import Run as Run
+    from crlf.summary import summary as summary
+    from crlf.training import pretrain as pretrain
+
+__version__ = "0.1.0"
+
+# Loaded at first use, so that `crlf --help` need not import torch.
+_HOMES = {
+    "pretrain": "training",
+    "embed": "embeddings",
+    "probe": "probes",
+    "draw": "figures",
+    "report": "report",
+    "summary": "summary",
+    "Recipe": "recipe",
+    "RECIPES": "recipe",
+    "Run": "runs",
+    "ImageSet": "data",
+    "InputError": "errors",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'crlf' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"crlf.{_HOMES[name]}"), name)
+    globals()[name] = value  # `report` is also the name of its module: from now on it is the function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

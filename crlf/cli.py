@@ -1,0 +1,158 @@
+"""The command line. Flags and their defaults come from the functions and dataclasses themselves, through tyro.
+
+Bad input ends in one line on stderr and exit code 2; Ctrl-C in 130, SIGTERM in 143.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import importlib
+import inspect
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import tyro
+
+from crlf.errors import InputError, unknown
+
+COMMANDS = {
+    "pretrain": ("crlf.training", "learn an encoder from images without labels"),
+    "embed": ("crlf.embeddings", "turn the images of a run into embeddings"),
+    "probe": ("crlf.probes", "measure the embeddings: linear classifier and nearest neighbours"),
+    "draw": ("crlf.figures", "draw the figures of a run"),
+    "report": ("crlf.report", "write the report of a run, one HTML file"),
+    "summary": ("crlf.summary", "print what a run reached and where its files lie"),
+}  # torch is imported with a command's module, not before
+STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `crlf` command: the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        print(f"crlf: error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
+        return 2
+    function = getattr(importlib.import_module(COMMANDS[name][0]), name)
+    return command_line(function, arguments[1:], prog=f"crlf {name}")
+
+
+def overview() -> str:
+    rows = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: crlf COMMAND [options]", "", "Learn from images without labels.", "", "commands:", *rows, ""]
+        + [
+            "crlf COMMAND --help lists the options of a command. python simclr_train.py does all of them in a row."
+        ]
+    )
+
+
+def command_line(
+    function: Callable[..., Any], argv: Sequence[str] | None = None, prog: str | None = None
+) -> int:
+    """Call a function with the arguments of a command line.
+
+    A parameter named `recipe` becomes its settings' flags, and `--recipe NAME` or `--recipe FILE` the recipe that these
+    start from; `--resume` starts from the run's own.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    prog = prog or Path(sys.argv[0]).name
+    try:
+        if "recipe" in inspect.signature(function).parameters:
+            function, arguments = with_recipe(function, arguments)
+        keywords = parse(function, arguments, prog)
+        function(**keywords)
+    except InputError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"{prog}: {error or 'interrupted'}", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
+    return 0
+
+
+def with_recipe(function: Callable[..., Any], arguments: list[str]) -> tuple[Callable[..., Any], list[str]]:
+    """Give the function the recipe that is asked for as its default, and take `--recipe` off the arguments."""
+    from crlf.methods import METHODS
+    from crlf.recipe import RECIPES, read_recipe
+    from crlf.runs import RECIPE
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--recipe", nargs="?")
+    known, rest = first.parse_known_args(arguments)
+    for flag in ("--out", "--method"):
+        first.add_argument(flag, nargs="?")
+    first.add_argument("--resume", action="store_true")
+    asked, _ = first.parse_known_args(rest)
+    out = asked.out or inspect.signature(function).parameters["out"].default
+    if known.recipe is None and asked.resume and (Path(out) / RECIPE).is_file():
+        recipe = read_recipe(Path(out) / RECIPE)
+    elif known.recipe is None or known.recipe in RECIPES:
+        recipe = RECIPES[known.recipe or "default"]
+    elif known.recipe.endswith(".json"):
+        recipe = read_recipe(Path(known.recipe))
+    else:
+        raise unknown("recipe", known.recipe, RECIPES)
+    if asked.method in METHODS and asked.method != recipe.method:
+        recipe = dataclasses.replace(recipe, method=asked.method, head=METHODS[asked.method].Settings())
+    return functools.partial(function, recipe=recipe), rest
+
+
+def parse(function: Callable[..., Any], arguments: list[str], prog: str) -> dict[str, Any]:
+    """The keyword arguments that a command line asks for; help is printed and ends the program."""
+    found: dict[str, Any] = {}
+
+    @functools.wraps(function if not isinstance(function, functools.partial) else function.func)
+    def note(*positional: Any, **keywords: Any) -> None:
+        found.update(inspect.signature(function).bind(*positional, **keywords).arguments)
+
+    note.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    said = io.StringIO()
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(path_rule)
+    try:
+        with contextlib.redirect_stderr(said), registry:
+            tyro.cli(note, prog=prog, args=arguments, config=STYLE)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError(one_line(said.getvalue())) from None
+    return found
+
+
+def one_line(box: str) -> str:
+    """The gist of an error that tyro drew as a box: its first section, and the flag it thinks was meant."""
+    rows = [row.strip("│ ") for row in box.splitlines() if row.startswith("│")]
+    ends = [i for i, row in enumerate(rows) if set(row) == {"─"}] or [len(rows)]
+    text = " ".join(rows[: ends[0]])
+    meant = re.search(r"Perhaps you meant:.*?(--[\w-]+)", " ".join(rows))
+    return text + (f". Did you mean {meant[1]}?" if meant else "")
+
+
+def path_rule(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """A union with Path in it, such as `Run | str | Path` or `str | Path | None`, is one word on the command line."""
+    kinds = get_args(info.type)
+    if Path not in kinds:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="RUN" if any(getattr(kind, "__name__", "") == "Run" for kind in kinds) else "PATH",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, kinds),
+        str_from_instance=lambda value: [str(value)],
+    )

@@ -1,0 +1,57 @@
+"""Where tensors live, and what that place needs."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+from crlf.errors import InputError, unknown
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of this name; "auto" is the first that is there of cuda, mps and cpu.
+
+    Raises:
+        InputError: the name is not known, or this machine has no such device.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in DEVICES or (index and not index.isdigit()):
+        raise unknown("device", name, DEVICES)
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if kind == "auto":
+        return torch.device(next(device for device, is_there in there.items() if is_there))
+    if not there[kind]:
+        found = ", ".join(device for device, is_there in there.items() if is_there)
+        raise InputError(f"device {name!r} is not on this machine: torch {torch.__version__} finds {found}")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name!r} is not on this machine: it has {torch.cuda.device_count()} GPUs")
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """A few words for the record, such as "cpu, 2 threads"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc's malloc to keep what is freed, as the allocators of GPUs do; elsewhere do nothing.
+
+    By default it gives every large activation back to the kernel, and the next step faults it in again page by page:
+    on two cores that cost the light CNN a quarter to a half of its speed (`python -m bench memory`).
+
+    Returns:
+        Whether the allocator took the settings.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1  # malloc.h
+    return bool(mallopt(mmap_threshold, largest)) and bool(mallopt(trim_threshold, largest))

@@ -1,0 +1,75 @@
+"""Embeddings: a frozen encoder turns each image into a row of numbers."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crlf import encoders, runs
+from crlf.data import load
+from crlf.devices import keep_freed_memory, pick_device
+from crlf.errors import InputError
+from crlf.recipe import Recipe
+from crlf.runs import Run
+from crlf.views import ViewSettings, normalise
+
+
+def embed(
+    run: Run | str | Path, *, data_dir: str | Path | None = None, device: str = "auto", batch_size: int = 500
+) -> Run:
+    """Embed the training and the test images of a run with its frozen encoder.
+
+    Writes train_emb.npy and test_emb.npy, float32 (N, D), the encoder's output before the projector; row i is image i
+    of the data set. Where there are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json.
+    """
+    keep_freed_memory()
+    run, place = Run.open(run), pick_device(device)
+    recipe = Recipe.from_dict(run.recipe)
+    start = time.perf_counter()
+    splits = dict(zip(("train", "test"), load(recipe.data, data_dir), strict=True))
+    encoder: nn.Module | None = None
+    for name, split in splits.items():
+        split = split.first(recipe.subset)
+        if encoder is None:
+            encoder = load_encoder(run, recipe, split.images.shape[1:]).to(place)
+        embeddings = embed_images(encoder, split.images, recipe.augmentation, batch_size)
+        runs.save_array(run.file(f"{name}_emb.npy"), embeddings)
+        if split.labels is not None:
+            runs.save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
+            runs.write_json(run.file(runs.CLASSES), list(split.classes))
+    run.update_scores(embed_seconds=time.perf_counter() - start)
+    return run
+
+
+def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> nn.Module:
+    """The trained encoder of a run, frozen and in evaluation mode, for images of this shape (C, H, W)."""
+    encoder = encoders.build(recipe.encoder, shape[0], min(shape[1:]))
+    try:
+        encoder.load_state_dict(run.tensors(runs.ENCODER))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        path = str(run.file(runs.ENCODER))
+        raise InputError(
+            f"{path!r} does not fit the encoder {recipe.encoder!r}: {str(error).splitlines()[0]}"
+        ) from error
+    return encoder.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def embed_images(
+    encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_size: int = 500
+) -> np.ndarray:
+    """Embed images as they are: uint8 (N, C, H, W) on any device -> float32 (N, D); row i is image i.
+
+    The encoder must be in evaluation mode: then no weight and no batch-norm statistic changes, and a row does not
+    depend on the images beside it.
+    """
+    assert not encoder.training, "a frozen encoder is in evaluation mode"
+    device = next(encoder.parameters()).device
+    rows = [
+        encoder(normalise(batch.to(device), settings)).float().cpu() for batch in images.split(batch_size)
+    ]
+    return torch.cat(rows).numpy()

@@ -1,0 +1,92 @@
+"""Encoders: images to embeddings. An entry of `ENCODERS` is a function of the channels and the size of the images.
+
+Every encoder takes float (B, C, h, w) and gives float (B, D), and has the attribute `out_dim` = D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from crlf.errors import unknown
+
+SMALL = 64  # below this many pixels a ResNet gets the small-image stem
+
+
+class CNN(nn.Module):
+    """The light CNN: 3x3 convolutions, each followed by a 2x2 max-pool, batch norm and GELU; then the mean over space.
+
+    The pool comes before the norm and the activation: these are bound by memory, and then touch a quarter of it.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int] = (32, 64, 128, 256)):
+        super().__init__()
+        self.stages = nn.Sequential()
+        for fan_in, fan_out in zip((channels, *widths[:-1]), widths, strict=True):
+            self.stages.append(
+                nn.Sequential(
+                    nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False),
+                    nn.MaxPool2d(2),
+                    nn.BatchNorm2d(fan_out),
+                    nn.GELU(),
+                )
+            )
+        self.out_dim = widths[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(x).mean(dim=(2, 3))  # (B, D)
+
+
+def cnn(channels: int, size: int) -> nn.Module:
+    return CNN(channels)
+
+
+def resnet18(channels: int, size: int) -> nn.Module:
+    """torchvision's ResNet-18 (He et al. 2016) without its classifier, with the stem for the size of the images.
+
+    Below 64 px the stem is a 3x3 convolution of stride 1 and no pool (SimCLR, appendix B.9).
+    """
+    import torchvision  # slow to import, and only ResNets need it
+
+    net = torchvision.models.resnet18(weights=None)
+    if size < SMALL:
+        net.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+    elif channels != 3:
+        net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    net.out_dim = net.fc.in_features
+    net.fc = nn.Identity()
+    return net
+
+
+ENCODERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "cnn": cnn,
+    "resnet18": resnet18,
+}
+
+
+def build(name: str, channels: int, size: int) -> nn.Module:
+    """A fresh encoder, channels last, for images of these channels and this height (the smaller of height and width).
+
+    Raises:
+        InputError: the name is in no table.
+    """
+    if name not in ENCODERS:
+        raise unknown("encoder", name, ENCODERS)
+    return ENCODERS[name](channels, size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def forward_flops(network: nn.Module, channels: int, size: int) -> int:
+    """Floating-point operations of one image's forward pass (two for each multiply-add), counted by torch.
+
+    Elementwise operations, norms and pools are not counted.
+    """
+    training = network.training
+    image = torch.zeros(1, channels, size, size, device=next(network.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(image)
+    network.train(training)
+    return counter.get_total_flops()

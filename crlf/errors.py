@@ -1,0 +1,27 @@
+"""The one exception for what a user can mend. Only the command line prints it; exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A wrong flag, file or image: one line that names the thing, the rule and the value."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
+    """The error for a name that no table holds.
+
+    Args:
+        kind: what the name should have been, such as "encoder".
+        name: what was given.
+        choices: the known names.
+
+    Returns:
+        An `InputError` that lists the choices and offers the nearest one.
+    """
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return InputError(f"{kind} {name!r} is not known: choose from {', '.join(known)}.{hint}")

@@ -1,0 +1,82 @@
+"""What a run says while it trains: a bar on the terminal, and one JSON object a logged step in log.jsonl."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import TracebackType
+
+from torch import Tensor
+from tqdm import tqdm
+
+from crlf import runs
+from crlf.errors import InputError
+from crlf.runs import Run
+
+
+class Progress:
+    """The bar and the log of a run. On a terminal the bar moves; elsewhere each epoch leaves one line."""
+
+    def __init__(self, run: Run, epochs: int, steps: int, batch_size: int, done: int):
+        self.run, self.epochs, self.steps, self.batch_size = run, epochs, steps, batch_size
+        self.done = done  # steps
+        kept = [
+            row for row in run.log() if row.get("step", 0) <= done
+        ]  # a resumed run goes on from its checkpoint
+        runs.write_bytes(run.file(runs.LOG), "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.bar = tqdm(
+            total=epochs * steps * batch_size,
+            initial=done * batch_size,
+            unit=" images",
+            unit_scale=True,
+            disable=None,  # unless stderr is a terminal
+            dynamic_ncols=True,
+            leave=False,
+        )
+
+    def log(self, step: int, losses: Tensor, seconds: float, lr: float, stats: dict[str, Tensor]) -> None:
+        """Say how far the run is.
+
+        Args:
+            step: steps done.
+            losses: those of this epoch so far; the new ones are its end.
+            seconds: of training so far.
+        """
+        new = losses[-max(1, step - self.done) :]
+        self.done = step
+        rate = step * self.batch_size / seconds
+        row = {
+            "step": step,
+            "epoch": step / self.steps,
+            "loss": new.double().mean().item(),
+            "lr": lr,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(rate, 1),
+            **{name: value.item() for name, value in stats.items()},
+        }
+        try:
+            with self.run.file(runs.LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(runs.finite(row)) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{str(self.run.file(runs.LOG))!r} cannot be written: {error.strerror}"
+            ) from error
+        epoch = -(-step // self.steps)
+        self.bar.set_description_str(f"epoch {epoch}/{self.epochs}", refresh=False)
+        self.bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)
+        self.bar.update(step * self.batch_size - self.bar.n)
+        if step % self.steps == 0:
+            left = seconds / step * (self.epochs * self.steps - step)
+            line = (
+                f"epoch {epoch:>{len(str(self.epochs))}}/{self.epochs}  loss {losses.double().mean().item():.4f}  "
+                f"{rate:,.0f} images/s  {tqdm.format_interval(seconds)} passed  {tqdm.format_interval(left)} left"
+            )
+            tqdm.write(line, file=sys.stderr)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()

@@ -1,0 +1,261 @@
+"""The run folder: the names of its files, and writes that leave either the old file or the new one.
+
+A write goes to a temporary name in the same folder, is synced, and is then renamed over the old file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from crlf.errors import InputError
+
+RECIPE, SCORES, LOG, CLASSES = "recipe.json", "scores.json", "log.jsonl", "classes.json"
+ENCODER, CHECKPOINT, LOSS = "encoder_simclr.pth", "checkpoint.pt", "loss.npy"
+VIEWS, REPORT = "views.npy", "report.html"
+MADE_BY = {
+    "train_emb.npy": "embed",
+    "test_emb.npy": "embed",
+    "train_lbl.npy": "embed",
+    "test_lbl.npy": "embed",
+    CLASSES: "embed",
+    "test_pred.npy": "probe",
+}  # whatever is not here is made by pretrain
+FILES = (RECIPE, LOG, CHECKPOINT, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, REPORT) + tuple(
+    f"{figure}.png"
+    for figure in ("loss_curve", "confusion_matrix", "pca_embedding", "tsne_embedding", "views")
+)
+
+
+class Run:
+    """One run: a folder. Everything that comes after training knows only its files."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def open(cls, run: Run | str | os.PathLike[str]) -> Run:
+        """The run in an existing folder.
+
+        Raises:
+            InputError: the folder is not there, or holds no run.
+        """
+        opened = run if isinstance(run, Run) else cls(run)
+        if not opened.path.is_dir():
+            raise InputError(f"run folder {str(opened.path)!r} does not exist")
+        if not opened.file(RECIPE).is_file():
+            raise InputError(f"folder {str(opened.path)!r} holds no run: it has no {RECIPE}")
+        return opened
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self._json(RECIPE)
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        return self._json(SCORES) if self.file(SCORES).exists() else {}
+
+    def update_scores(self, **values: Any) -> None:
+        """Merge these into scores.json. Dicts, such as `protocol`, are merged one level deep."""
+        scores = self.scores
+        for key, value in values.items():
+            old = scores.get(key)
+            scores[key] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
+        write_json(self.file(SCORES), scores)
+
+    def array(self, name: str) -> np.ndarray:
+        """The array in a `.npy` file.
+
+        Raises:
+            InputError: the file is missing (names the command that makes it) or damaged.
+        """
+        path = self.file(name)
+        if not path.exists():
+            raise InputError(f"{str(path)!r} is missing: `crlf {self._maker(name)}` makes it")
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(f"{str(path)!r} cannot be read as an array: {_line(error)}") from error
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of log.jsonl, oldest first; a last line that a crash cut short is left out."""
+        if not self.file(LOG).exists():
+            return []
+        rows = []
+        for line in self.file(LOG).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    rows.append(row)
+        return rows
+
+    def tensors(self, name: str) -> Any:
+        """What `torch.save` wrote: tensors and plain values only, on the CPU.
+
+        Raises:
+            InputError: the file is missing, damaged, or holds anything else.
+        """
+        path = self.file(name)
+        if not path.exists():
+            raise InputError(f"{str(path)!r} is missing: `crlf {self._maker(name)}` makes it")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise InputError(
+                f"{str(path)!r} is damaged or holds more than tensors: {_line(error)}"
+            ) from error
+
+    def _maker(self, name: str) -> str:
+        command = MADE_BY.get(name, "pretrain")
+        return command if command == "pretrain" else f"{command} {self.path}"
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.file(name)
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise InputError(f"{str(path)!r} cannot be read as JSON: {_line(error)}") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{str(path)!r} must hold a JSON object, not a {type(value).__name__}")
+        return value
+
+    def held(self) -> list[str]:
+        """The files of a run that are there."""
+        return [name for name in FILES if self.file(name).exists()]
+
+
+def claim(
+    path: str | os.PathLike[str], recipe: dict[str, Any], resume: bool, overwrite: bool, space: int = 0
+) -> Run:
+    """Make a folder the place of a run, and write its recipe.json.
+
+    Args:
+        recipe: every setting, plain values.
+        resume: the folder's run has the same settings and goes on.
+        overwrite: the folder's run is removed first; files that no run writes stay.
+        space: bytes that the run will need.
+
+    Raises:
+        InputError: the folder holds a run and neither was asked for, holds none to resume, holds one with other
+            settings, cannot be written, or its disk is full. Nothing was changed then.
+    """
+    run = Run(path)
+    held = run.held()
+    where = f"output folder {str(run.path)!r}"
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite exclude each other: pass one of them")
+    if resume:
+        if RECIPE not in held:
+            raise InputError(f"{where} holds no run to resume")
+        for name, here, there in difference(recipe, run.recipe):
+            raise InputError(f"{name} is {here!r}, but the run to resume in {str(run.path)!r} has {there!r}")
+        return run
+    if held and not overwrite:
+        raise InputError(f"{where} holds another run: --resume continues it, --overwrite replaces it")
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(run.path).free
+    except OSError as error:
+        raise InputError(f"{where} cannot be written: {error.strerror}") from error
+    if free < space:
+        raise InputError(f"{where} needs {space / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB free")
+    write_json(run.file(RECIPE), recipe)  # shows that the folder can be written before anything goes
+    for name in held:
+        if name != RECIPE:
+            run.file(name).unlink()
+    return run
+
+
+def difference(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The settings in which two recipes differ: (name, value in a, value in b)."""
+    left, right = _flat(a), _flat(b)
+    return [(k, left.get(k), right.get(k)) for k in left | right if left.get(k) != right.get(k)]
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` when the block ends well, and vanishes otherwise."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from error
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON, indented; NaN and infinities become null, so that any reader can load it."""
+    write_bytes(path, (json.dumps(finite(value), indent=2) + "\n").encode())
+
+
+def finite(value: Any) -> Any:
+    """The same value with None for each NaN or infinite number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    with replacing(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def save_tensors(path: Path, value: Any) -> None:
+    """Save tensors and plain values so that `torch.load(weights_only=True)` reads them."""
+    buffer = io.BytesIO()  # torch's writer needs a file that seeks; a full disk then fails in one place
+    torch.save(value, buffer)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,209 @@
+"""Pretraining: the loop from images to a trained encoder, and what it saves."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crlf import encoders, runs
+from crlf.data import ImageSet, load
+from crlf.devices import describe, keep_freed_memory, pick_device
+from crlf.errors import InputError
+from crlf.interrupts import Interrupted, stop_requests
+from crlf.methods import METHODS
+from crlf.optim import OPTIMIZERS, schedule, set_lr
+from crlf.progress import Progress
+from crlf.randomness import generator
+from crlf.recipe import RECIPES, Recipe
+from crlf.runs import Run
+from crlf.views import Views, denormalise
+
+LOG_EVERY = 20  # steps; only then does the loop wait for the device
+LIKELY = "a learning rate that is too high, a temperature that is too low, or images that are not finite"
+
+
+def pretrain(
+    recipe: Recipe = RECIPES["default"],
+    *,
+    out: str | Path = "simclr_output",
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """Train an encoder without labels.
+
+    Args:
+        recipe: every setting of the run.
+        out: the run folder, made if need be.
+        data_dir: where the data set lies; by default the cache.
+        device: "cpu", "cuda", "mps", or "auto" for the first that is there of cuda, mps and cpu.
+        resume: continue the run in `out` from its checkpoint.
+        overwrite: remove the run in `out` first.
+
+    Returns:
+        The run; its folder now holds the encoder, the losses, the log, the recipe and the checkpoint.
+
+    Raises:
+        InputError: a wrong setting, data set or folder, or a loss that is not finite; nothing is lost.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
+    """
+    keep_freed_memory()
+    place = pick_device(device)
+    data = load(recipe.data, data_dir)[0].first(recipe.subset)
+    recipe.steps_per_epoch(len(data))
+    run = runs.claim(out, recipe.to_dict(), resume, overwrite, space=5 * data.images.nbytes // 4)
+    state = State(recipe, data, place)
+    if resume and run.file(runs.CHECKPOINT).exists():
+        state.load(run)
+    save_views(run, recipe, data)
+    train(run, recipe, data, state)
+    return run
+
+
+class State:
+    """What changes while a run trains, and so what a checkpoint holds."""
+
+    def __init__(self, recipe: Recipe, data: ImageSet, device: torch.device):
+        _, channels, height, width = data.images.shape
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            encoder = encoders.build(recipe.encoder, channels, min(height, width))
+            self.method = METHODS[recipe.method](encoder, recipe.head).to(device)
+        named = list(self.method.named_parameters())
+        self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim)
+        self.recipe = recipe
+        self.device = device
+        self.step = 0  # steps done
+        self.seconds = 0.0  # of training so far
+        self.losses = torch.zeros(recipe.steps_per_epoch(len(data)), device=device)  # of this epoch's steps
+        self.epoch_losses: list[float] = []  # the mean of each whole epoch
+
+    def save(self, run: Run) -> None:
+        values = {
+            "recipe": self.recipe.to_dict(),
+            "method": self.method.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "losses": self.losses,
+            **{name: getattr(self, name) for name in ("step", "seconds", "epoch_losses")},
+        }
+        runs.save_tensors(run.file(runs.CHECKPOINT), values)
+
+    def load(self, run: Run) -> None:
+        values = run.tensors(runs.CHECKPOINT)
+        for name, here, there in runs.difference(self.recipe.to_dict(), values["recipe"]):
+            raise InputError(f"{name} is {here!r}, but the checkpoint in {str(run.path)!r} has {there!r}")
+        self.method.load_state_dict(values["method"])
+        for optimizer, saved in zip(self.optimizers, values["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.losses.copy_(values["losses"])
+        self.step, self.seconds, self.epoch_losses = (values[k] for k in ("step", "seconds", "epoch_losses"))
+
+
+def train(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
+    """The loop: batch, views, learning rate, loss, backward, step, log, save."""
+    steps = len(state.losses)  # in an epoch
+    total = recipe.epochs * steps
+    pixels = data.images.to(state.device)  # uint8 (N, C, H, W)
+    make_view = Views(recipe.augmentation)
+    method, optimizers, device = state.method.train(), state.optimizers, state.device
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    with (
+        stop_requests() as stop,
+        Progress(run, recipe.epochs, steps, recipe.batch_size, state.step) as progress,
+    ):
+        clock = time.perf_counter() - state.seconds
+        while state.step < total:
+            epoch, i = divmod(state.step, steps)
+            rows = epoch_order(recipe.seed, epoch, len(data))[
+                i * recipe.batch_size : (i + 1) * recipe.batch_size
+            ]
+            batch = pixels[rows.to(device)]  # (B, C, H, W)
+            stream = generator(device, "views", recipe.seed, state.step)
+            views = [make_view(batch, stream) for _ in range(recipe.views)]  # each (B, C, h, w)
+            set_lr(
+                optimizers, schedule((state.step + 0.5) / total, recipe.optim.warmup, recipe.optim.final_lr)
+            )
+            with bf16:
+                loss, stats = method(views)
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            state.step += 1
+            method.after_step(state.step / total)
+            state.losses[i] = loss.detach()
+            last = i == steps - 1
+            if last or i % LOG_EVERY == LOG_EVERY - 1 or stop:
+                state.seconds = time.perf_counter() - clock
+                require_finite(state.losses[: i + 1], state.step - i, run)
+                progress.log(state.step, state.losses[: i + 1], state.seconds, lr(optimizers), stats)
+            if last:
+                state.epoch_losses.append(state.losses.double().mean().item())
+            if last or stop:
+                state.save(run)
+            if stop:
+                raise Interrupted(
+                    stop[0], f"stopped after step {state.step} of {total}: --resume continues it"
+                )
+    finish(run, recipe, data, state)
+
+
+@functools.lru_cache(maxsize=1)
+def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
+    """The order of the images in an epoch: int64 (N,), a permutation."""
+    return torch.randperm(images, generator=generator("cpu", "order", seed, epoch))
+
+
+def lr(optimizers: list[torch.optim.Optimizer]) -> float:
+    return optimizers[0].param_groups[0]["lr"]
+
+
+def require_finite(losses: Tensor, first_step: int, run: Run) -> None:
+    """Stop when one of these losses, of the steps from `first_step` on, is NaN or infinite."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step = first_step + int(bad[0])
+        kept = run.file(runs.CHECKPOINT).exists()
+        saved = f"the last good checkpoint is in {str(run.path)!r}" if kept else "no epoch was finished"
+        raise InputError(f"the loss of step {step} is {losses[bad[0]].item()}: likely {LIKELY}; {saved}")
+
+
+def save_views(run: Run, recipe: Recipe, data: ImageSet, images: int = 10) -> None:
+    """Write the first images and their views, as the network sees them: uint8 (n, 1 + V, C, H, W)."""
+    first = data.images[:images]
+    stream = generator("cpu", "views", recipe.seed, "sample")
+    plain = replace(recipe.augmentation, size=first.shape[-1])
+    views = [denormalise(Views(plain)(first, stream), plain) for _ in range(recipe.views)]
+    runs.save_array(run.file(runs.VIEWS), torch.stack([first, *views], dim=1).numpy())
+
+
+def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
+    """Write what a trained run is known by."""
+    weights = {name: value.cpu() for name, value in state.method.encoder.state_dict().items()}
+    runs.save_tensors(run.file(runs.ENCODER), weights)
+    runs.save_array(run.file(runs.LOSS), np.array(state.epoch_losses, dtype=np.float64))
+    images_seen = state.step * recipe.batch_size
+    size = recipe.augmentation.size or data.images.shape[-1]
+    flops = encoders.forward_flops(copy.deepcopy(state.method), recipe.views, data.images.shape[1], size)
+    run.update_scores(
+        method=recipe.method,
+        encoder=recipe.encoder,
+        data=recipe.data,
+        seed=recipe.seed,
+        epochs=recipe.epochs,
+        views_seen=images_seen * recipe.views,
+        train_seconds=state.seconds,
+        images_per_second=images_seen / state.seconds,
+        pflop=3 * flops * images_seen * recipe.views / 1e15,  # backward costs two forwards
+        loss=state.epoch_losses[-1],
+        device=describe(state.device),
+        torch=torch.__version__,
+    )

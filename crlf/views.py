@@ -1,0 +1,283 @@
+"""Random views of a batch of images, as a few batched tensor operations.
+
+Whatever is separable in space (crop, resize, flip, blur) is one matrix for the rows and one for the columns of an
+image; whatever is linear in colour (brightness, contrast, saturation, hue, grayscale, normalisation) is one
+(C, C + 1) matrix. So a view costs three small matrix products, on any device, whatever was drawn for it:
+
+    view = colour(rows @ image @ columns^T)
+
+Parameters follow the distributions of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
+RandomGrayscale and GaussianBlur. The pixels equal those of its functions but for two things: nothing is clamped to
+[0, 1] between two colour steps, and hue is a rotation about the grey axis of RGB, where torchvision goes through HSV.
+
+Shapes: B images, C channels, H and W their height and width, h and w those of the view.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crlf.errors import InputError
+
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, with torchvision's digits
+CONTRAST = 1  # its place among the four colour steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """How a view is drawn. Probabilities and areas are fractions, sizes are pixels."""
+
+    size: int = 0
+    """Height and width of a view; 0 keeps the image's own."""
+    crop_min: float = 0.2
+    """Smallest area of a crop; the largest is 1."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.8
+    """Probability that brightness, contrast, saturation and hue change."""
+    brightness: float = 0.4
+    """Factor drawn from 1 ± this."""
+    contrast: float = 0.4
+    """Factor drawn from 1 ± this."""
+    saturation: float = 0.4
+    """Factor drawn from 1 ± this."""
+    hue: float = 0.1
+    """Turn drawn from ± this, in turns of the colour wheel, at most 0.5."""
+    grayscale: float = 0.1
+    """Probability that the colour goes."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    blur_kernel: int = 3
+    """Its width in pixels, odd."""
+    blur_min: float = 0.1
+    """Its smallest standard deviation, in pixels."""
+    blur_max: float = 2.0
+    """Its largest standard deviation, in pixels."""
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+    """Taken from each channel, in 0..1. Those of CIFAR-10."""
+    std: tuple[float, ...] = (0.247, 0.2435, 0.2616)
+    """What each channel is then divided by."""
+
+    def __post_init__(self) -> None:
+        for name in ("crop_min", "flip", "jitter", "grayscale", "blur"):
+            _check(0 <= getattr(self, name) <= 1, name, "in 0..1", getattr(self, name))
+        for name in ("brightness", "contrast", "saturation"):
+            _check(0 <= getattr(self, name) < math.inf, name, "0 or more", getattr(self, name))
+        _check(self.crop_min > 0, "crop_min", "above 0", self.crop_min)
+        _check(0 <= self.hue <= 0.5, "hue", "in 0..0.5", self.hue)
+        _check(self.size == 0 or 8 <= self.size <= 1024, "size", "0 or in 8..1024", self.size)
+        _check(self.blur_kernel % 2 == 1 and self.blur_kernel > 0, "blur_kernel", "odd", self.blur_kernel)
+        _check(0 < self.blur_min <= self.blur_max < math.inf, "blur_min", "in 0..blur_max", self.blur_min)
+        _check(len(self.mean) == len(self.std) > 0, "std", "as long as mean", self.std)
+        _check(all(s > 0 for s in self.std), "std", "above 0", self.std)
+
+
+class Parameters(NamedTuple):
+    """What was drawn for a batch of B views."""
+
+    top: Tensor  # (B,) the crop's first row, pixels
+    left: Tensor  # (B,)
+    height: Tensor  # (B,)
+    width: Tensor  # (B,)
+    flip: Tensor  # (B,) bool
+    order: Tensor  # (B, 4) which colour step comes first, second, ...
+    brightness: Tensor  # (B,) factor, 1 leaves the image as it is
+    contrast: Tensor  # (B,) factor
+    saturation: Tensor  # (B,) factor
+    hue: Tensor  # (B,) turns, 0 leaves the image as it is
+    gray: Tensor  # (B,) bool
+    sigma: Tensor  # (B,) standard deviation of the blur, pixels; 0 for none
+
+
+class Views:
+    """Draws a view of each image; called with the same generator state it gives the same bits."""
+
+    def __init__(self, settings: ViewSettings):
+        self.settings = settings
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """uint8 (B, C, H, W) and a generator on the same device -> float32 (B, C, h, w), channels last."""
+        return apply(images, draw(images.shape, self.settings, generator), self.settings)
+
+
+def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator) -> Parameters:
+    """Draw the parameters of a view for each image of a batch of this shape (B, C, H, W)."""
+    s, n = settings, shape[0]
+
+    def uniform(low: float, high: float, *size: int) -> Tensor:
+        return torch.rand(*(size or (n,)), generator=generator, device=generator.device) * (high - low) + low
+
+    def factor(strength: float) -> Tensor:
+        return torch.where(jittered, uniform(max(0.0, 1 - strength), 1 + strength), 1.0)
+
+    top, left, height, width = _crop_boxes(shape[-2], shape[-1], s.crop_min, uniform, n)
+    flip = uniform(0, 1) < s.flip
+    jittered = uniform(0, 1) < s.jitter
+    return Parameters(
+        top, left, height, width, flip,
+        order=uniform(0, 1, n, 4).argsort(dim=1),
+        brightness=factor(s.brightness),
+        contrast=factor(s.contrast),
+        saturation=factor(s.saturation),
+        hue=torch.where(jittered, uniform(-s.hue, s.hue), 0.0),
+        gray=uniform(0, 1) < s.grayscale,
+        sigma=torch.where(uniform(0, 1) < s.blur, uniform(s.blur_min, s.blur_max), 0.0),
+    )  # fmt: skip
+
+
+def _crop_boxes(H: int, W: int, smallest: float, uniform, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio, then the largest central crop."""
+    tries = (n, 10)
+    area = uniform(smallest, 1, *tries) * (H * W)
+    ratio = uniform(math.log(3 / 4), math.log(4 / 3), *tries).exp()
+    width, height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()  # (B, 10)
+    fits = (width > 0) & (width <= W) & (height > 0) & (height <= H)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    found = fits.any(dim=1)
+    width = torch.where(found, width.gather(1, first)[:, 0], float(min(W, round(H * 4 / 3))))
+    height = torch.where(found, height.gather(1, first)[:, 0], float(min(H, round(W * 4 / 3))))
+    top, left = uniform(0, 1) * (H - height + 1), uniform(0, 1) * (W - width + 1)
+    top = torch.where(found, top.floor(), ((H - height) / 2).round())
+    left = torch.where(found, left.floor(), ((W - width) / 2).round())
+    return top, left, height, width
+
+
+def apply(images: Tensor, p: Parameters, settings: ViewSettings) -> Tensor:
+    """Make the views that the parameters describe: uint8 (B, C, H, W) -> float32 (B, C, h, w), channels last."""
+    H, W = images.shape[-2:]
+    h, w = settings.size or H, settings.size or W
+    rows = resize_matrix(p.top, p.height, H, h)  # (B, h, H)
+    columns = resize_matrix(p.left, p.width, W, w)  # (B, w, W)
+    columns = torch.where(p.flip[:, None, None], columns.flip(1), columns)
+    if settings.blur:
+        rows = blur_matrix(p.sigma, h, settings.blur_kernel) @ rows
+        columns = blur_matrix(p.sigma, w, settings.blur_kernel) @ columns
+    x = images.float().flatten(1, 2) @ columns.mT  # (B, C H, w)
+    x = rows[:, None] @ x.unflatten(1, (-1, H))  # (B, C, h, w), still in 0..255
+    x = x.flatten(2)  # (B, C, h w)
+    matrix, offset = colour_matrix(p, x.mean(dim=2) / 255, settings)
+    x = torch.baddbmm(offset[:, None], x.mT, matrix.mT / 255)  # (B, h w, C)
+    return x.unflatten(1, (h, w)).permute(0, 3, 1, 2)  # (B, C, h, w)
+
+
+def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:
+    """Weights that resize the pixels [start, start + length) of a line of `source` pixels to `target` pixels.
+
+    Bilinear with antialiasing: a triangle as wide as the larger of a source and a target pixel, cut at the crop's
+    edges and normalised; the same as torch's `interpolate(mode="bilinear", antialias=True)` on the crop.
+
+    Args:
+        start, length: float (B,), whole pixels.
+
+    Returns:
+        float (B, target, source); each row sums to 1.
+    """
+    pixel = torch.arange(source, device=start.device) + 0.5
+    place = torch.arange(target, device=start.device) + 0.5
+    scale = length / target  # (B,)
+    centre = start[:, None] + place * scale[:, None]  # (B, target)
+    reach = scale.clamp(min=1)[:, None, None]
+    weights = (1 - (pixel - centre[:, :, None]).abs() / reach).clamp(min=0)  # (B, target, source)
+    inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])  # (B, source)
+    weights = weights * inside[:, None]
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def blur_matrix(sigma: Tensor, size: int, kernel: int) -> Tensor:
+    """Weights that blur a line of `size` pixels with a Gaussian of `kernel` pixels, reflected at the ends.
+
+    Args:
+        sigma: float (B,), standard deviation in pixels; 0 leaves the line as it is.
+
+    Returns:
+        float (B, size, size); each row sums to 1.
+    """
+    reach = min(kernel // 2, size - 1)
+    offset = torch.arange(-reach, reach + 1, device=sigma.device)
+    weights = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (B, kernel)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    source = (torch.arange(size, device=sigma.device)[:, None] + offset).abs()  # (size, kernel)
+    source = size - 1 - (size - 1 - source).abs()  # reflected at the far end as well
+    matrix = torch.zeros(len(sigma), size, size, device=sigma.device)
+    index = source.expand(len(sigma), -1, -1)
+    return matrix.scatter_add_(2, index, weights[:, None].expand_as(index).contiguous())
+
+
+def colour_matrix(p: Parameters, average: Tensor, settings: ViewSettings) -> tuple[Tensor, Tensor]:
+    """Compose jitter in its drawn order, grayscale and normalisation: x -> matrix @ x + offset.
+
+    Contrast needs the mean of the grey image at its turn; every step before it is affine, so that mean follows from
+    the mean of the view before any step.
+
+    Args:
+        average: float (B, C), the mean colour of each view, in 0..1.
+
+    Returns:
+        float (B, C, C) and (B, C), for pixels in 0..1.
+    """
+    B, C = average.shape
+    eye = torch.eye(C, device=average.device)
+    luma = average.new_tensor(LUMA) if C == 3 else average.new_full((C,), 1 / C)
+    gray = luma.expand(C, C)
+    steps = torch.stack(
+        [
+            _scale(p.brightness, eye),
+            _scale(p.contrast, eye),
+            _scale(p.saturation, eye) + _scale(1 - p.saturation, gray),
+            hue_matrix(p.hue) if C == 3 else eye.expand(B, C, C),
+        ],
+        dim=1,
+    )  # (B, 4, C, C)
+    steps = steps.gather(1, p.order[:, :, None, None].expand(-1, -1, C, C))  # in each view's own order
+    matrix, offset = eye.expand(B, C, C), average.new_zeros(B, C)
+    for k in range(4):
+        mean_gray = (torch.einsum("bij,bj->bi", matrix, average) + offset) @ luma  # (B,)
+        towards_gray = torch.where(p.order[:, k] == CONTRAST, (1 - p.contrast) * mean_gray, 0.0)
+        matrix = steps[:, k] @ matrix
+        offset = torch.einsum("bij,bj->bi", steps[:, k], offset) + towards_gray[:, None]
+    last = torch.where(p.gray[:, None, None], gray, eye)  # (B, C, C)
+    mean, std = _channel_statistics(settings, average)
+    last = last / std[:, None]
+    return last @ matrix, torch.einsum("bij,bj->bi", last, offset) - mean / std
+
+
+def hue_matrix(turns: Tensor) -> Tensor:
+    """Rotation of RGB about its grey axis (Rodrigues' formula): float (B,) in turns -> (B, 3, 3).
+
+    A third of a turn takes red to green to blue exactly, as the HSV colour wheel does.
+    """
+    angle = (2 * math.pi * turns)[:, None, None]
+    eye = torch.eye(3, device=turns.device)
+    cross = eye.roll(1, 0) - eye.roll(-1, 0)  # the cross product with (1, 1, 1)
+    return angle.cos() * eye + (1 - angle.cos()) / 3 + angle.sin() / math.sqrt(3) * cross
+
+
+def normalise(images: Tensor, settings: ViewSettings) -> Tensor:
+    """An image as it is: uint8 (B, C, H, W) -> float32 (B, C, H, W), normalised, channels last."""
+    x = images.float().div_(255).contiguous(memory_format=torch.channels_last)
+    mean, std = _channel_statistics(settings, x)
+    return x.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def denormalise(views: Tensor, settings: ViewSettings) -> Tensor:
+    """The inverse, to look at: float (..., C, h, w) -> uint8 (..., C, h, w), clamped."""
+    mean, std = _channel_statistics(settings, views)
+    return ((views * std[:, None, None] + mean[:, None, None]) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _scale(factors: Tensor, matrix: Tensor) -> Tensor:
+    return factors[:, None, None] * matrix
+
+
+def _channel_statistics(settings: ViewSettings, like: Tensor) -> tuple[Tensor, Tensor]:
+    return like.new_tensor(settings.mean), like.new_tensor(settings.std)
+
+
+def _check(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise InputError(f"{name} must be {rule}, not {value}")

@@ -1,0 +1,38 @@
+"""SimCLR in one command: learn from images without labels, then show what was learned."""
+
+import sys
+from pathlib import Path
+
+import crlf
+from crlf.cli import command_line
+
+
+def simclr(
+    recipe: crlf.Recipe = crlf.RECIPES["default"],
+    *,
+    out: str | Path = "simclr_output",
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Learn from images without labels, then show what was learned.
+
+    Args:
+        recipe: every setting of the run.
+        out: the run folder, where everything is written.
+        data_dir: where the data set lies; by default the cache, ~/.cache/crlf.
+        device: cpu, cuda, mps, or auto for the best that is there.
+        resume: continue the run in the folder from its checkpoint.
+        overwrite: replace the run in the folder.
+    """
+    run = crlf.pretrain(recipe, out=out, data_dir=data_dir, device=device, resume=resume, overwrite=overwrite)
+    crlf.embed(run, data_dir=data_dir, device=device)
+    crlf.probe(run)
+    crlf.draw(run)
+    crlf.report(run)
+    crlf.summary(run)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(simclr))
