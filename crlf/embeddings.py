@@ -59,9 +59,7 @@ def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> nn.Module:
 
 
 @torch.no_grad()
-def embed_images(
-    encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_size: int = 500
-) -> np.ndarray:
+def embed_images(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_size: int = 500) -> np.ndarray:
     """Embed images as they are: uint8 (N, C, H, W) on any device -> float32 (N, D); row i is image i.
 
     The encoder must be in evaluation mode: then no weight and no batch-norm statistic changes, and a row does not
@@ -69,7 +67,5 @@ def embed_images(
     """
     assert not encoder.training, "a frozen encoder is in evaluation mode"
     device = next(encoder.parameters()).device
-    rows = [
-        encoder(normalise(batch.to(device), settings)).float().cpu() for batch in images.split(batch_size)
-    ]
+    rows = [encoder(normalise(batch.to(device), settings)).float().cpu() for batch in images.split(batch_size)]
     return torch.cat(rows).numpy()

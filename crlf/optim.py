@@ -118,9 +118,7 @@ class Muon(torch.optim.Optimizer):
 def muon(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.optim.Optimizer]:
     matrices, vectors = split(named)
     return [
-        Muon(
-            [{"params": matrices, "base_lr": s.lr}], lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay
-        ),
+        Muon([{"params": matrices, "base_lr": s.lr}], lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay),
         torch.optim.AdamW([{"params": vectors, "base_lr": s.vector_lr}], lr=s.vector_lr, weight_decay=0.0),
     ]
 

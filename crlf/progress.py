@@ -20,9 +20,7 @@ class Progress:
     def __init__(self, run: Run, epochs: int, steps: int, batch_size: int, done: int):
         self.run, self.epochs, self.steps, self.batch_size = run, epochs, steps, batch_size
         self.done = done  # steps
-        kept = [
-            row for row in run.log() if row.get("step", 0) <= done
-        ]  # a resumed run goes on from its checkpoint
+        kept = [row for row in run.log() if row.get("step", 0) <= done]  # a resumed run goes on from its checkpoint
         runs.write_bytes(run.file(runs.LOG), "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.bar = tqdm(
             total=epochs * steps * batch_size,
@@ -58,9 +56,7 @@ class Progress:
             with self.run.file(runs.LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(runs.finite(row)) + "\n")
         except OSError as error:
-            raise InputError(
-                f"{str(self.run.file(runs.LOG))!r} cannot be written: {error.strerror}"
-            ) from error
+            raise InputError(f"{str(self.run.file(runs.LOG))!r} cannot be written: {error.strerror}") from error
         epoch = -(-step // self.steps)
         self.bar.set_description_str(f"epoch {epoch}/{self.epochs}", refresh=False)
         self.bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)

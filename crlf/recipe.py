@@ -61,9 +61,7 @@ class Recipe:
             InputError: the batch is larger than the data set.
         """
         if self.batch_size > images:
-            raise InputError(
-                f"batch_size must be at most the {images} training images, not {self.batch_size}"
-            )
+            raise InputError(f"batch_size must be at most the {images} training images, not {self.batch_size}")
         return images // self.batch_size
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,9 +89,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"recipe {str(path)!r} cannot be read as JSON: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"recipe {str(path)!r} cannot be read as JSON: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise InputError(f"recipe {str(path)!r} must hold a JSON object, not a {type(values).__name__}")
     return Recipe.from_dict(values)

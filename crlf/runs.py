@@ -33,8 +33,7 @@ MADE_BY = {
     "test_pred.npy": "probe",
 }  # whatever is not here is made by pretrain
 FILES = (RECIPE, LOG, CHECKPOINT, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, REPORT) + tuple(
-    f"{figure}.png"
-    for figure in ("loss_curve", "confusion_matrix", "pca_embedding", "tsne_embedding", "views")
+    f"{figure}.png" for figure in ("loss_curve", "confusion_matrix", "pca_embedding", "tsne_embedding", "views")
 )
 
 
@@ -118,9 +117,7 @@ class Run:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise InputError(
-                f"{str(path)!r} is damaged or holds more than tensors: {_line(error)}"
-            ) from error
+            raise InputError(f"{str(path)!r} is damaged or holds more than tensors: {_line(error)}") from error
 
     def _maker(self, name: str) -> str:
         command = MADE_BY.get(name, "pretrain")
@@ -141,9 +138,7 @@ class Run:
         return [name for name in FILES if self.file(name).exists()]
 
 
-def claim(
-    path: str | os.PathLike[str], recipe: dict[str, Any], resume: bool, overwrite: bool, space: int = 0
-) -> Run:
+def claim(path: str | os.PathLike[str], recipe: dict[str, Any], resume: bool, overwrite: bool, space: int = 0) -> Run:
     """Make a folder the place of a run, and write its recipe.json.
 
     Args:

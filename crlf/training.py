@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import time
 from dataclasses import replace
@@ -18,6 +17,7 @@ from crlf.devices import describe, keep_freed_memory, pick_device
 from crlf.errors import InputError
 from crlf.interrupts import Interrupted, stop_requests
 from crlf.methods import METHODS
+from crlf.methods.base import forward_flops
 from crlf.optim import OPTIMIZERS, schedule, set_lr
 from crlf.progress import Progress
 from crlf.randomness import generator
@@ -122,15 +122,11 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
         clock = time.perf_counter() - state.seconds
         while state.step < total:
             epoch, i = divmod(state.step, steps)
-            rows = epoch_order(recipe.seed, epoch, len(data))[
-                i * recipe.batch_size : (i + 1) * recipe.batch_size
-            ]
+            rows = epoch_order(recipe.seed, epoch, len(data))[i * recipe.batch_size : (i + 1) * recipe.batch_size]
             batch = pixels[rows.to(device)]  # (B, C, H, W)
             stream = generator(device, "views", recipe.seed, state.step)
             views = [make_view(batch, stream) for _ in range(recipe.views)]  # each (B, C, h, w)
-            set_lr(
-                optimizers, schedule((state.step + 0.5) / total, recipe.optim.warmup, recipe.optim.final_lr)
-            )
+            set_lr(optimizers, schedule((state.step + 0.5) / total, recipe.optim.warmup, recipe.optim.final_lr))
             with bf16:
                 loss, stats = method(views)
             loss.backward()
@@ -150,9 +146,7 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
             if last or stop:
                 state.save(run)
             if stop:
-                raise Interrupted(
-                    stop[0], f"stopped after step {state.step} of {total}: --resume continues it"
-                )
+                raise Interrupted(stop[0], f"stopped after step {state.step} of {total}: --resume continues it")
     finish(run, recipe, data, state)
 
 
@@ -192,7 +186,7 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
     runs.save_array(run.file(runs.LOSS), np.array(state.epoch_losses, dtype=np.float64))
     images_seen = state.step * recipe.batch_size
     size = recipe.augmentation.size or data.images.shape[-1]
-    flops = encoders.forward_flops(copy.deepcopy(state.method), recipe.views, data.images.shape[1], size)
+    flops = forward_flops(state.method, recipe.views, data.images.shape[1], size)
     run.update_scores(
         method=recipe.method,
         encoder=recipe.encoder,

@@ -20,9 +20,7 @@ def double_loop(z: Tensor, temperature: float) -> float:
     unit = [[(row / row.norm()).tolist() for row in view] for view in z.double()]
 
     def similarity(a: tuple[int, int], b: tuple[int, int]) -> float:
-        return math.exp(
-            sum(p * q for p, q in zip(unit[a[0]][a[1]], unit[b[0]][b[1]], strict=True)) / temperature
-        )
+        return math.exp(sum(p * q for p, q in zip(unit[a[0]][a[1]], unit[b[0]][b[1]], strict=True)) / temperature)
 
     terms = []
     everyone = [(v, i) for v in range(views) for i in range(batch)]
@@ -73,9 +71,7 @@ def test_one_duplicated_row_is_a_negative_that_cannot_be_told_apart():
     z = torch.eye(4, dtype=torch.float64)
     z[3] = z[2]  # images 2 and 3 have the same projection
     assert abs(nt_xent(z, z, 0.5).item() - double_loop(torch.stack([z, z]), 0.5)) < 1e-12
-    assert nt_xent(z, z, 0.01).item() == pytest.approx(
-        0.5 * math.log(3), abs=1e-9
-    )  # half of the rows guess among 3
+    assert nt_xent(z, z, 0.01).item() == pytest.approx(0.5 * math.log(3), abs=1e-9)  # half of the rows guess among 3
 
 
 def test_it_does_not_depend_on_length_order_or_side():

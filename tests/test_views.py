@@ -221,9 +221,7 @@ def test_crop_boxes_follow_torchvision(name: str):
     torch.manual_seed(0)
     crop = RandomResizedCrop(32, scale=(0.2, 1.0))
     blank = torch.zeros(3, 32, 32)
-    theirs = torch.tensor(
-        [crop.get_params(blank, list(crop.scale), list(crop.ratio)) for _ in range(SAMPLES // 4)]
-    )
+    theirs = torch.tensor([crop.get_params(blank, list(crop.scale), list(crop.ratio)) for _ in range(SAMPLES // 4)])
     ours = draw(torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(), torch.Generator().manual_seed(1))
     column = theirs[:, ("top", "left", "height", "width").index(name)]
     assert stats.ks_2samp(getattr(ours, name).numpy(), column.float().numpy()).pvalue > 1e-3
@@ -263,9 +261,7 @@ def test_probabilities(name: str, share: float):
 
 def test_parameters_of_an_image_are_independent():
     """A single uniform number reused for two parameters would show as correlation."""
-    p = draw(
-        torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(jitter=1.0, blur=1.0), torch.Generator().manual_seed(1)
-    )
+    p = draw(torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(jitter=1.0, blur=1.0), torch.Generator().manual_seed(1))
     columns = [
         p.height * p.width,
         p.flip,

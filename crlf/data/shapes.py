@@ -42,9 +42,7 @@ def draw_set(name: str, count: int, seed: int) -> ImageSet:
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), tuple(SHAPES), ids)
 
 
-def draw_shape(
-    shape: Callable[[np.ndarray, np.ndarray], np.ndarray], random: np.random.Generator
-) -> np.ndarray:
+def draw_shape(shape: Callable[[np.ndarray, np.ndarray], np.ndarray], random: np.random.Generator) -> np.ndarray:
     """One image: uint8 (3, 32, 32)."""
     y, x = np.mgrid[:SIZE, :SIZE] - SIZE / 2 + 0.5  # pixels
     radius = random.uniform(8, 13)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Method(nn.Module):
@@ -25,10 +29,22 @@ class Method(nn.Module):
         """Called after the optimizer, with the share of the steps done; for targets that follow the weights."""
 
 
+def forward_flops(method: Method, views: int, channels: int, size: int) -> float:
+    """Floating-point operations of a view's forward pass through a method, two for each multiply-add.
+
+    Counted by torch on one pass; elementwise operations, norms and pools are not in it.
+    """
+    method = copy.deepcopy(method).eval()
+    device = next(method.parameters()).device
+    pair = torch.zeros(2, channels, size, size, device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        method([pair] * views)
+    return counter.get_total_flops() / (2 * views)
+
+
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Linear, batch norm and ReLU between the given sizes; the last layer is Linear alone."""
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-2], sizes[1:-1], strict=True)):
+    for fan_in, fan_out in pairwise(sizes[:-1]):
         layers += [nn.Linear(fan_in, fan_out, bias=False), nn.BatchNorm1d(fan_out), nn.ReLU(inplace=True)]
-        assert i < 8, "a projection head is not that deep"
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))

@@ -1,0 +1,123 @@
+"""The schedule in closed form, Muon's update from its definition, and every optimizer on one problem."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from crlf import encoders
+from crlf.errors import InputError
+from crlf.optim import OPTIMIZERS, Muon, OptimSettings, orthogonalise, schedule, set_lr, split
+
+
+def test_schedule_in_closed_form():
+    assert schedule(0.0, 0.1) == 0
+    assert schedule(0.05, 0.1) == pytest.approx(0.5)
+    assert schedule(0.1, 0.1) == 1
+    assert schedule(0.55, 0.1) == pytest.approx(0.5)
+    assert schedule(1.0, 0.1) == pytest.approx(0, abs=1e-12)
+    assert schedule(1.0, 0.1, final=0.25) == pytest.approx(0.25)
+    assert schedule(0.325, 0.1) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert [schedule(p, 0.0, 1.0) for p in (0, 0.3, 1)] == [1, 1, 1]
+
+
+def test_schedule_never_jumps():
+    values = [schedule(i / 1000, 0.1) for i in range(1001)]
+    assert max(abs(a - b) for a, b in zip(values[1:], values[:-1], strict=True)) < 0.0101
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (3, 8, 40)])
+def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_vectors(shape: tuple):
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    update = orthogonalise(g, steps=10)
+    values = torch.linalg.svdvals(update)
+    assert values.min() > 0.6 and values.max() < 1.3
+    u, _, vh = torch.linalg.svd(g, full_matrices=False)
+    alignment = (u.mT @ update @ vh.mT).diagonal(dim1=-2, dim2=-1)  # u s v^T with every s near 1
+    assert alignment.min() > 0.6
+
+
+def test_muon_step_from_its_definition():
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(12, 2, 3, 3))
+    start = weight.detach().clone()
+    optimizer = Muon([weight], lr=0.1, momentum=0.9, weight_decay=0.5)
+    momentum = torch.zeros(12, 18)
+    for _ in range(3):
+        weight.grad = torch.randn_like(weight)
+        momentum = 0.9 * momentum + weight.grad.view(12, 18)
+        update = orthogonalise(weight.grad.view(12, 18) + 0.9 * momentum)
+        start = start * (1 - 0.1 * 0.5) - 0.1 * update.view_as(start)
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), start)
+
+
+def test_muon_scales_tall_matrices():
+    weight = nn.Parameter(torch.zeros(32, 8))
+    weight.grad = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    Muon([weight], lr=1.0, momentum=0.0, weight_decay=0.0).step()
+    assert torch.linalg.svdvals(weight.detach()).median() == pytest.approx(2, rel=0.3)  # sqrt(32 / 8)
+
+
+def test_muon_agrees_with_torchs_own():
+    """torch.optim.Muon computes in bf16 and takes matrices only; there the two agree to bf16's rounding."""
+    g = torch.randn(24, 10, generator=torch.Generator().manual_seed(0))
+    ours, theirs = nn.Parameter(torch.zeros(24, 10)), nn.Parameter(torch.zeros(24, 10))
+    ours.grad, theirs.grad = g.clone(), g.clone()
+    Muon([ours], lr=0.1, momentum=0.95, weight_decay=0.0).step()
+    torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.0).step()
+    cosine = torch.nn.functional.cosine_similarity(ours.detach().flatten(), theirs.detach().flatten(), dim=0)
+    assert cosine > 0.995
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_holds_each_weight_once_and_lowers_a_loss(name: str):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    x, y = torch.randn(16, 3, 8, 8), torch.randint(2, (16,))
+    settings = OptimSettings(optimizer=name, lr=0.01, weight_decay=0.1)
+    optimizers = OPTIMIZERS[name](list(network.named_parameters()), settings)
+    held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in network.parameters()}
+    assert len(held) == len(list(network.parameters()))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            assert group["weight_decay"] == 0 or all(p.ndim > 1 for p in group["params"])
+    losses = []
+    for step in range(20):
+        set_lr(optimizers, schedule(step / 20, 0.1))
+        loss = nn.functional.cross_entropy(network(x), y)
+        losses.append(loss.item())
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_set_lr_scales_each_groups_own_peak():
+    network = encoders.build("cnn", 3, 32)
+    optimizers = OPTIMIZERS["muon"](list(network.named_parameters()), OptimSettings(lr=0.02, vector_lr=0.004))
+    set_lr(optimizers, 0.5)
+    assert [o.param_groups[0]["lr"] for o in optimizers] == [0.01, 0.002]
+    matrices, vectors = split(network.named_parameters())
+    assert all(p.ndim == 4 for p in matrices) and all(p.ndim == 1 for p in vectors)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"optimizer": "moun"}, {"lr": 0.0}, {"lr": float("inf")}, {"momentum": 1.0}, {"warmup": -0.1}, {"final_lr": 2.0},
+     {"weight_decay": -1.0}, {"vector_lr": 0.0}],
+)  # fmt: skip
+def test_wrong_settings_name_themselves(wrong: dict):
+    with pytest.raises(InputError, match=next(iter(wrong))) as caught:
+        OptimSettings(**wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_optimizer_is_offered_the_nearest():
+    with pytest.raises(InputError, match="Did you mean 'muon'"):
+        OptimSettings(optimizer="moun")
