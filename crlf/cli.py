@@ -49,17 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def overview() -> str:
     rows = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        ["usage: crlf COMMAND [options]", "", "Learn from images without labels.", "", "commands:", *rows, ""]
-        + ["crlf COMMAND --help lists the options of a command. python simclr_train.py does all of them in a row."]
-    )
+    head = ["usage: crlf COMMAND [options]", "", "Learn from images without labels.", "", "commands:"]
+    last = "crlf COMMAND --help lists the options of a command. python simclr_train.py does all of them in a row."
+    return "\n".join([*head, *rows, "", last])
 
 
 def command_line(function: Callable[..., Any], argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Call a function with the arguments of a command line.
 
-    A parameter named `recipe` becomes its settings' flags, and `--recipe NAME` or `--recipe FILE` the recipe that these
-    start from; `--resume` starts from the run's own.
+    A parameter named `recipe` becomes its settings' flags; `--recipe NAME` or `--recipe FILE.json` is what they start
+    from, and with `--resume` it is the run's own.
 
     Returns:
         The exit code.

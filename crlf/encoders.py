@@ -38,11 +38,11 @@ class CNN(nn.Module):
         self.out_dim = sum(widths[-2:])
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = []
+        maps = []
         for stage in self.stages:
             x = stage(x)
-            pooled.append(x.mean(dim=(2, 3)))
-        return torch.cat(pooled[-2:], dim=1)  # (B, D)
+            maps.append(x)
+        return torch.cat([x.mean(dim=(2, 3)) for x in maps[-2:]], dim=1)  # (B, D)
 
 
 def cnn(channels: int, size: int) -> nn.Module:

@@ -17,6 +17,15 @@ from crlf.optim import OptimSettings
 from crlf.views import ViewSettings
 
 
+LIMITS = {
+    "epochs": (1, 100_000),
+    "batch_size": (2, 65_536),
+    "views": (2, 64),
+    "subset": (0, 2**40),
+    "seed": (0, 2**63 - 1),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Every setting of a run."""
@@ -48,9 +57,7 @@ class Recipe:
                 raise unknown(kind, getattr(self, kind), table)
         if self.head is None:
             object.__setattr__(self, "head", METHODS[self.method].Settings())
-        for name, low, high in (
-            ("epochs", 1, 100_000), ("batch_size", 2, 65_536), ("views", 2, 64), ("subset", 0, 2**40), ("seed", 0, 2**63 - 1)
-        ):  # fmt: skip
+        for name, (low, high) in LIMITS.items():
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} must be in {low}..{high}, not {getattr(self, name)}")
 
@@ -123,7 +130,7 @@ RECIPES: dict[str, Recipe] = {
     # The project that this one grew from: SimCLR on CIFAR-10 in 10 epochs, 45.3 % linear accuracy.
     "seed": Recipe(
         batch_size=128,
-        augmentation=ViewSettings(crop_min=0.2, grayscale=0.2, blur=1.0, blur_kernel=3),
+        augmentation=ViewSettings(size=0, blur=1.0, blur_kernel=3),
         optim=OptimSettings(optimizer="adam", lr=3e-4, warmup=0.0, final_lr=1.0),
         head=SimCLRSettings(temperature=0.5),
     ),

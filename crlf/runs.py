@@ -32,9 +32,8 @@ MADE_BY = {
     CLASSES: "embed",
     "test_pred.npy": "probe",
 }  # whatever is not here is made by pretrain
-FILES = (RECIPE, LOG, CHECKPOINT, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, REPORT) + tuple(
-    f"{figure}.png" for figure in ("loss_curve", "confusion_matrix", "pca_embedding", "tsne_embedding", "views")
-)
+FIGURES = ("loss_curve.png", "confusion_matrix.png", "pca_embedding.png", "tsne_embedding.png", "views.png")
+FILES = (RECIPE, LOG, CHECKPOINT, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, *FIGURES, REPORT)
 
 
 class Run:

@@ -48,7 +48,7 @@ class ViewSettings:
     """Factor drawn from 1 ± this."""
     hue: float = 0.1
     """Turn drawn from ± this, in turns of the colour wheel, at most 0.5."""
-    grayscale: float = 0.1
+    grayscale: float = 0.2
     """Probability that the colour goes."""
     blur: float = 0.0
     """Probability of a Gaussian blur."""

@@ -1,4 +1,4 @@
-"""The cache folder: where it is, and how two processes fill it without harm."""
+"""Where fetched data are kept, and how a folder is filled so that nobody sees it half full."""
 
 from __future__ import annotations
 
@@ -10,41 +10,63 @@ from pathlib import Path
 
 import numpy as np
 
-from crlf.errors import InputError
+from crlf.data.fetch import say
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
-def cache_dir() -> Path:
-    """`CRLF_CACHE`, or ~/.cache/crlf."""
-    return Path(os.environ.get("CRLF_CACHE") or Path.home() / ".cache" / "crlf")
+def cache_dir(data_dir: str | Path | None = None) -> Path:
+    """The folder that holds the data: `data_dir`, else what CRLF_CACHE names, else ~/.cache/crlf."""
+    return Path(os.path.expanduser(data_dir or os.environ.get("CRLF_CACHE") or "~/.cache/crlf"))
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it against other processes; one that dies lets go. No lock where there is no flock."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"cache folder {str(folder)!r} cannot be written: {error.strerror}") from error
-    with lock:
-        with contextlib.suppress(ImportError):  # Windows: two processes then both fetch, and the renames do no harm
-            import fcntl
+def filling(cache: Path, name: str) -> Iterator[Path]:
+    """A temporary folder inside the cache, removed at the end; one process at a time where the system has locks.
 
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    Without locks two processes at once both fetch. That costs time but is right: each renames whole, checked files.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with (
+        lock(cache),
+        tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-", ignore_cleanup_errors=True) as temporary,
+    ):
+        yield Path(temporary)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a folder, or wait for the process that does. The system lets go of it if a process dies."""
+    if fcntl is None:
         yield
-
-
-def store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write each array as NAME.npy: whole under a temporary name, then renamed."""
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            for name, array in arrays.items():
-                path = Path(temporary) / f"{name}.npy"
-                with path.open("wb") as file:
-                    np.save(file, array, allow_pickle=False)
-                    file.flush()
-                    os.fsync(file.fileno())
-            for name in arrays:
-                os.replace(Path(temporary) / f"{name}.npy", folder / f"{name}.npy")
-    except OSError as error:
-        raise InputError(f"cache folder {str(folder)!r} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that fills {str(folder)!r}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # some network disks have no locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def keep(arrays: Mapping[str, np.ndarray], folder: Path, temporary: Path) -> None:
+    """Save arrays as <name>.npy: written whole to `temporary`, on the same disk, then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        with (temporary / f"{name}.npy").open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+    for name in arrays:
+        os.replace(temporary / f"{name}.npy", folder / f"{name}.npy")

@@ -7,13 +7,20 @@ from dataclasses import dataclass
 
 import torch
 
+from crlf.errors import InputError
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
-    """Images, and what is known of them. Row i is image i, for good."""
+    """Images, and what is known of them. Row i is image i, for good.
+
+    Raises:
+        InputError: a tensor of another shape or dtype, another number of labels or ids than of images, or a label
+            that has no class.
+    """
 
     images: torch.Tensor
-    """uint8 (N, C, H, W)."""
+    """uint8 (N, C, H, W), contiguous."""
     labels: torch.Tensor | None
     """int64 (N,), or None where there are none."""
     classes: tuple[str, ...]
@@ -21,8 +28,25 @@ class ImageSet:
     ids: Sequence[str]
     """A name for each image, such as "train/00000"."""
 
+    def __post_init__(self) -> None:
+        x, y = self.images, self.labels
+        if x.dtype != torch.uint8 or x.ndim != 4 or not x.is_contiguous():
+            raise InputError(f"images must be contiguous uint8 (N, C, H, W), not {x.dtype} {tuple(x.shape)}")
+        if len(self.ids) != len(x):
+            raise InputError(f"{len(x)} images need as many ids, not {len(self.ids)}")
+        if y is None:
+            return
+        if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+            raise InputError(f"labels of {len(x)} images must be int64 ({len(x)},), not {y.dtype} {tuple(y.shape)}")
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < len(self.classes):
+            raise InputError(f"labels must be 0..{len(self.classes) - 1}, not {int(y.min())}..{int(y.max())}")
+
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        size = "×".join(map(str, self.images.shape[1:]))
+        return f"ImageSet({len(self):,} images of {size}, {len(self.classes)} classes)"
 
     def first(self, count: int) -> ImageSet:
         """The first `count` images; all of them if `count` is 0 or larger than the set."""

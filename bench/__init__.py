@@ -1,0 +1,1 @@
+"""Measurements: one command a claim. `python -m bench list` names them."""

@@ -1,0 +1,78 @@
+"""`python -m bench NAME [--json FILE]`: run one measurement, print its table, append a record to bench/records.jsonl."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from crlf.errors import InputError, unknown
+
+BENCHES = {
+    "views": "views a second: CRLF, torchvision v2 and a PIL pipeline",
+    "step": "a training step beside the bare network on ready-made views",
+    "memory": "training speed with the allocator's default and with memory that is kept",
+    "newton-schulz": "a step of Muon in float32 and of torch.optim.Muon in bf16",
+}
+RECORDS = Path(__file__).parent / "records.jsonl"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("name", help="a measurement, or list")
+    parser.add_argument("--json", type=Path, help="write the record to this file too")
+    arguments = parser.parse_args(argv)
+    if arguments.name == "list":
+        print("\n".join(f"{name:<14} {what}" for name, what in BENCHES.items()))
+        return 0
+    if arguments.name not in BENCHES:
+        print(f"bench: error: {unknown('measurement', arguments.name, BENCHES)}", file=sys.stderr)
+        return 2
+    rows = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}").measure()
+    print(table(rows))
+    record = {"bench": arguments.name, "command": f"python -m bench {arguments.name}", **machine(), "rows": rows}
+    with RECORDS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as columns of text."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def _text(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, float) and value >= 1000 else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def machine() -> dict[str, Any]:
+    """What a figure must be read beside."""
+    import torch
+
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": git.stdout.strip(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+    }
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"bench: error: {error}", file=sys.stderr)
+        sys.exit(2)

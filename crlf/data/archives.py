@@ -1,0 +1,53 @@
+"""Reading members of a tar archive into memory. Nothing is ever unpacked to the disk."""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from crlf.errors import InputError
+
+LARGEST = 1 << 28  # bytes of a member; CIFAR-100's largest has 155 million
+
+
+def members(path: Path, names: Collection[str]) -> dict[str, bytes]:
+    """The files of these names in a tar archive, compressed or not; those that it lacks are left out.
+
+    Raises:
+        InputError: the archive is damaged, or any of its members, wanted or not, is a link, a device or has a path
+            outside the folder. Says only why.
+        OSError: the archive cannot be read.
+    """
+    found = {}
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            for member in archive:
+                refuse(member)
+                name = PurePosixPath(member.name).as_posix()  # without a leading "./"
+                if name in names and member.isfile():
+                    found[name] = read(archive, member)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise InputError(f"it cannot be read as a tar archive: {' '.join(str(error).split())}") from error
+    return found
+
+
+def refuse(member: tarfile.TarInfo) -> None:
+    """Raise InputError for a member that unpacking could write outside the archive's folder, or that is no file."""
+    name = member.name.replace("\\", "/")
+    if name.startswith("/") or PureWindowsPath(name).drive or ".." in PurePosixPath(name).parts:
+        raise InputError(f"its member {member.name!r} has a path outside the folder")
+    if not (member.isfile() or member.isdir()):
+        raise InputError(f"its member {member.name!r} is a link or a device")
+
+
+def read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.size > LARGEST:
+        raise InputError(f"its member {member.name!r} has {member.size:,} bytes, above {LARGEST:,}")
+    file = archive.extractfile(member)
+    assert file is not None, "only asked for files"
+    data = file.read()
+    if len(data) != member.size:
+        raise InputError(f"its member {member.name!r} is cut short")
+    return data

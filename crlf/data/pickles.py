@@ -1,0 +1,111 @@
+"""CIFAR's pickled batches, read without trust: a pickle can call anything, so this one can call almost nothing.
+
+No name of a pickle is ever looked up. The few that a batch needs stand for small classes below, which only keep what
+they are given; numpy sees the parts after they were checked. A batch of 2009 names numpy as Python 2 did; one that was
+saved again by numpy 1 or 2 differs in module names and, from pickle protocol 5 on, in how an array is told.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+
+from crlf.errors import InputError
+
+SIDE = 32  # pixels
+
+
+class DType:
+    """A pickled numpy dtype: its name."""
+
+    def __init__(self, name: Any, *flags: Any):
+        self.name = name
+
+    def __setstate__(self, state: Any) -> None:
+        """The byte order and the fields: bytes have neither."""
+
+
+class Array:
+    """A pickled numpy array: its parts."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def numpy(self) -> np.ndarray:
+        _, shape, dtype, fortran, data = self.state
+        if not isinstance(dtype, DType) or dtype.name not in ("u1", "|u1"):
+            raise ValueError(f"an array must be of uint8, not {getattr(dtype, 'name', dtype)}")
+        flat = np.frombuffer(latin1(data) if isinstance(data, str) else data, np.uint8)
+        return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def reconstruct(*parts: Any) -> Array:
+    """numpy's `_reconstruct`: an array whose parts are still to come."""
+    return Array()
+
+
+def from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Array:
+    """numpy's `_frombuffer`."""
+    array = Array()
+    array.__setstate__((1, shape, dtype, order == "F", data))
+    return array
+
+
+def latin1(text: str, encoding: str = "latin1") -> bytes:
+    """`_codecs.encode`, as far as Python 3 needs it to tell bytes in Python 2's protocol."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"encoding {encoding!r} is refused")
+    return text.encode("latin1")
+
+
+ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): Array,
+    ("numpy", "dtype"): DType,
+    ("_codecs", "encode"): latin1,
+    ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): from_buffer,
+}
+
+
+class Unpickler(pickle.Unpickler):
+    """Admits a dict of lists, strings, numbers and arrays of bytes; refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ADMITTED:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR batch and is refused")
+        return ADMITTED[module, name]
+
+
+def batch(name: str, data: bytes, label_key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of one pickled batch.
+
+    Args:
+        name: the file's name, for messages.
+        data: the file's bytes: a dict with `data`, uint8 (n, 3072), rows are R then G then B planes, and labels.
+        label_key: "labels" in CIFAR-10, "fine_labels" in CIFAR-100.
+
+    Returns:
+        images: uint8 (n, 3, 32, 32).
+        labels: uint8 (n,).
+
+    Raises:
+        InputError: the pickle is damaged, names anything but what a batch needs, or holds something else.
+    """
+    try:
+        told = Unpickler(io.BytesIO(data), encoding="latin1").load()
+        images = told["data"].numpy().reshape(-1, 3, SIDE, SIDE)
+        labels = np.array(told[label_key], dtype=np.uint8)
+    except Exception as error:  # a damaged pickle raises almost any kind
+        raise InputError(f"{name} cannot be read as a batch: {line(error)}") from error
+    return images, labels
+
+
+def line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
