@@ -1,4 +1,4 @@
-"""`python -m bench NAME [--json FILE]`: run one measurement, print its table, append a record to bench/records.jsonl."""
+"""`python -m bench NAME [--json FILE]`: run a measurement, print its table, append a record to bench/records.jsonl."""
 
 from __future__ import annotations
 
@@ -53,7 +53,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _text(value: Any) -> str:
-    return f"{value:,.0f}" if isinstance(value, float) and value >= 1000 else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,.0f}"
+        if isinstance(value, float) and value >= 1000
+        else f"{value:.4g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def machine() -> dict[str, Any]:

@@ -21,6 +21,10 @@ def measure(rounds: int = 7) -> list[dict[str, Any]]:
     theirs = torch.optim.Muon(matrices, lr=1e-3, momentum=0.95, weight_decay=0.0)
     seconds = in_turn({"CRLF, float32": ours.step, "torch.optim.Muon, bf16": theirs.step}, rounds)
     return [
-        {"optimizer": name, "ms_a_step": 1000 * statistics.median(s), "of_CRLF": median_ratio(s, seconds["CRLF, float32"])}
+        {
+            "optimizer": name,
+            "ms_a_step": 1000 * statistics.median(s),
+            "of_CRLF": median_ratio(s, seconds["CRLF, float32"]),
+        }
         for name, s in seconds.items()
     ]

@@ -53,6 +53,10 @@ def measure(rounds: int = 7) -> list[dict[str, Any]]:
     seconds = in_turn({"whole": whole, "bare": bare}, rounds)
     of_loop = loops[-rounds:]  # without what is saved at the end
     return [
-        {"what": what, "ms_a_step": 1000 * statistics.median(times) / STEPS, "of_bare": median_ratio(times, seconds["bare"])}
+        {
+            "what": what,
+            "ms_a_step": 1000 * statistics.median(times) / STEPS,
+            "of_bare": median_ratio(times, seconds["bare"]),
+        }
         for what, times in (("CRLF's loop", of_loop), ("bare network", seconds["bare"]))
     ] + [{"what": "images a second", "ms_a_step": STEPS * recipe.batch_size / statistics.median(of_loop)}]

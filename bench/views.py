@@ -70,7 +70,11 @@ def measure(rounds: int = 5) -> list[dict[str, Any]]:
 
     tensors, pictures = loader(4 * BATCH), loader(4 * BATCH, v2.ToPILImage())
     counts = {"CRLF": 2 * 16 * BATCH, "torchvision v2, tensors": 2 * 4 * BATCH, "torchvision v2, PIL": 2 * 4 * BATCH}
-    things = {"CRLF": ours, "torchvision v2, tensors": lambda: list(tensors), "torchvision v2, PIL": lambda: list(pictures)}
+    things = {
+        "CRLF": ours,
+        "torchvision v2, tensors": lambda: list(tensors),
+        "torchvision v2, PIL": lambda: list(pictures),
+    }
     seconds = in_turn(things, rounds)
     per_view = {name: [s / counts[name] for s in seconds[name]] for name in things}
     return [

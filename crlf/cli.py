@@ -74,7 +74,7 @@ def command_line(function: Callable[..., Any], argv: Sequence[str] | None = None
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"{prog}: {error or 'interrupted'}", file=sys.stderr)
+        print(f"{prog}: {str(error) or 'interrupted'}", file=sys.stderr)
         return getattr(error, "exit_code", 130)
     return 0
 
@@ -86,7 +86,7 @@ def with_recipe(function: Callable[..., Any], arguments: list[str]) -> tuple[Cal
     from crlf.runs import RECIPE
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--recipe", nargs="?")
+    first.add_argument("--recipe", nargs="?", const="")
     known, rest = first.parse_known_args(arguments)
     for flag in ("--out", "--method"):
         first.add_argument(flag, nargs="?")
@@ -129,11 +129,11 @@ def parse(function: Callable[..., Any], arguments: list[str], prog: str) -> dict
 
 
 def one_line(box: str) -> str:
-    """The gist of an error that tyro drew as a box: its first section, and the flag it thinks was meant."""
-    rows = [row.strip("│ ") for row in box.splitlines() if row.startswith("│")]
-    ends = [i for i, row in enumerate(rows) if set(row) == {"─"}] or [len(rows)]
-    text = " ".join(rows[: ends[0]])
-    meant = re.search(r"Perhaps you meant:.*?(--[\w-]+)", " ".join(rows))
+    """The gist of an error that tyro drew as a titled box: its first section, and the flag that it thinks was meant."""
+    rows = [row.strip(" │╭╮╰╯─") for row in box.splitlines()]
+    sections = re.split(r"\n(?:-*\n)+", "\n".join(rows[1:]).strip("-\n") + "\n\n")  # plain dashes without UTF-8
+    text = re.sub(r"^Error parsing recipe[\w.]*: ", "", sections[0].replace("\n", " "))
+    meant = re.search(r"Perhaps you meant:\s*(--[\w-]+)", "\n".join(sections))
     return text + (f". Did you mean {meant[1]}?" if meant else "")
 
 

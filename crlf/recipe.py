@@ -16,7 +16,6 @@ from crlf.methods.simclr import SimCLRSettings
 from crlf.optim import OptimSettings
 from crlf.views import ViewSettings
 
-
 LIMITS = {
     "epochs": (1, 100_000),
     "batch_size": (2, 65_536),

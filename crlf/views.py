@@ -16,6 +16,7 @@ Shapes: B images, C channels, H and W their height and width, h and w those of t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -130,7 +131,9 @@ def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator) 
     )  # fmt: skip
 
 
-def _crop_boxes(H: int, W: int, smallest: float, uniform, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _crop_boxes(
+    H: int, W: int, smallest: float, uniform: Callable[..., Tensor], n: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio, then the largest central crop."""
     tries = (n, 10)
     area = uniform(smallest, 1, *tries) * (H * W)

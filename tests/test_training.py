@@ -258,7 +258,7 @@ def embedded(straight: crlf.Run) -> crlf.Run:
 def test_embeddings_are_float32_rows_with_their_labels(embedded: crlf.Run):
     train, _ = data.load("shapes")
     rows = embedded.array("train_emb.npy")
-    assert rows.dtype == np.float32 and rows.shape == (192, 384)
+    assert rows.dtype == np.float32 and rows.shape == (192, 448)
     labels = embedded.array("train_lbl.npy")
     assert labels.dtype == np.int64 and labels.tolist() == train.labels[:192].tolist()
     assert json.loads(embedded.file("classes.json").read_text()) == list(train.classes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-import zlib
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -28,7 +27,11 @@ def members(path: Path, names: Collection[str]) -> dict[str, bytes]:
                 name = PurePosixPath(member.name).as_posix()  # without a leading "./"
                 if name in names and member.isfile():
                     found[name] = read(archive, member)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged stream raises almost any kind, OSError among them
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise InputError(f"it cannot be read as a tar archive: {' '.join(str(error).split())}") from error
     return found
 

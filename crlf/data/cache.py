@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,31 +20,36 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+DAY = 86_400  # seconds
+
+
 def cache_dir(data_dir: str | Path | None = None) -> Path:
     """The folder that holds the data: `data_dir`, else what CRLF_CACHE names, else ~/.cache/crlf."""
     return Path(os.path.expanduser(data_dir or os.environ.get("CRLF_CACHE") or "~/.cache/crlf"))
 
 
 @contextlib.contextmanager
-def filling(cache: Path, name: str) -> Iterator[Path]:
-    """A temporary folder inside the cache, removed at the end; one process at a time where the system has locks.
-
-    Without locks two processes at once both fetch. That costs time but is right: each renames whole, checked files.
+def workspace(cache: Path, name: str) -> Iterator[Path]:
+    """A temporary folder inside the cache, removed at the end; what a killed process left a day ago goes too.
 
     Raises:
         OSError: the cache cannot be written.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    with (
-        lock(cache),
-        tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-", ignore_cleanup_errors=True) as temporary,
-    ):
+    for old in cache.glob(f".{name}-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > DAY:
+                shutil.rmtree(old)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-", ignore_cleanup_errors=True) as temporary:
         yield Path(temporary)
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder, or wait for the process that does. The system lets go of it if a process dies."""
+    """Hold a folder, or wait for the process that does. The system lets go of it if a process dies.
+
+    Without locks, as on Windows, two processes at once both fetch: slower, and right, since each renames whole files.
+    """
     if fcntl is None:
         yield
         return
@@ -62,11 +69,11 @@ def lock(folder: Path) -> Iterator[None]:
 
 def keep(arrays: Mapping[str, np.ndarray], folder: Path, temporary: Path) -> None:
     """Save arrays as <name>.npy: written whole to `temporary`, on the same disk, then renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
         with (temporary / f"{name}.npy").open("wb") as file:
             np.save(file, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
+    folder.mkdir(parents=True, exist_ok=True)
     for name in arrays:
         os.replace(temporary / f"{name}.npy", folder / f"{name}.npy")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from crlf.data import fetch
-from crlf.data.cache import cache_dir, filling, keep
+from crlf.data.cache import cache_dir, keep, lock, workspace
 from crlf.data.forms import (
     KEYS,
     SPLITS,
@@ -97,7 +97,7 @@ def given(path: Path, spec: Cifar) -> Arrays:
         raise InputError(f"data folder {str(path)!r} cannot be read: {error.strerror}") from error
     arrays = read(*found, spec)
     if found[1] is read_archive and not (cache_dir() / spec.name).exists():
-        with contextlib.suppress(OSError), filling(cache_dir(), spec.name) as temporary:  # a convenience only
+        with contextlib.suppress(OSError), workspace(cache_dir(), spec.name) as temporary:  # a convenience only
             keep(arrays, cache_dir() / spec.name, temporary)
             fetch.say(f"{spec.title} is kept decoded in {str(cache_dir())!r}: from now on --data-dir can be left out")
     return arrays
@@ -136,21 +136,21 @@ def nothing_in(path: Path, spec: Cifar) -> str:
 
 def cached(cache: Path, spec: Cifar) -> Arrays:
     """The arrays in the cache, which is filled if they are not there, or damaged."""
-    kept = cache / spec.name
+    folder = cache / spec.name
     try:
-        return read(kept, read_decoded, spec)
-    except InputError as error:
-        if kept.exists():
-            fetch.say(f"{error}; fetching it again")
-    try:
-        with filling(cache, spec.name) as temporary:
+        if folder.exists():
+            try:
+                return read(folder, read_decoded, spec)
+            except InputError as error:
+                fetch.say(f"{error}; fetching it again")
+        with workspace(cache, spec.name) as temporary, lock(cache):
             with contextlib.suppress(InputError):
-                return read(kept, read_decoded, spec)  # another process filled it while this one waited
+                return read(folder, read_decoded, spec)  # another process filled it while this one waited
             arrays = first_answer(sources(cache, temporary, spec), spec)
-            keep(arrays, kept, temporary)
+            keep(arrays, folder, temporary)
             return arrays
     except OSError as error:
-        where = f"cache folder {str(cache)!r} cannot be written: {error.strerror}"
+        where = f"cache folder {str(cache)!r} cannot be written: {error.strerror or error}"
         raise InputError(f"{where}; CRLF_CACHE can name another") from error
 
 

@@ -106,10 +106,12 @@ def read_array(path: Path) -> np.ndarray:
         raise InputError(f"{path.name} is missing")
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as error:
-        raise InputError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header raises almost any kind
+        raise InputError(f"{path.name} cannot be read: {pickles.line(error)}") from error
     rest = (3, SIDE, SIDE) if path.stem.endswith("images") else ()
-    if array.dtype != np.uint8 or array.shape != (len(array), *rest):
+    if array.dtype != np.uint8 or array.ndim == 0 or array.shape[1:] != rest:
         raise InputError(f"{path.name} holds {array.dtype} {array.shape}, not uint8 {('N', *rest)}")
     return np.ascontiguousarray(array)
 

@@ -1,0 +1,226 @@
+"""The command line says what Python says; whatever is wrong ends in one line and exit code 2."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import crlf
+from crlf import cli, runs
+from crlf.recipe import RECIPES, Recipe
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--data", "shapes", "--subset", "128", "--batch-size", "64", "--epochs", "1", "--device", "cpu"]
+
+
+def command(*arguments: str) -> int:
+    return cli.main(list(arguments))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a wrong command leaves on stderr."""
+    assert command(*arguments) == 2
+    said = capsys.readouterr()
+    lines = said.err.strip().splitlines()
+    assert len(lines) == 1 and "Traceback" not in said.err, said.err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that the command line made."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    assert command("pretrain", "--out", str(folder), *TINY) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--epoch", "3"], "Did you mean --epochs?"),
+        (["--batchsize", "3"], "Did you mean --batch-size?"),
+        (["--epochs", "three"], "--epochs"),
+        (["--epochs", "0"], "epochs must be in 1..100000, not 0"),
+        (["--epochs", "-1"], "epochs must be in 1..100000, not -1"),
+        (["--epochs"], "--epochs"),
+        (["--batch-size", "-8"], "batch_size must be in 2..65536, not -8"),
+        (["--batch-size", "1"], "batch_size must be in 2..65536, not 1"),
+        (["--batch-size", "1000000000000"], "batch_size must be in 2..65536"),
+        (["--data", "shapes", "--batch-size", "4096"], "batch_size must be at most the 2000 training images, not 4096"),
+        (["--subset", "-1"], "subset must be in"),
+        (["--views", "1"], "views must be in 2..64, not 1"),
+        (["--seed", "-1"], "seed must be in"),
+        (
+            ["--encoder", "resnt18"],
+            "encoder 'resnt18' is not known: choose from cnn, resnet18. Did you mean 'resnet18'?",
+        ),
+        (["--method", "simcrl"], "Did you mean 'simclr'?"),
+        (["--recipe", "sed"], "recipe 'sed' is not known: choose from default, seed. Did you mean 'seed'?"),
+        (["--recipe"], "recipe '' is not known"),
+        (["--recipe", "missing.json"], "cannot be read"),
+        (["--device", "cdua"], "Did you mean 'cuda'?"),
+        (["--data", "cifar"], "Did you mean 'cifar10'?"),
+        (["--optimizer", "moun"], "Did you mean 'muon'?"),
+        (["--temperature", "0"], "temperature must be in 0.001..100, not 0"),
+        (["--lr", "nan"], "lr must be above 0"),
+        (["--crop-min", "2"], "crop_min must be in 0..1, not 2"),
+        (["--data-dir", "no/such/folder"], "'no/such/folder'"),
+        (["--out", "/dev/null/run"], "cannot be written"),
+        (["stray"], "stray"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, monkeypatch, tmp_path: Path, arguments: list[str], expected: str):
+    monkeypatch.chdir(tmp_path)
+    known = ["--data", "shapes"] if "--data-dir" not in arguments else []
+    assert expected in refused(capsys, "pretrain", *known, *arguments)
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_an_empty_data_folder(capsys, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    line = refused(capsys, "pretrain", "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "run"))
+    assert str(tmp_path / "data") in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_not_there(capsys, tmp_path: Path):
+    if not torch.cuda.is_available():
+        line = refused(capsys, "pretrain", "--device", "cuda", "--data", "shapes", "--out", str(tmp_path / "run"))
+        assert "'cuda' is not on this machine" in line
+
+
+def test_a_folder_with_a_run_asks_for_resume_or_overwrite(capsys, made: Path):
+    before = (made / runs.CHECKPOINT).read_bytes()
+    line = refused(capsys, "pretrain", "--out", str(made), *TINY)
+    assert "--resume" in line and "--overwrite" in line
+    assert (made / runs.CHECKPOINT).read_bytes() == before
+
+
+def test_resume_starts_from_the_runs_own_recipe(capsys, made: Path):
+    assert command("pretrain", "--out", str(made), "--resume", "--device", "cpu") == 0
+    line = refused(capsys, "pretrain", "--out", str(made), "--resume", "--device", "cpu", "--temperature", "0.5")
+    assert "temperature is 0.5, but the run to resume" in line and "has 0.2" in line
+
+
+def test_unknown_command(capsys):
+    assert "Did you mean 'pretrain'" in refused(capsys, "pretain")
+
+
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "pretrain"])
+def test_every_stage_refuses_what_is_no_run(capsys, tmp_path: Path, name: str):
+    assert "does not exist" in refused(capsys, name, str(tmp_path / "nowhere"))
+    assert "holds no run" in refused(capsys, name, str(tmp_path))
+    assert "run" in refused(capsys, name).lower()
+
+
+@pytest.mark.parametrize("name", ["probe", "draw"])
+def test_a_stage_before_its_turn_names_the_command_that_is_missing(capsys, made: Path, name: str):
+    assert "`crlf embed" in refused(capsys, name, str(made))
+
+
+@pytest.mark.parametrize("spoiled", ["{", "[]", '{"epochs": "ten"}', '{"epoch": 3}', '{"optim": 3}', '{"method": "x"}'])
+def test_a_spoiled_recipe_file(capsys, tmp_path: Path, spoiled: str):
+    (tmp_path / "recipe.json").write_text(spoiled)
+    refused(capsys, "pretrain", "--recipe", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name: str):
+    assert Recipe.from_dict(json.loads(json.dumps(RECIPES[name].to_dict()))) == RECIPES[name]
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ([], RECIPES["default"]),
+        (["--recipe", "seed"], RECIPES["seed"]),
+        (["--recipe=seed", "--epochs", "3"], dataclasses.replace(RECIPES["seed"], epochs=3)),
+        (["--epochs", "3", "--recipe", "seed"], dataclasses.replace(RECIPES["seed"], epochs=3)),
+        (["--method", "simclr"], RECIPES["default"]),
+    ],
+)
+def test_flags_start_from_the_named_recipe(arguments: list[str], expected: Recipe):
+    found = {}
+
+    def stage(recipe: Recipe = RECIPES["default"], *, out: str = "x", resume: bool = False) -> None:
+        found["recipe"] = recipe
+
+    assert cli.command_line(stage, arguments, "stage") == 0
+    assert found["recipe"] == expected
+
+
+def test_a_recipe_file_repeats_a_run(made: Path, tmp_path: Path):
+    again = tmp_path / "again"
+    assert command("pretrain", "--recipe", str(made / "recipe.json"), "--out", str(again), "--device", "cpu") == 0
+    assert (again / "loss.npy").read_bytes() == (made / "loss.npy").read_bytes()
+
+
+def test_the_seed_recipe_is_the_original_projects():
+    recipe = RECIPES["seed"]
+    a = recipe.augmentation
+    assert (recipe.batch_size, recipe.epochs, recipe.views) == (128, 10, 2)
+    assert (recipe.optim.optimizer, recipe.optim.lr, recipe.head.temperature) == ("adam", 3e-4, 0.5)
+    assert (a.crop_min, a.brightness, a.contrast, a.saturation, a.hue, a.blur_kernel) == (0.2, 0.4, 0.4, 0.4, 0.1, 3)
+    assert a.blur > 0
+
+
+def test_help_lists_every_setting_with_its_default_by_section(capsys):
+    with pytest.raises(SystemExit) as end:
+        command("pretrain", "--help")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for flag in (
+        "epochs",
+        "batch-size",
+        "encoder",
+        "device",
+        "seed",
+        "out",
+        "resume",
+        "overwrite",
+        "data-dir",
+        "subset",
+    ):
+        assert f"--{flag} " in text, flag
+    for section in ("augmentation", "optim", "head"):
+        assert section in text
+    for section in (Recipe, *(type(getattr(Recipe(), name)) for name in ("augmentation", "optim", "head"))):
+        for field in dataclasses.fields(section):
+            if field.name not in ("augmentation", "optim", "head"):
+                assert f"--{field.name.replace('_', '-')} " in text, field.name
+    assert "(default: 10)" in text and "(default: simclr_output)" in text
+
+
+def test_help_of_the_whole_is_quick_and_needs_no_torch():
+    program = "import sys; from crlf.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - start < 2  # 0.2 s on a quiet machine
+    assert all(name in done.stdout for name in cli.COMMANDS)
+
+
+def test_python_and_the_command_line_share_names_and_arguments():
+    import inspect
+
+    for name in cli.COMMANDS:
+        assert callable(getattr(crlf, name))
+    assert {"recipe", "out", "data_dir", "device", "resume", "overwrite"} == set(
+        inspect.signature(crlf.pretrain).parameters
+    )
+
+
+def test_ctrl_c_before_training_leaves_130(capsys):
+    def stage() -> None:
+        raise KeyboardInterrupt
+
+    assert cli.command_line(stage, [], "stage") == 130
+    assert capsys.readouterr().err == "stage: interrupted\n"

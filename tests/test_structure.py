@@ -1,0 +1,89 @@
+"""The floors of the house: a module imports only lower ones, and every public thing is described."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "crlf"
+FLOORS = {
+    "errors": 0,
+    **dict.fromkeys(("randomness", "devices", "interrupts", "runs", "data", "views", "encoders", "optim"), 1),
+    "progress": 2,
+    "methods.base": 2,
+    "methods.simclr": 3,
+    "methods": 4,
+    "recipe": 5,
+    "training": 6,
+    "embeddings": 6,
+    "probes": 7,
+    "figures": 7,
+    "report": 8,
+    "summary": 8,
+    "cli": 10,
+}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def floor(name: str) -> int:
+    return FLOORS["data"] if name.split(".")[0] == "data" else FLOORS[name]
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of crlf that a file imports anywhere, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            deeper = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {
+                d if (PACKAGE.parent / Path(*d.split("."))).with_suffix(".py").exists() else node.module for d in deeper
+            }
+            found |= {d for d in deeper if (PACKAGE.parent / Path(*d.split(".")) / "__init__.py").exists()}
+    return {name.removeprefix("crlf.") for name in found if name.startswith("crlf.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_down(path: Path):
+    own = name_of(path)
+    for other in imports(path):
+        within_data = own.split(".")[0] == other.split(".")[0] == "data"
+        assert within_data or floor(other) < floor(own), (
+            f"{own} (floor {floor(own)}) imports {other} (floor {floor(other)})"
+        )
+
+
+def test_no_cycles_within_data():
+    files = {name_of(path): path for path in MODULES if name_of(path).split(".")[0] == "data"}
+    graph = {
+        name: {other for other in imports(path) if other in files and other != name} for name, path in files.items()
+    }
+    done: set[str] = set()
+    while ready := {name for name, needs in graph.items() if name not in done and needs <= done | {"data"} - {name}}:
+        done |= ready
+    assert done == set(graph), f"a cycle among {set(graph) - done}"
+
+
+def test_the_floors_name_every_module():
+    names = {name_of(path) for path in MODULES}
+    assert {name for name in names if name.split(".")[0] != "data"} <= set(FLOORS)
+    assert set(FLOORS) <= names, "a floor for a module that is gone"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_public_things_have_docstrings(path: Path):
+    module = importlib.import_module(f"crlf.{name_of(path)}")
+    assert module.__doc__
+    for name, thing in vars(module).items():
+        if inspect.isclass(thing) and not name.startswith("_") and thing.__module__ == module.__name__:
+            assert thing.__doc__, f"{module.__name__}.{name}"
