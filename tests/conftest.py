@@ -1,0 +1,21 @@
+"""What the tests share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from crlf import data
+from crlf.errors import InputError
+
+CACHE = data.cache_dir()  # before any test points CRLF_CACHE elsewhere
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> tuple[data.ImageSet, data.ImageSet]:
+    """Real CIFAR-10 (train, test) from the cache; fetched only where CRLF_TEST_DOWNLOAD=1 asks for it."""
+    try:
+        return data.load("cifar10", None if os.environ.get("CRLF_TEST_DOWNLOAD") == "1" else CACHE)
+    except InputError as error:
+        pytest.skip(f"CIFAR-10 is not in the cache (CRLF_TEST_DOWNLOAD=1 fetches it): {error}")
