@@ -54,7 +54,7 @@ def pipeline(settings: ViewSettings, *first: v2.Transform) -> v2.Compose:
 
 def measure(rounds: int = 5) -> list[dict[str, Any]]:
     keep_freed_memory()
-    settings = ViewSettings()
+    settings = ViewSettings(resolution=1.0)
     images = load("cifar10")[0].images
     make, stream = Views(settings), generator("cpu", "bench")
     batches = images[: 16 * BATCH].split(BATCH)

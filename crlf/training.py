@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crlf import encoders, runs
@@ -23,7 +23,7 @@ from crlf.progress import Progress
 from crlf.randomness import generator
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs import Run
-from crlf.views import Views, denormalise
+from crlf.views import Views, denormalise, normalise, view_size
 
 LOG_EVERY = 20  # steps; only then does the loop wait for the device
 LIKELY = "a learning rate that is too high, a temperature that is too low, or images that are not finite"
@@ -171,12 +171,15 @@ def require_finite(losses: Tensor, first_step: int, run: Run) -> None:
 
 
 def save_views(run: Run, recipe: Recipe, data: ImageSet, images: int = 10) -> None:
-    """Write the first images and their views, as the network sees them: uint8 (n, 1 + V, C, H, W)."""
+    """Write the first images, in the size of a view, beside views of them: uint8 (n, 1 + V, C, h, w)."""
     first = data.images[:images]
     stream = generator("cpu", "views", recipe.seed, "sample")
-    plain = replace(recipe.augmentation, size=first.shape[-1])
-    views = [denormalise(Views(plain)(first, stream), plain) for _ in range(recipe.views)]
-    runs.save_array(run.file(runs.VIEWS), torch.stack([first, *views], dim=1).numpy())
+    views = [Views(recipe.augmentation)(first, stream) for _ in range(recipe.views)]
+    originals = F.interpolate(
+        normalise(first, recipe.augmentation), views[0].shape[2:], mode="bilinear", antialias=True
+    )
+    shown = denormalise(torch.stack([originals, *views], dim=1), recipe.augmentation)
+    runs.save_array(run.file(runs.VIEWS), shown.numpy())
 
 
 def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
@@ -185,8 +188,8 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
     runs.save_tensors(run.file(runs.ENCODER), weights)
     runs.save_array(run.file(runs.LOSS), np.array(state.epoch_losses, dtype=np.float64))
     images_seen = state.step * recipe.batch_size
-    size = recipe.augmentation.size or data.images.shape[-1]
-    flops = forward_flops(state.method, recipe.views, data.images.shape[1], size)
+    view = [view_size(side, recipe.augmentation) for side in data.images.shape[2:]]
+    flops = forward_flops(state.method, recipe.views, data.images.shape[1], *view)
     run.update_scores(
         method=recipe.method,
         encoder=recipe.encoder,

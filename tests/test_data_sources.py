@@ -183,7 +183,7 @@ def test_what_a_killed_process_left_goes_after_a_day(server: Server, cache: Path
 
 
 def test_ctrl_c_leaves_nothing(server: Server, cache: Path, monkeypatch):
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(np, "save", interrupt)
@@ -300,18 +300,10 @@ def test_certificates_are_checked(monkeypatch):
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 def test_a_certificate_that_nobody_signed_is_refused(server: Server, tmp_path: Path, monkeypatch):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    made = [
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-    ]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *made]
-    subprocess.run(command, check=True, capture_output=True)
+    made = f"-keyout {key} -out {certificate} -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes {made}".split()
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this openssl makes no such certificate")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)

@@ -49,7 +49,7 @@ def test_forward_flops_are_those_counted_by_hand():
     """A view through the light CNN at 32 px and its projector: two operations for each multiply-add."""
     encoder = encoders.CNN(3, widths=(4, 8))
     method = METHODS["simclr"](encoder, METHODS["simclr"].Settings(hidden=16, projection=8))
-    convolutions = 32 * 32 * 4 * 27 + 16 * 16 * 8 * 36
+    convolutions = 32 * 32 * 4 * 27 + 16 * 16 * 8 * 36  # the pool comes after the first
     projector = encoder.out_dim * 16 + 16 * 8
     logits = 4 * 4 * 8 / 4  # of the two images and two views it is counted on, by view
-    assert forward_flops(method, 2, 3, 32) == 2 * (convolutions + projector + logits)
+    assert forward_flops(method, 2, 3, 32, 32) == 2 * (convolutions + projector + logits)

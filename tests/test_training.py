@@ -62,7 +62,7 @@ def test_the_run_folder_holds_what_the_design_names(straight: crlf.Run):
     assert all(not tensor.requires_grad and tensor.device.type == "cpu" for tensor in weights(straight).values())
     log = straight.log()
     assert log[-1]["step"] == 6 and log[-1]["epoch"] == 2
-    assert straight.array("views.npy").shape == (10, 1 + TINY.views, 3, 32, 32)
+    assert straight.array("views.npy").shape == (10, 1 + TINY.views, 3, 24, 24)
     scores = straight.scores
     assert scores["views_seen"] == 6 * 64 * TINY.views and scores["epochs"] == 2 and scores["seed"] == 0
     assert scores["method"] == "simclr" and scores["encoder"] == "cnn" and scores["device"].startswith("cpu")

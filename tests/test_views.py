@@ -25,7 +25,7 @@ from crlf.views import (
     resize_matrix,
 )
 
-PLAIN = ViewSettings(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), blur=1.0, blur_kernel=5)
+PLAIN = ViewSettings(resolution=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), blur=1.0, blur_kernel=5)
 TIGHT = {"atol": 2e-5, "rtol": 0}  # for pixels in 0..1: a two-hundredth of a grey level, float32 rounding
 SAMPLES = 20_000
 
@@ -68,7 +68,7 @@ def test_resized_crop(target: int):
         lambda x, *box: tv.resized_crop(x, *map(int, box), size=[target, target], antialias=True),
         p.top, p.left, p.height, p.width,
     )  # fmt: skip
-    torch.testing.assert_close(apply(images, p, dataclasses.replace(PLAIN, size=target)), expected, **TIGHT)
+    torch.testing.assert_close(apply(images, p, dataclasses.replace(PLAIN, resolution=target / 32)), expected, **TIGHT)
 
 
 def test_resized_crop_of_an_oblong_image():
@@ -79,8 +79,8 @@ def test_resized_crop_of_an_oblong_image():
         height=torch.full((8,), 11.0),
         width=torch.full((8,), 25.0),
     )
-    expected = tv.resized_crop(images.float() / 255, 3, 7, 11, 25, size=[16, 16], antialias=True)
-    torch.testing.assert_close(apply(images, p, dataclasses.replace(PLAIN, size=16)), expected, **TIGHT)
+    expected = tv.resized_crop(images.float() / 255, 3, 7, 11, 25, size=[15, 24], antialias=True)
+    torch.testing.assert_close(apply(images, p, dataclasses.replace(PLAIN, resolution=0.75)), expected, **TIGHT)
 
 
 def test_flip():
@@ -138,7 +138,7 @@ def test_no_blur_where_sigma_is_zero():
 
 
 def test_normalisation():
-    images, settings = photo(), ViewSettings()
+    images, settings = photo(), ViewSettings(resolution=1.0)
     expected = tv.normalize(images.float() / 255, list(settings.mean), list(settings.std))
     torch.testing.assert_close(normalise(images, settings), expected, **TIGHT)
     neutral_view = apply(images, neutral(8), settings)
@@ -171,7 +171,7 @@ _FACTORS = ("brightness", "contrast", "saturation")
 def test_grayscale_comes_after_jitter_and_before_normalisation():
     images = photo(2)
     p = neutral(2)._replace(gray=torch.ones(2, dtype=torch.bool), brightness=torch.tensor([0.7, 1.2]))
-    view = apply(images, p, ViewSettings())
+    view = apply(images, p, ViewSettings(resolution=1.0))
     gray = (tv.rgb_to_grayscale(images / 255, 3).permute(1, 2, 3, 0) * p.brightness).permute(3, 0, 1, 2)
     expected = tv.normalize(gray, list(ViewSettings().mean), list(ViewSettings().std))
     torch.testing.assert_close(view, expected, atol=1e-4, rtol=0)
@@ -204,14 +204,14 @@ def test_randomness_comes_from_the_generator_alone():
 
 
 def test_views_are_float32_channels_last_and_of_the_asked_size():
-    view = Views(ViewSettings(size=24))(photo(), torch.Generator().manual_seed(0))
+    view = Views(ViewSettings(resolution=0.75))(photo(), torch.Generator().manual_seed(0))
     assert view.shape == (8, 3, 24, 24) and view.dtype == torch.float32
     assert view.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_other_channels(channels: int):
-    settings = ViewSettings(mean=(0.5,) * channels, std=(0.25,) * channels, grayscale=0.5)
+    settings = ViewSettings(resolution=1.0, mean=(0.5,) * channels, std=(0.25,) * channels, grayscale=0.5)
     view = Views(settings)(photo(channels=channels), torch.Generator().manual_seed(0))
     assert view.shape == (8, channels, 32, 32) and view.isfinite().all()
 
@@ -286,7 +286,7 @@ def test_resize_rows_sum_to_one():
     "wrong",
     [
         {"crop_min": 0.0}, {"crop_min": 1.5}, {"flip": -0.1}, {"hue": 0.6}, {"brightness": -1.0}, {"blur_kernel": 4},
-        {"blur_min": 0.0}, {"size": 3}, {"std": (0.0, 1.0, 1.0)}, {"mean": (0.5,)}, {"jitter": float("nan")},
+        {"blur_min": 0.0}, {"resolution": 0.0}, {"std": (0.0, 1.0, 1.0)}, {"mean": (0.5,)}, {"jitter": float("nan")},
     ],
 )  # fmt: skip
 def test_wrong_settings_name_themselves(wrong: dict):

@@ -29,14 +29,14 @@ class Method(nn.Module):
         """Called after the optimizer, with the share of the steps done; for targets that follow the weights."""
 
 
-def forward_flops(method: Method, views: int, channels: int, size: int) -> float:
+def forward_flops(method: Method, views: int, channels: int, height: int, width: int) -> float:
     """Floating-point operations of a view's forward pass through a method, two for each multiply-add.
 
     Counted by torch on one pass; elementwise operations, norms and pools are not in it.
     """
     method = copy.deepcopy(method).eval()
     device = next(method.parameters()).device
-    pair = torch.zeros(2, channels, size, size, device=device)
+    pair = torch.zeros(2, channels, height, width, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         method([pair] * views)
     return counter.get_total_flops() / (2 * views)

@@ -1,0 +1,246 @@
+"""Probes: what frozen embeddings are worth, measured with labels that training never saw.
+
+Everything works on the embeddings in a run folder. An entry of `PROBES` is a function
+`(train_emb, train_lbl, test_emb) -> Result`; no probe sees the test labels.
+
+Shapes: N training and M test images, D embedding, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from torch import Tensor
+
+from crlf import runs
+from crlf.errors import InputError
+from crlf.runs import Run
+
+HELD_OUT = 0.1  # share of the training images that the regularisation is chosen on
+STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)  # of the penalty, relative to the mean loss
+CHUNK_BYTES = 2**28  # what the similarities of one chunk of test images may take
+
+
+class Result(NamedTuple):
+    """What a probe predicts, and how it came to it."""
+
+    predictions: np.ndarray  # int64 (M,)
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Multinomial logistic regression on standardised features."""
+
+    mean: Tensor  # (D,)
+    scale: Tensor  # (D,)
+    weights: Tensor  # (K, D)
+    bias: Tensor  # (K,)
+    classes: np.ndarray  # (K,) the labels
+
+    def logits(self, x: np.ndarray) -> Tensor:
+        """float32 (M, D) -> float32 (M, K)."""
+        return (torch.from_numpy(x) - self.mean) / self.scale @ self.weights.T + self.bias
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """float32 (M, D) -> int64 (M,)."""
+        return self.classes[self.logits(x).argmax(dim=1).numpy()].astype(np.int64)
+
+
+def fit_linear(x: np.ndarray, y: np.ndarray, c: float, start: Linear | None = None, iterations: int = 1000) -> Linear:
+    """Minimise scikit-learn's objective, C * sum of the log losses + ||W||^2 / 2, with L-BFGS.
+
+    The features are standardised first (constant ones are only centred); the bias is not penalised. Products are in
+    float32, L-BFGS itself in float64.
+
+    Args:
+        x: float32 (N, D).
+        y: int (N,), at least two different labels.
+        c: C, the inverse of the penalty.
+        start: where to start from, with the same classes.
+    """
+    features, mean, scale = standardise(torch.from_numpy(x))
+    classes, target = np.unique(y, return_inverse=True)
+    targets = torch.from_numpy(target.astype(np.int64))
+    k, d = len(classes), x.shape[1]
+    penalty = 1 / (c * len(x))
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        parameters = torch.from_numpy(flat).float().view(k, d + 1)
+        weights, bias = parameters[:, :d], parameters[:, d]
+        logits = torch.addmm(bias, features, weights.T)  # (N, K)
+        loss = F.cross_entropy(logits, targets).double() + penalty / 2 * weights.double().square().sum()
+        error = logits.softmax(dim=1)
+        error[torch.arange(len(x)), targets] -= 1
+        error /= len(x)
+        gradient = torch.cat([error.T @ features + penalty * weights, error.sum(dim=0)[:, None]], dim=1)
+        return loss.item(), gradient.double().flatten().numpy()
+
+    first = np.zeros(k * (d + 1)) if start is None else _flat(start)
+    options = {"maxiter": iterations, "ftol": 1e-9, "gtol": 1e-6, "maxcor": 20}
+    found = torch.from_numpy(minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x).float()
+    parameters = found.view(k, d + 1)
+    return Linear(mean, scale, parameters[:, :d].contiguous(), parameters[:, d].contiguous(), classes)
+
+
+def _flat(model: Linear) -> np.ndarray:
+    return torch.cat([model.weights, model.bias[:, None]], dim=1).double().flatten().numpy()
+
+
+def standardise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features with mean 0 and standard deviation 1, that mean, and that deviation: (N, D), (D,), (D,)."""
+    mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0)
+    scale = torch.where(deviation > 1e-7 * (1 + mean.abs()), deviation, 1.0)
+    return (x - mean) / scale, mean, scale
+
+
+def choose_c(x: np.ndarray, y: np.ndarray) -> tuple[float, str]:
+    """The C with the best accuracy on a held-out part of the training images, and how it was found.
+
+    The penalty falls from strong to weak, each fit starting from the one before; two steps without a gain end it.
+    Where a class is too rare to be split, C is 1 / (0.001 N).
+    """
+    held, kept = held_out(y)
+    if len(held) < 20 or len(np.unique(y[kept])) < len(np.unique(y)):
+        return 1 / (1e-3 * len(y)), "C not chosen: too few images to hold some out"
+    best, chosen, worse = -1.0, STRENGTHS[0], 0
+    model: Linear | None = None
+    for strength in STRENGTHS:
+        model = fit_linear(x[kept], y[kept], 1 / (strength * len(kept)), model, iterations=200)
+        accuracy = float((model.predict(x[held]) == y[held]).mean())
+        if accuracy > best:
+            best, chosen, worse = accuracy, strength, 0
+        else:
+            worse += 1
+        if worse == 2:
+            break
+    c = 1 / (chosen * len(y))
+    return c, f"C = {c:.2g} chosen on {len(held):,} held-out training images ({100 * best:.1f} %)"
+
+
+def held_out(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are held out and rows that are kept: a tenth of each class, always the same."""
+    random = np.random.default_rng(0)
+    order = random.permutation(len(y))
+    held = np.concatenate(
+        [rows[: round(HELD_OUT * len(rows))] for rows in (order[y[order] == k] for k in np.unique(y))]
+    )
+    return held, np.setdiff1d(np.arange(len(y)), held)
+
+
+def linear(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray) -> Result:
+    """Linear probe: C chosen on held-out training images, then fitted on all of them."""
+    c, how = choose_c(train_emb, train_lbl)
+    model = fit_linear(train_emb, train_lbl, c)
+    protocol = f"logistic regression on standardised frozen embeddings of {len(train_emb):,} training images; {how}"
+    return Result(model.predict(test_emb), protocol)
+
+
+def knn_predict(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray, k: int = 10) -> np.ndarray:
+    """Majority vote of the k training images of the highest cosine similarity.
+
+    Among classes with equally many votes, the one whose nearest member is nearest wins; scikit-learn takes the
+    smallest label there.
+
+    Args:
+        train_emb, test_emb: float32 (N, D) and (M, D).
+        train_lbl: int (N,).
+        k: at most N.
+
+    Returns:
+        int64 (M,).
+    """
+    if not 1 <= k <= len(train_emb):
+        raise InputError(f"k must be in 1..{len(train_emb)}, the number of training images, not {k}")
+    classes, target = np.unique(train_lbl, return_inverse=True)
+    labels = torch.from_numpy(target.astype(np.int64))
+    train = F.normalize(torch.from_numpy(train_emb), dim=1)
+    test = F.normalize(torch.from_numpy(test_emb), dim=1)
+    nearest = [labels[(chunk @ train.T).topk(k, dim=1).indices] for chunk in test.split(chunk_rows(len(train)))]
+    return classes[vote(torch.cat(nearest), len(classes)).numpy()].astype(np.int64)
+
+
+def chunk_rows(train: int) -> int:
+    """Test images in a chunk, so that its similarities to the training images fit in CHUNK_BYTES."""
+    return max(1, CHUNK_BYTES // (4 * train))
+
+
+def vote(neighbours: Tensor, classes: int) -> Tensor:
+    """The winning class of each row of neighbours, int64 (M, k), nearest first -> int64 (M,)."""
+    k = neighbours.shape[1]
+    votes = F.one_hot(neighbours, classes).sum(dim=1)  # (M, K)
+    ranks = torch.arange(k).expand_as(neighbours)
+    first = torch.full_like(votes, k).scatter_reduce(1, neighbours, ranks, "amin")  # of each class's nearest member
+    return ((k + 1) * votes - first).argmax(dim=1)
+
+
+def knn(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray) -> Result:
+    """kNN probe with k = 10, or all of fewer training images."""
+    k = min(10, len(train_emb))
+    protocol = f"majority of the k = {k} nearest of {len(train_emb):,} training images by cosine; ties by nearness"
+    return Result(knn_predict(train_emb, train_lbl, test_emb, k), protocol)
+
+
+PROBES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Result]] = {
+    "linear": linear,
+    "knn": knn,
+}
+
+
+def probe(run: Run | str | Path) -> dict[str, Any]:
+    """Measure the embeddings of a run with every probe.
+
+    Writes NAME_accuracy of each probe (a fraction), chance and the protocols to scores.json, and the linear probe's
+    predictions to test_pred.npy, int64 (M,).
+
+    Returns:
+        The scores of the run.
+
+    Raises:
+        InputError: embeddings or labels are missing, damaged, not finite or do not fit together.
+    """
+    run = Run.open(run)
+    start = time.perf_counter()
+    train_emb, train_lbl = rows_and_labels(run, "train")
+    test_emb, test_lbl = rows_and_labels(run, "test")
+    if train_emb.shape[1] != test_emb.shape[1]:
+        raise InputError(f"train_emb.npy has {train_emb.shape[1]} columns, but test_emb.npy {test_emb.shape[1]}")
+    if len(np.unique(train_lbl)) < 2:
+        raise InputError(f"train_lbl.npy must hold two classes or more, not {len(np.unique(train_lbl))}")
+    scores: dict[str, Any] = {"chance": chance(train_lbl, test_lbl), "protocol": {}}
+    for name, function in PROBES.items():
+        result = function(train_emb, train_lbl, test_emb)
+        scores[f"{name}_accuracy"] = float((result.predictions == test_lbl).mean())
+        scores["protocol"][name] = result.protocol
+        if name == "linear":
+            runs.save_array(run.file("test_pred.npy"), result.predictions)
+    run.update_scores(**scores, probe_seconds=time.perf_counter() - start)
+    return run.scores
+
+
+def chance(train_lbl: np.ndarray, test_lbl: np.ndarray) -> float:
+    """The share of the test images that the most frequent training class gets right."""
+    labels, counts = np.unique(train_lbl, return_counts=True)
+    return float((test_lbl == labels[counts.argmax()]).mean())
+
+
+def rows_and_labels(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings float32 (N, D) and labels int64 (N,) of a split, checked."""
+    rows, labels = run.array(f"{split}_emb.npy"), run.array(f"{split}_lbl.npy")
+    if rows.ndim != 2 or rows.dtype != np.float32 or not len(rows):
+        raise InputError(f"{split}_emb.npy must be float32 (N, D), not {rows.dtype} {rows.shape}")
+    if labels.shape != rows.shape[:1] or labels.dtype != np.int64:
+        raise InputError(
+            f"{split}_lbl.npy must be int64 ({len(rows)},) as the embeddings, not {labels.dtype} {labels.shape}"
+        )
+    if not np.isfinite(rows).all():
+        raise InputError(f"{split}_emb.npy must be finite, but row {np.isfinite(rows).all(axis=1).argmin()} is not")
+    return rows, labels
