@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 
 from crlf.errors import InputError
 
@@ -110,6 +109,8 @@ class Run:
         Raises:
             InputError: the file is missing, damaged, or holds anything else.
         """
+        import torch  # here, so that what only reads scores and figures starts without it
+
         path = self.file(name)
         if not path.exists():
             raise InputError(f"{str(path)!r} is missing: `crlf {self._maker(name)}` makes it")
@@ -250,6 +251,8 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 def save_tensors(path: Path, value: Any) -> None:
     """Save tensors and plain values so that `torch.load(weights_only=True)` reads them."""
+    import torch
+
     buffer = io.BytesIO()  # torch's writer needs a file that seeks; a full disk then fails in one place
     torch.save(value, buffer)
     write_bytes(path, buffer.getvalue())

@@ -140,9 +140,9 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
             if last or i % LOG_EVERY == LOG_EVERY - 1 or stop:
                 state.seconds = time.perf_counter() - clock
                 require_finite(state.losses[: i + 1], state.step - i, run)
-                progress.log(state.step, state.losses[: i + 1], state.seconds, lr(optimizers), stats)
+                progress.log(state.step, state.losses[: i + 1].cpu(), state.seconds, lr(optimizers), stats)
             if last:
-                state.epoch_losses.append(state.losses.double().mean().item())
+                state.epoch_losses.append(mean(state.losses))
             if last or stop:
                 state.save(run)
             if stop:
@@ -154,6 +154,11 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
     """The order of the images in an epoch: int64 (N,), a permutation."""
     return torch.randperm(images, generator=generator("cpu", "order", seed, epoch))
+
+
+def mean(losses: Tensor) -> float:
+    """In float64, on the CPU: Apple's GPUs have none."""
+    return losses.cpu().double().mean().item()
 
 
 def lr(optimizers: list[torch.optim.Optimizer]) -> float:

@@ -183,7 +183,6 @@ def first_answer(places: Iterator[tuple[str, Callable[[], Arrays]]], spec: Cifar
             return bring()
         except InputError as error:
             tried.append(f"  {place}: {error}")
-            fetch.say(tried[-1])
     raise InputError("\n".join([f"{spec.title} could not be fetched. Tried, in this order:", *tried, advice(spec)]))
 
 

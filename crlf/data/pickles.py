@@ -57,9 +57,7 @@ def from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Array:
 
 
 def latin1(text: str, encoding: str = "latin1") -> bytes:
-    """`_codecs.encode`, as far as Python 3 needs it to tell bytes in Python 2's protocol."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is refused")
+    """`_codecs.encode`, by which Python 3 tells bytes in Python 2's protocol; never another encoding than this."""
     return text.encode("latin1")
 
 
