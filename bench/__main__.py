@@ -18,6 +18,7 @@ BENCHES = {
     "cifar10": "the one command on CIFAR-10, start to end: accuracy and time of the default recipe",
     "cifar10-1": "the same with one epoch",
     "cifar10-seed": "the same with the original project's settings",
+    "ablation": "what each choice of the default recipe is worth, on held-out training images",
     "views": "views a second: CRLF, torchvision v2 and a PIL pipeline",
     "step": "a training step beside the bare network on ready-made views",
     "memory": "training speed with the allocator's default and with memory that is kept",

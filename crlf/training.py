@@ -98,13 +98,19 @@ class State:
 
     def load(self, run: Run) -> None:
         values = run.tensors(runs.CHECKPOINT)
-        for name, here, there in runs.difference(self.recipe.to_dict(), values["recipe"]):
-            raise InputError(f"{name} is {here!r}, but the checkpoint in {str(run.path)!r} has {there!r}")
-        self.method.load_state_dict(values["method"])
-        for optimizer, saved in zip(self.optimizers, values["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.losses.copy_(values["losses"])
-        self.step, self.seconds, self.epoch_losses = (values[k] for k in ("step", "seconds", "epoch_losses"))
+        where = f"the checkpoint in {str(run.path)!r}"
+        try:
+            for name, here, there in runs.difference(self.recipe.to_dict(), values["recipe"]):
+                raise InputError(f"{name} is {here!r}, but {where} has {there!r}")
+            self.method.load_state_dict(values["method"])
+            for optimizer, saved in zip(self.optimizers, values["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.losses.copy_(values["losses"])
+            self.step, self.seconds, self.epoch_losses = (values[k] for k in ("step", "seconds", "epoch_losses"))
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{where} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def train(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:

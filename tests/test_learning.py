@@ -29,7 +29,7 @@ def curve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_golden_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """To make it anew after a change that is meant to change it, see CONTRIBUTING.md."""
+    """After a change that is meant to change it: `python tests/golden/remake.py`."""
     np.testing.assert_allclose(curve(tmp_path, monkeypatch), json.loads(GOLDEN.read_text()), rtol=TOLERANCE)
 
 

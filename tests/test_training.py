@@ -225,6 +225,15 @@ def test_a_damaged_checkpoint_is_refused(straight: crlf.Run, tmp_path: Path):
     refused("checkpoint.pt' is damaged", out=copy, resume=True)
 
 
+def test_a_checkpoint_of_something_else_is_refused(straight: crlf.Run, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(straight.path, copy)
+    whole = torch.load(copy / "checkpoint.pt", weights_only=True)
+    for spoiled in ({"step": 3}, [1, 2], whole | {"method": {}}, whole | {"optimizers": []}, whole | {"losses": 0}):
+        torch.save(spoiled, copy / "checkpoint.pt")
+        refused("is damaged", out=copy, resume=True)
+
+
 def test_a_checkpoint_runs_no_code(straight: crlf.Run, tmp_path: Path):
     copy = tmp_path / "copy"
     shutil.copytree(straight.path, copy)

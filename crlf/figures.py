@@ -1,0 +1,490 @@
+"""What a run looks like: one function a figure, each from the files of the run alone.
+
+A figure is a matplotlib `Figure` without pyplot: no window, no global state. Its title carries the run's own numbers,
+its caption says how to read it, and both together are the description that the PNG holds for whoever cannot see it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import textwrap
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import patheffects, style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+
+from crlf import runs
+from crlf.errors import InputError
+from crlf.runs import Run
+
+# Ten colours whose nearest two are 0.13 apart in OKLab, also as seen without red or green cones (matplotlib's tab10:
+# 0.01; petroff10: 0.06; Tol's muted: 0.05). Found by search among colours that stand out from white; a test holds it.
+PALETTE = (
+    *("#3d49c2", "#e77900", "#00b692", "#920c00", "#92cee7"),
+    *("#6d316d", "#e7c249", "#1886aa", "#aa92ff", "#9e6155"),
+)
+MARKERS = "os^DvPX<>*"
+INK, SOFT, GRID = "#1b1f24", "#57606a", "#d8dee4"
+RIGHT = LinearSegmentedColormap.from_list("right", ["#ffffff", "#b9c0f2", "#3d49c2", "#242c85"])
+WRONG = LinearSegmentedColormap.from_list("wrong", ["#ffffff", "#fbd3a4", "#e77900"])
+STYLE: dict[str, Any] = {
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+    "figure.titlesize": 12.5,
+    "figure.titleweight": "bold",
+    "figure.labelsize": 9,
+    "font.size": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$1"
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": "#8c959f",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": GRID,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "legend.frameon": False,
+}
+LOSSES = {"simclr": "NT-Xent"}  # what a method's loss is called in its paper
+SHOWN = 5000  # points in a scatter plot
+
+
+class NotDrawn(InputError):
+    """A figure whose inputs are not there (yet), or are too few."""
+
+
+def draw(run: Run | str | Path) -> list[Path]:
+    """Draw every figure of a run whose inputs are there: `<name>.png` in its folder.
+
+    Returns:
+        The files that were written. Why a figure is left out is said on stderr.
+
+    Raises:
+        InputError: an input is damaged.
+    """
+    run = Run.open(run)
+    start = time.perf_counter()
+    written = []
+    for name, make in FIGURES.items():
+        try:
+            figure = make(run)
+        except NotDrawn as reason:
+            print(f"{name} is not drawn: {reason}", file=sys.stderr)
+            continue
+        written.append(run.file(f"{name}.png"))
+        runs.write_bytes(written[-1], png(figure))
+    run.update_scores(draw_seconds=time.perf_counter() - start)
+    return written
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG; its title and caption are the text chunk `Description`."""
+    text = {"Title": figure.get_suptitle(), "Description": f"{figure.get_suptitle()}. {figure.get_supxlabel()}"}
+    buffer = io.BytesIO()
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for it
+        figure.savefig(buffer, format="png", metadata={**text, "Software": None})
+    return buffer.getvalue()
+
+
+# The figures
+
+
+@style.context(["default", STYLE])
+def loss_curve(run: Run) -> Figure:
+    """The loss over training: what was logged as a line, the mean of each epoch as a point."""
+    means = np.atleast_1d(run.array(runs.LOSS)) if run.file(runs.LOSS).exists() else np.empty(0)
+    rows = [row for row in run.log() if isinstance(row.get("loss"), float) and row.get("epoch")]
+    if not rows and not means.size:
+        raise NotDrawn(f"{str(run.file(runs.LOG))!r} holds no loss yet: `crlf pretrain` writes it")
+    recipe = run.recipe
+    done = float(len(means) or rows[-1]["epoch"])
+    caption = "The light line is what was logged, each value the mean of some steps; a point is the mean of an epoch. "
+    figure = sheet((8, 4.6), loss_title(recipe, rows, means, done), caption + tag(recipe))
+    axes = figure.subplots()
+    axes.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], color=PALETTE[8], lw=1.2, label="logged")
+    axes.plot(np.arange(len(means)) + 0.5, means, "o-", color=PALETTE[0], ms=5, lw=0.8, label="mean of an epoch")
+    for chance, formula in chance_loss(recipe):
+        axes.axhline(chance, color=PALETTE[1], ls=(0, (4, 3)), lw=1.4, label=f"chance: {formula} = {chance:.2f}")
+    axes.set(xlabel="epoch", ylabel="loss", xlim=(0, done))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", lw=0.6)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=3, borderaxespad=0.2, columnspacing=1.6)
+    return figure
+
+
+def loss_title(recipe: dict[str, Any], rows: list[dict[str, Any]], means: np.ndarray, done: float) -> str:
+    course = list(means) if len(means) > 1 or not rows else [row["loss"] for row in rows]
+    name = LOSSES.get(str(recipe.get("method")), "")
+    asked = recipe.get("epochs", done)
+    epochs = f"{done:.2g} of {asked:,} epochs" if done < asked else f"{done:,.0f} epoch{'s'[: done > 1]}"
+    facts = [f"{rows[-1]['step'] / rows[-1]['epoch']:,.0f} steps each"] if rows else []
+    if "temperature" in (recipe.get("head") or {}):
+        facts.append(f"τ {recipe['head']['temperature']:g}")
+    numbers = " → ".join(f"{value:.2f}" for value in dict.fromkeys((course[0], course[-1])))
+    return f"Loss: {name + ' ' * bool(name)}{numbers} over {epochs}" + (f" ({', '.join(facts)})" if facts else "")
+
+
+def chance_loss(recipe: dict[str, Any]) -> list[tuple[float, str]]:
+    """NT-Xent when all similarities are equal: the positive is as likely as each of V (B - 1) negatives."""
+    if recipe.get("method") != "simclr":
+        return []
+    terms = recipe["views"] * (recipe["batch_size"] - 1) + 1
+    return [(float(np.log(terms)), f"ln {terms:,}")]
+
+
+@style.context(["default", STYLE])
+def confusion_matrix(run: Run) -> Figure:
+    """What the linear probe took each class for: counts, and the share of each class that it got right."""
+    labels, predicted, names = needed(run, "test_lbl.npy"), needed(run, "test_pred.npy"), class_names(run)
+    require_classes(labels, names, "test_lbl.npy"), require_classes(predicted, names, "test_pred.npy")
+    if len(labels) != len(predicted):
+        raise InputError(f"test_pred.npy must have a row for each of {len(labels)} labels, not {len(predicted)}")
+    K = len(names)
+    counts = np.bincount(labels * K + predicted, minlength=K * K).reshape(K, K)
+    right, total = int(counts.trace()), max(1, len(labels))
+    chance = run.scores.get("chance") or counts.sum(1).max() / total
+    title = f"Linear probe: {percent(right / total)} of {total:,} test images right (chance {percent(chance)})"
+    caption = "Counts of test images: rows are true classes, columns what the probe said. Blue is right, orange wrong. "
+    side = float(np.clip(0.6 * K + 1, 5, 9))
+    figure = sheet((side + 2.2, side + 0.4), title, caption + tag(run.recipe))
+    left, bars = figure.subplots(1, 2, width_ratios=[side, 1.1], sharey=True)
+    counts_table(left, counts, names)
+    accuracy_bars(bars, counts)
+    return figure
+
+
+def counts_table(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
+    K = len(names)
+    share = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    same = np.eye(K, dtype=bool)
+    worst = max(share[~same].max(initial=0), 1e-9)
+    colours = np.where(same[..., None], RIGHT(share), WRONG(share / worst * (~same)))
+    axes.imshow(colours, aspect="auto", interpolation="nearest")
+    for i, j in np.argwhere(counts >= 0) if K <= 20 else ():
+        dark = same[i, j] and share[i, j] > 0.45
+        size = 10 if K <= 12 else 7
+        axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", size=size, color="white" if dark else INK)
+    size, step = (9.5 if K <= 20 else max(5, 9 - K / 20)), -(-K // 100)
+    places, shown = range(0, K, step), names[::step]
+    axes.set_xticks(places, shown, size=size, rotation=90 if K > 12 or max(map(len, names)) > 10 else 0)
+    axes.set_yticks(places, shown, size=size)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def accuracy_bars(axes: Axes, counts: np.ndarray) -> None:
+    """How much of each row is on the diagonal; a class without test images has no bar."""
+    K, sums = len(counts), counts.sum(1)
+    share = counts.diagonal() / np.maximum(1, sums)
+    axes.barh(np.arange(K), share, height=0.72, color="#b9c0f2")
+    for i in range(K) if K <= 40 else ():
+        text = percent(share[i]) if sums[i] else "–"
+        axes.text(0.04, i, text, va="center", size=9.5 if K <= 20 else 6)
+    axes.set(xlim=(0, 1), xlabel="class\naccuracy", xticks=[])
+    axes.tick_params(left=False, labelleft=False)
+    axes.spines[:].set_visible(False)
+
+
+@style.context(["default", STYLE])
+def pca_embedding(run: Run) -> Figure:
+    """The test embeddings along their two directions of greatest variance."""
+    embeddings, labels, names = embedded(run, least=2)
+    pca, points = principal(embeddings, 2)
+    shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
+    N, D = embeddings.shape
+    title = f"PCA of {N:,} test embeddings: 2 of {D:,} dimensions hold {percent(sum(shares))} of the variance"
+    rows = sample(N)
+    caption = f"{some(len(rows), N)}. {reading(labels)}{tag(run.recipe)}"
+    figure = sheet((8, 6.4), title, caption)
+    axes = figure.subplots()
+    scatter(axes, points[rows], None if labels is None else labels[rows], names)
+    axes.set(
+        xlabel=f"first component ({percent(shares[0])} of the variance)",
+        ylabel=f"second component ({percent(shares[1])})",
+    )
+    return figure
+
+
+@style.context(["default", STYLE])
+def tsne_embedding(run: Run) -> Figure:
+    """The test embeddings, or a random 5,000 of them, in two dimensions that keep neighbours (t-SNE)."""
+    embeddings, labels, names = embedded(run, least=3)
+    rows = sample(len(embeddings))
+    points, perplexity = tsne(embeddings[rows])
+    knn = run.scores.get("knn_accuracy")
+    judged = f": kNN in all {embeddings.shape[1]:,} dimensions is {percent(knn)} right" if knn else ""
+    title = f"t-SNE of {len(rows):,} test embeddings{judged}"
+    caption = f"{some(len(rows), len(embeddings))}; perplexity {perplexity:g}. Near means alike; size and distance of clusters mean little. "
+    figure = sheet((8, 6.4), title, caption + reading(labels) + tag(run.recipe))
+    axes = figure.subplots()
+    scatter(axes, points, None if labels is None else labels[rows], names)
+    axes.set(xticks=[], yticks=[])
+    return figure
+
+
+def tsne(embeddings: np.ndarray, seed: int = 0) -> tuple[np.ndarray, float]:
+    """t-SNE (van der Maaten and Hinton 2008) after PCA to at most 50 dimensions.
+
+    5,000 rows take 20 CPU seconds at angle 0.8, 25 more at 0.5, for the same neighbours (kNN in the plane 37.0 % against
+    37.4 %); openTSNE took as long. Two threads sum in one order only: the same bits each time, which more do not promise.
+
+    Args:
+        embeddings: float (n, D), n at least 3.
+
+    Returns:
+        float32 (n, 2), and the perplexity.
+    """
+    _, reduced = principal(embeddings, 50)
+    if not np.ptp(reduced, axis=0).any():
+        raise NotDrawn(f"all {len(reduced)} embeddings are equal, there are no neighbours to keep")
+    perplexity = min(30.0, (len(reduced) - 1) / 3)
+    with threadpool_limits(2):
+        model = TSNE(init="pca", perplexity=perplexity, angle=0.8, random_state=seed)
+        return model.fit_transform(reduced), perplexity
+
+
+def principal(embeddings: np.ndarray, k: int) -> tuple[PCA, np.ndarray]:
+    """The first k principal components, at least two columns: float (n, k or fewer)."""
+    with np.errstate(invalid="ignore"):  # no variance at all
+        pca = PCA(min(k, *embeddings.shape), random_state=0)
+        points = pca.fit_transform(embeddings)
+    return pca, np.pad(points, ((0, 0), (0, max(0, 2 - points.shape[1]))))
+
+
+@style.context(["default", STYLE])
+def views(run: Run, images: int = 10, most: int = 8) -> Figure:
+    """A grid: a column an image, the original on top, below it the views that the network saw."""
+    tiles = needed(run, runs.VIEWS)  # uint8 (n, 1 + V, C, h, w)
+    if tiles.ndim != 5 or tiles.dtype != np.uint8 or 0 in tiles.shape:
+        raise InputError(f"{runs.VIEWS} must be uint8 (n, 1 + V, C, h, w), not {tiles.dtype} {tiles.shape}")
+    recipe, V = run.recipe, tiles.shape[1] - 1
+    tiles = tiles[:images, : 1 + most]
+    n, rows, _, h, w = tiles.shape
+    shown = f"{V} views" if rows == 1 + V else f"{rows - 1} of {V:,} views"
+    title = f"What the network sees: {shown} of each of {n} training images, {h} × {w} pixels"
+    figure = sheet((8, 0.9 + 7.4 / max(n, 5) * rows * h / w), title, f"{drawn(recipe)} {tag(recipe)}")
+    axes = figure.subplots()
+    gap = max(1, w // 16)
+    axes.imshow(mosaic(tiles, gap), interpolation="nearest" if w < 100 else None)
+    axes.set_xticks([])
+    axes.set_yticks(
+        [(h - 1) / 2 + i * (h + gap) for i in range(rows)], ["original", *(f"view {i}" for i in range(1, rows))]
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def mosaic(tiles: np.ndarray, gap: int) -> np.ndarray:
+    """uint8 (n, rows, C, h, w) -> (rows (h + gap) - gap, n (w + gap) - gap, 3), white between the tiles."""
+    n, rows, C, h, w = tiles.shape
+    rgb = tiles[:, :, :3] if C >= 3 else np.repeat(tiles[:, :, :1], 3, axis=2)
+    padded = np.pad(rgb, ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap)), constant_values=255)
+    return padded.transpose(1, 3, 0, 4, 2).reshape(rows * (h + gap), n * (w + gap), 3)[:-gap, :-gap]
+
+
+def drawn(recipe: dict[str, Any]) -> str:
+    """How a view is drawn, in words."""
+    settings = recipe.get("augmentation") or {}
+    words = [f"crop of at least {100 * settings['crop_min']:g} % of the area"] if "crop_min" in settings else []
+    for key, word in (("flip", "flip"), ("jitter", "colour jitter"), ("grayscale", "no colour"), ("blur", "blur")):
+        if settings.get(key):
+            words.append(f"{word} {100 * settings[key]:g} %")
+    return f"Each view is drawn at random: {', '.join(words)}." if words else ""
+
+
+# What they are drawn from
+
+
+def needed(run: Run, name: str) -> np.ndarray:
+    """An array of the run; `NotDrawn` says which command makes it when it is not there."""
+    try:
+        return run.array(name)
+    except InputError as error:
+        raise error if run.file(name).exists() else NotDrawn(str(error)) from None
+
+
+def embedded(run: Run, least: int) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """The test embeddings (N, D), their labels (N,) or None, and the names of the classes."""
+    embeddings = needed(run, "test_emb.npy")
+    if embeddings.ndim != 2 or 0 in embeddings.shape[1:]:
+        raise InputError(f"test_emb.npy must be (N, D), not {embeddings.shape}")
+    if len(embeddings) < least:
+        raise NotDrawn(f"test_emb.npy has {len(embeddings)} rows, at least {least} are needed")
+    if not np.isfinite(embeddings).all():
+        raise InputError("test_emb.npy must be finite, but holds NaN or infinite values")
+    if not run.file("test_lbl.npy").exists():
+        return embeddings, None, []
+    labels, names = run.array("test_lbl.npy"), class_names(run)
+    if len(labels) != len(embeddings):
+        raise InputError(f"test_lbl.npy must have a row for each of {len(embeddings)} embeddings, not {len(labels)}")
+    require_classes(labels, names, "test_lbl.npy")
+    return embeddings, labels, names
+
+
+def class_names(run: Run) -> list[str]:
+    """The names in classes.json, each on one line and short enough for a label."""
+    path = run.file(runs.CLASSES)
+    if not path.exists():
+        raise NotDrawn(f"{str(path)!r} is missing: `crlf embed {run.path}` makes it")
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} cannot be read as JSON: {error}") from error
+    if not isinstance(names, list) or not names:
+        raise InputError(f"{str(path)!r} must hold a list of class names")
+    return [short(str(name)) for name in names]
+
+
+def short(name: str, most: int = 24) -> str:
+    name = " ".join("".join(c if c.isprintable() else " " for c in name).split()) or "?"
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def require_classes(labels: np.ndarray, names: Sequence[str], name: str) -> None:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(f"{name} must be whole numbers (N,), not {labels.dtype} {labels.shape}")
+    if labels.size and not 0 <= labels.min() <= labels.max() < len(names):
+        raise InputError(f"{name} must be in 0..{len(names) - 1}, not {labels.min()}..{labels.max()}")
+
+
+def sample(N: int) -> np.ndarray:
+    """Which rows a scatter plot shows, in random order, so that no class lies on top."""
+    return np.random.default_rng(0).permutation(N)[:SHOWN]
+
+
+# What they are drawn with
+
+
+def sheet(size: tuple[float, float], title: str, caption: str) -> Figure:
+    """An empty figure of this size in inches, with its title on top and its caption at the foot."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure.suptitle(title, x=0.012, ha="left")
+    figure.supxlabel(textwrap.fill(caption.strip(), int(15 * size[0])), x=0.012, ha="left", color=SOFT)
+    return figure
+
+
+def tag(recipe: dict[str, Any]) -> str:
+    """Which run this is."""
+    return "Run: {method}, encoder {encoder}, {epochs} epochs, seed {seed}.".format_map(
+        defaultdict(lambda: "?", recipe)
+    )
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def some(shown: int, N: int) -> str:
+    return (
+        f"A point is one of {shown:,} of {N:,} test images drawn at random" if shown < N else "A point is a test image"
+    )
+
+
+def reading(labels: np.ndarray | None) -> str:
+    return "This run has no labels. " if labels is None else "A name stands at the median of its class. "
+
+
+def scatter(axes: Axes, points: np.ndarray, labels: np.ndarray | None, names: list[str]) -> None:
+    """Points (n, 2) in the colour and marker of their class, and the name of each class at its median."""
+    axes.set_aspect("equal", adjustable="datalim")
+    size = float(np.clip(40_000 / len(points), 8, 30))
+    if labels is None:
+        axes.scatter(*points.T, s=size, color=PALETTE[0], alpha=0.6, lw=0)
+        return
+    for part in np.array_split(np.arange(len(points)), min(20, len(points))):  # mixed: no class covers the others
+        for k in np.unique(labels[part]):
+            colour, marker = look(k)
+            axes.scatter(*points[part[labels[part] == k]].T, s=size, color=colour, marker=marker, alpha=0.8, lw=0)
+    legend(axes, names)
+    present = np.unique(labels) if len(names) <= 24 else []
+    name_medians(axes, [(k, names[k], np.median(points[labels == k], axis=0)) for k in present])
+
+
+def look(k: int) -> tuple[str, str]:
+    """The colour and the marker of class k: another pair for each of the first 100."""
+    return PALETTE[k % 10], MARKERS[(k + k // 10) % 10]
+
+
+def legend(axes: Axes, names: list[str], most: int = 96) -> None:
+    """The classes in their order, right of the axes; of more than 96 the rest is counted."""
+    keys = []
+    for k, name in enumerate(names[:most]):
+        colour, marker = look(k)
+        keys.append(Line2D([], [], ls="", marker=marker, color=colour, ms=7, mew=0, label=name))
+    if len(names) > most:
+        keys.append(Line2D([], [], ls="", label=f"and {len(names) - most:,} more"))
+    small = len(names) > 24
+    axes.figure.legend(
+        handles=keys,
+        loc="outside right upper",
+        ncols=1 + (len(names) > 48),
+        fontsize=6.5 if small else 9.5,
+        labelspacing=0.35 if small else 0.6,
+        handletextpad=0.2,
+        columnspacing=0.8,
+    )
+
+
+def name_medians(axes: Axes, medians: Sequence[tuple[int, str, np.ndarray]]) -> None:
+    """A dot at the median (2,) of each class, and the class's name at the nearest free place."""
+    figure = axes.get_figure(root=True)
+    figure.draw_without_rendering()  # only the layout knows where the axes will lie
+    axes.autoscale(False)
+    dots = [axes.transData.transform(place) for _, _, place in medians]
+    taken = [Bbox.from_bounds(x - 10, y - 10, 20, 20) for x, y in dots]
+    frame = axes.get_window_extent().padded(-8)
+    halo = [patheffects.withStroke(linewidth=3, foreground="white")]
+    for (k, name, place), dot in zip(medians, dots, strict=True):
+        colour, marker = look(k)
+        axes.plot(*place, marker=marker, color=colour, ms=9, mec="white", mew=1.4, zorder=3)
+        text = axes.text(*place, name, size=10.5, weight="bold", ha="center", va="center", path_effects=halo, zorder=4)
+        box = free_place(text.get_window_extent().padded(2), dot, taken, frame)
+        taken.append(box)
+        centre = axes.transData.inverted().transform((box.x0 + box.width / 2, box.y0 + box.height / 2))
+        text.set_position(tuple(centre))
+        axes.plot(*np.stack([place, centre]).T, color=INK, lw=0.7, zorder=2.5)
+
+
+def free_place(box: Bbox, dot: np.ndarray, taken: list[Bbox], frame: Bbox) -> Bbox:
+    """The box moved to the place nearest to the dot that overlaps nothing; all in pixels."""
+    for gap in range(12, 600, 12):
+        for angle in np.pi / 2 + np.arange(16) * np.pi / 8:
+            x = dot[0] + np.cos(angle) * (box.width / 2 + gap) - box.width / 2
+            y = dot[1] + np.sin(angle) * (box.height / 2 + gap) - box.height / 2
+            moved = Bbox.from_bounds(x, y, box.width, box.height)
+            inside = frame.x0 < moved.x0 and moved.x1 < frame.x1 and frame.y0 < moved.y0 and moved.y1 < frame.y1
+            if inside and not moved.count_overlaps(taken):
+                return moved
+    return box
+
+
+FIGURES: dict[str, Callable[[Run], Figure]] = {
+    "loss_curve": loss_curve,
+    "confusion_matrix": confusion_matrix,
+    "pca_embedding": pca_embedding,
+    "tsne_embedding": tsne_embedding,
+    "views": views,
+}
