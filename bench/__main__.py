@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench import readme
 from crlf.errors import InputError, unknown
 
 BENCHES = {
@@ -29,11 +30,14 @@ RECORDS = Path(__file__).parent / "records.jsonl"
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("name", help="a measurement, or list")
+    parser.add_argument("name", help="a measurement, list, or readme to write the tables of the pages")
     parser.add_argument("--json", type=Path, help="write the record to this file too")
     arguments = parser.parse_args(argv)
     if arguments.name == "list":
         print("\n".join(f"{name:<14} {what}" for name, what in BENCHES.items()))
+        return 0
+    if arguments.name == "readme":
+        readme.write(RECORDS)
         return 0
     if arguments.name not in BENCHES:
         print(f"bench: error: {unknown('measurement', arguments.name, BENCHES)}", file=sys.stderr)

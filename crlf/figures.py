@@ -6,6 +6,7 @@ its caption says how to read it, and both together are the description that the 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
@@ -13,7 +14,7 @@ import textwrap
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
+from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from crlf import runs
 from crlf.errors import InputError
@@ -71,6 +74,14 @@ class NotDrawn(InputError):
     """A figure whose inputs are not there (yet), or are too few."""
 
 
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Draw in the house style, whatever the user's own is; a letter that the font lacks becomes a box."""
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
 def draw(run: Run | str | Path) -> list[Path]:
     """Draw every figure of a run whose inputs are there: `<name>.png` in its folder.
 
@@ -97,18 +108,18 @@ def draw(run: Run | str | Path) -> list[Path]:
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG; its title and caption are the text chunk `Description`."""
-    text = {"Title": figure.get_suptitle(), "Description": f"{figure.get_suptitle()}. {figure.get_supxlabel()}"}
+    title, caption = figure.get_suptitle(), " ".join(figure.get_supxlabel().split())
+    text = {"Title": title, "Description": f"{title}. {caption}", "Software": None}
     buffer = io.BytesIO()
-    with style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for it
-        figure.savefig(buffer, format="png", metadata={**text, "Software": None})
+    with styled():
+        figure.savefig(buffer, format="png", metadata=text)
     return buffer.getvalue()
 
 
 # The figures
 
 
-@style.context(["default", STYLE])
+@styled()
 def loss_curve(run: Run) -> Figure:
     """The loss over training: what was logged as a line, the mean of each epoch as a point."""
     means = np.atleast_1d(run.array(runs.LOSS)) if run.file(runs.LOSS).exists() else np.empty(0)
@@ -117,11 +128,12 @@ def loss_curve(run: Run) -> Figure:
         raise NotDrawn(f"{str(run.file(runs.LOG))!r} holds no loss yet: `crlf pretrain` writes it")
     recipe = run.recipe
     done = float(len(means) or rows[-1]["epoch"])
-    caption = "The light line is what was logged, each value the mean of some steps; a point is the mean of an epoch. "
+    caption = "Logged values are means over the steps since the one before. " if rows else ""
     figure = sheet((8, 4.6), loss_title(recipe, rows, means, done), caption + tag(recipe))
     axes = figure.subplots()
-    axes.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], color=PALETTE[8], lw=1.2, label="logged")
-    axes.plot(np.arange(len(means)) + 0.5, means, "o-", color=PALETTE[0], ms=5, lw=0.8, label="mean of an epoch")
+    axes.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], color=PALETTE[8], lw=1.3, label="logged")
+    line = "o" if rows else "o-"
+    axes.plot(np.arange(len(means)) + 0.5, means, line, color=PALETTE[0], ms=5, label="mean of an epoch")
     for chance, formula in chance_loss(recipe):
         axes.axhline(chance, color=PALETTE[1], ls=(0, (4, 3)), lw=1.4, label=f"chance: {formula} = {chance:.2f}")
     axes.set(xlabel="epoch", ylabel="loss", xlim=(0, done))
@@ -151,41 +163,41 @@ def chance_loss(recipe: dict[str, Any]) -> list[tuple[float, str]]:
     return [(float(np.log(terms)), f"ln {terms:,}")]
 
 
-@style.context(["default", STYLE])
+@styled()
 def confusion_matrix(run: Run) -> Figure:
     """What the linear probe took each class for: counts, and the share of each class that it got right."""
-    labels, predicted, names = needed(run, "test_lbl.npy"), needed(run, "test_pred.npy"), class_names(run)
-    require_classes(labels, names, "test_lbl.npy"), require_classes(predicted, names, "test_pred.npy")
-    if len(labels) != len(predicted):
-        raise InputError(f"test_pred.npy must have a row for each of {len(labels)} labels, not {len(predicted)}")
-    K = len(names)
+    if run.file("test_emb.npy").exists() and not run.file("test_lbl.npy").exists():
+        raise NotDrawn("the data set has no labels")
+    names = class_names(run)
+    labels = class_indices(run, "test_lbl.npy", names)
+    predicted = class_indices(run, "test_pred.npy", names, rows=len(labels))
+    K, total = len(names), len(labels)
     counts = np.bincount(labels * K + predicted, minlength=K * K).reshape(K, K)
-    right, total = int(counts.trace()), max(1, len(labels))
     chance = run.scores.get("chance") or counts.sum(1).max() / total
-    title = f"Linear probe: {percent(right / total)} of {total:,} test images right (chance {percent(chance)})"
+    title = f"Linear probe: {percent(counts.trace() / total)} of {total:,} test images right (chance {percent(chance)})"
     caption = "Counts of test images: rows are true classes, columns what the probe said. Blue is right, orange wrong. "
-    side = float(np.clip(0.6 * K + 1, 5, 9))
-    figure = sheet((side + 2.2, side + 0.4), title, caption + tag(run.recipe))
-    left, bars = figure.subplots(1, 2, width_ratios=[side, 1.1], sharey=True)
-    counts_table(left, counts, names)
+    wide, high = float(np.clip(0.82 * K, 5, 8.2)), float(np.clip(0.52 * K, 3, 7))  # inches
+    figure = sheet((wide + 2, high + 1.5), title, caption + tag(run.recipe))
+    left, bars = figure.subplots(1, 2, width_ratios=[wide, 1.1], sharey=True)
+    counts_table(left, counts, names, lying=max(map(len, names)) * 5.4 < wide / K * 72)
     accuracy_bars(bars, counts)
     return figure
 
 
-def counts_table(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
+def counts_table(axes: Axes, counts: np.ndarray, names: list[str], lying: bool) -> None:
     K = len(names)
     share = counts / np.maximum(1, counts.sum(1, keepdims=True))
     same = np.eye(K, dtype=bool)
     worst = max(share[~same].max(initial=0), 1e-9)
     colours = np.where(same[..., None], RIGHT(share), WRONG(share / worst * (~same)))
     axes.imshow(colours, aspect="auto", interpolation="nearest")
-    for i, j in np.argwhere(counts >= 0) if K <= 20 else ():
-        dark = same[i, j] and share[i, j] > 0.45
-        size = 10 if K <= 12 else 7
-        axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", size=size, color="white" if dark else INK)
-    size, step = (9.5 if K <= 20 else max(5, 9 - K / 20)), -(-K // 100)
+    size = 9.5 if K <= 12 else 7
+    for i, j in np.ndindex(K, K) if K <= 20 else ():
+        colour = "white" if i == j and share[i, j] > 0.45 else INK
+        axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", size=size, color=colour)
+    size, step = 9 if K <= 20 else max(5.0, 9 - K / 20), -(-K // 100)
     places, shown = range(0, K, step), names[::step]
-    axes.set_xticks(places, shown, size=size, rotation=90 if K > 12 or max(map(len, names)) > 10 else 0)
+    axes.set_xticks(places, shown, size=size, rotation=0 if lying else 90)
     axes.set_yticks(places, shown, size=size)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.tick_params(length=0)
@@ -200,53 +212,54 @@ def accuracy_bars(axes: Axes, counts: np.ndarray) -> None:
     for i in range(K) if K <= 40 else ():
         text = percent(share[i]) if sums[i] else "–"
         axes.text(0.04, i, text, va="center", size=9.5 if K <= 20 else 6)
-    axes.set(xlim=(0, 1), xlabel="class\naccuracy", xticks=[])
-    axes.tick_params(left=False, labelleft=False)
+    axes.set(xlim=(0, 1))
+    axes.set_xticks([0.35], ["accuracy"], size=9)
+    axes.tick_params(length=0, labelleft=False)
     axes.spines[:].set_visible(False)
 
 
-@style.context(["default", STYLE])
+@styled()
 def pca_embedding(run: Run) -> Figure:
     """The test embeddings along their two directions of greatest variance."""
     embeddings, labels, names = embedded(run, least=2)
+    N = len(embeddings)
     pca, points = principal(embeddings, 2)
     shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
-    N, D = embeddings.shape
-    title = f"PCA of {N:,} test embeddings: 2 of {D:,} dimensions hold {percent(sum(shares))} of the variance"
+    title = f"PCA of {N:,} test embeddings: 2 components hold {percent(sum(shares))} of the variance"
     rows = sample(N)
-    caption = f"{some(len(rows), N)}. {reading(labels)}{tag(run.recipe)}"
-    figure = sheet((8, 6.4), title, caption)
+    figure = sheet((8, 6.6), title, f"{origin(len(rows), N)}. {reading(labels)} {tag(run.recipe)}")
     axes = figure.subplots()
+    axes.set(xlabel=f"first component, {percent(shares[0])} of the variance")
+    axes.set(ylabel=f"second component, {percent(shares[1])} of the variance")
     scatter(axes, points[rows], None if labels is None else labels[rows], names)
-    axes.set(
-        xlabel=f"first component ({percent(shares[0])} of the variance)",
-        ylabel=f"second component ({percent(shares[1])})",
-    )
     return figure
 
 
-@style.context(["default", STYLE])
+@styled()
 def tsne_embedding(run: Run) -> Figure:
-    """The test embeddings, or a random 5,000 of them, in two dimensions that keep neighbours (t-SNE)."""
+    """The test embeddings, or 5,000 of them drawn at random, in a plane that keeps neighbours (t-SNE)."""
     embeddings, labels, names = embedded(run, least=3)
-    rows = sample(len(embeddings))
+    N, D = embeddings.shape
+    rows = sample(N)
     points, perplexity = tsne(embeddings[rows])
     knn = run.scores.get("knn_accuracy")
-    judged = f": kNN in all {embeddings.shape[1]:,} dimensions is {percent(knn)} right" if knn else ""
-    title = f"t-SNE of {len(rows):,} test embeddings{judged}"
-    caption = f"{some(len(rows), len(embeddings))}; perplexity {perplexity:g}. Near means alike; size and distance of clusters mean little. "
-    figure = sheet((8, 6.4), title, caption + reading(labels) + tag(run.recipe))
+    judged = f": kNN in all {D:,} dimensions is {percent(knn)} right" if knn else ""
+    how = f"perplexity {perplexity:.3g}. Near means alike; the size and distance of clusters mean little"
+    caption = f"{origin(len(rows), N)}; {how}. {reading(labels)} {tag(run.recipe)}"
+    figure = sheet((8, 6.6), f"t-SNE of {len(rows):,} test embeddings{judged}", caption)
     axes = figure.subplots()
-    scatter(axes, points, None if labels is None else labels[rows], names)
     axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    scatter(axes, points, None if labels is None else labels[rows], names)
     return figure
 
 
-def tsne(embeddings: np.ndarray, seed: int = 0) -> tuple[np.ndarray, float]:
+def tsne(embeddings: np.ndarray) -> tuple[np.ndarray, float]:
     """t-SNE (van der Maaten and Hinton 2008) after PCA to at most 50 dimensions.
 
-    5,000 rows take 20 CPU seconds at angle 0.8, 25 more at 0.5, for the same neighbours (kNN in the plane 37.0 % against
-    37.4 %); openTSNE took as long. Two threads sum in one order only: the same bits each time, which more do not promise.
+    5,000 rows take 20 s at angle 0.8; 0.5 takes 30 s for neighbours as good (kNN in the plane: 37.0 % and 37.4 %).
+    One thread: its sums have one order, so the bits are the same each time; two threads on a busy machine took 57 s.
+    openTSNE took as long for as good a plane.
 
     Args:
         embeddings: float (n, D), n at least 3.
@@ -256,10 +269,10 @@ def tsne(embeddings: np.ndarray, seed: int = 0) -> tuple[np.ndarray, float]:
     """
     _, reduced = principal(embeddings, 50)
     if not np.ptp(reduced, axis=0).any():
-        raise NotDrawn(f"all {len(reduced)} embeddings are equal, there are no neighbours to keep")
+        raise NotDrawn(f"all {len(reduced)} test embeddings are equal: they have no neighbours to keep")
     perplexity = min(30.0, (len(reduced) - 1) / 3)
-    with threadpool_limits(2):
-        model = TSNE(init="pca", perplexity=perplexity, angle=0.8, random_state=seed)
+    with threadpool_limits(1):
+        model = TSNE(init="pca", perplexity=perplexity, angle=0.8, random_state=0)
         return model.fit_transform(reduced), perplexity
 
 
@@ -271,7 +284,7 @@ def principal(embeddings: np.ndarray, k: int) -> tuple[PCA, np.ndarray]:
     return pca, np.pad(points, ((0, 0), (0, max(0, 2 - points.shape[1]))))
 
 
-@style.context(["default", STYLE])
+@styled()
 def views(run: Run, images: int = 10, most: int = 8) -> Figure:
     """A grid: a column an image, the original on top, below it the views that the network saw."""
     tiles = needed(run, runs.VIEWS)  # uint8 (n, 1 + V, C, h, w)
@@ -281,7 +294,7 @@ def views(run: Run, images: int = 10, most: int = 8) -> Figure:
     tiles = tiles[:images, : 1 + most]
     n, rows, _, h, w = tiles.shape
     shown = f"{V} views" if rows == 1 + V else f"{rows - 1} of {V:,} views"
-    title = f"What the network sees: {shown} of each of {n} training images, {h} × {w} pixels"
+    title = f"Views as the network sees them: {shown} of each of {n} images, {h} × {w} pixels"
     figure = sheet((8, 0.9 + 7.4 / max(n, 5) * rows * h / w), title, f"{drawn(recipe)} {tag(recipe)}")
     axes = figure.subplots()
     gap = max(1, w // 16)
@@ -307,7 +320,7 @@ def drawn(recipe: dict[str, Any]) -> str:
     """How a view is drawn, in words."""
     settings = recipe.get("augmentation") or {}
     words = [f"crop of at least {100 * settings['crop_min']:g} % of the area"] if "crop_min" in settings else []
-    for key, word in (("flip", "flip"), ("jitter", "colour jitter"), ("grayscale", "no colour"), ("blur", "blur")):
+    for key, word in (("flip", "flip"), ("jitter", "colour jitter"), ("grayscale", "grayscale"), ("blur", "blur")):
         if settings.get(key):
             words.append(f"{word} {100 * settings[key]:g} %")
     return f"Each view is drawn at random: {', '.join(words)}." if words else ""
@@ -335,11 +348,8 @@ def embedded(run: Run, least: int) -> tuple[np.ndarray, np.ndarray | None, list[
         raise InputError("test_emb.npy must be finite, but holds NaN or infinite values")
     if not run.file("test_lbl.npy").exists():
         return embeddings, None, []
-    labels, names = run.array("test_lbl.npy"), class_names(run)
-    if len(labels) != len(embeddings):
-        raise InputError(f"test_lbl.npy must have a row for each of {len(embeddings)} embeddings, not {len(labels)}")
-    require_classes(labels, names, "test_lbl.npy")
-    return embeddings, labels, names
+    names = class_names(run)
+    return embeddings, class_indices(run, "test_lbl.npy", names, rows=len(embeddings)), names
 
 
 def class_names(run: Run) -> list[str]:
@@ -361,11 +371,16 @@ def short(name: str, most: int = 24) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def require_classes(labels: np.ndarray, names: Sequence[str], name: str) -> None:
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(f"{name} must be whole numbers (N,), not {labels.dtype} {labels.shape}")
-    if labels.size and not 0 <= labels.min() <= labels.max() < len(names):
-        raise InputError(f"{name} must be in 0..{len(names) - 1}, not {labels.min()}..{labels.max()}")
+def class_indices(run: Run, name: str, names: Sequence[str], rows: int | None = None) -> np.ndarray:
+    """Labels or predictions: int64 (N,), each the place of a name."""
+    array = needed(run, name)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
+        raise InputError(f"{name} must be whole numbers (N,), not {array.dtype} {array.shape}")
+    if not 0 <= array.min() <= array.max() < len(names):
+        raise InputError(f"{name} must be in 0..{len(names) - 1}, not {array.min()}..{array.max()}")
+    if rows not in (None, len(array)):
+        raise InputError(f"{name} must have {rows} rows, not {len(array)}")
+    return array.astype(np.int64)
 
 
 def sample(N: int) -> np.ndarray:
@@ -378,10 +393,10 @@ def sample(N: int) -> np.ndarray:
 
 def sheet(size: tuple[float, float], title: str, caption: str) -> Figure:
     """An empty figure of this size in inches, with its title on top and its caption at the foot."""
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    figure.suptitle(title, x=0.012, ha="left")
+    heading = figure.suptitle(title, x=0.012, ha="left")
+    heading.set_fontsize(heading.get_fontsize() * min(1, 0.975 * figure.bbox.width / heading.get_window_extent().width))
     figure.supxlabel(textwrap.fill(caption.strip(), int(15 * size[0])), x=0.012, ha="left", color=SOFT)
     return figure
 
@@ -397,30 +412,35 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def some(shown: int, N: int) -> str:
-    return (
-        f"A point is one of {shown:,} of {N:,} test images drawn at random" if shown < N else "A point is a test image"
-    )
+def origin(shown: int, N: int) -> str:
+    return f"A point is a test image, {shown:,} of {N:,} drawn at random" if shown < N else "A point is a test image"
 
 
 def reading(labels: np.ndarray | None) -> str:
-    return "This run has no labels. " if labels is None else "A name stands at the median of its class. "
+    return "This run has no labels." if labels is None else "A name stands where its class is densest."
 
 
 def scatter(axes: Axes, points: np.ndarray, labels: np.ndarray | None, names: list[str]) -> None:
-    """Points (n, 2) in the colour and marker of their class, and the name of each class at its median."""
+    """Points (n, 2) in the colour and marker of their class, and the name of each class where it is densest."""
     axes.set_aspect("equal", adjustable="datalim")
     size = float(np.clip(40_000 / len(points), 8, 30))
     if labels is None:
-        axes.scatter(*points.T, s=size, color=PALETTE[0], alpha=0.6, lw=0)
+        axes.scatter(points[:, 0], points[:, 1], s=size, color=PALETTE[0], alpha=0.6, lw=0)
         return
     for part in np.array_split(np.arange(len(points)), min(20, len(points))):  # mixed: no class covers the others
         for k in np.unique(labels[part]):
-            colour, marker = look(k)
-            axes.scatter(*points[part[labels[part] == k]].T, s=size, color=colour, marker=marker, alpha=0.8, lw=0)
+            x, y = points[part[labels[part] == k]].T
+            axes.scatter(x, y, s=size, color=look(k)[0], marker=look(k)[1], alpha=0.8, lw=0)
     legend(axes, names)
-    present = np.unique(labels) if len(names) <= 24 else []
-    name_medians(axes, [(k, names[k], np.median(points[labels == k], axis=0)) for k in present])
+    if len(names) <= 24:
+        name_classes(axes, [(k, names[k], densest(points[labels == k])) for k in np.unique(labels)])
+
+
+def densest(points: np.ndarray) -> np.ndarray:
+    """Of points (n, 2) the one whose nearest eighth is closest: (2,). A median may lie between two clusters."""
+    few = points[:1000]
+    k = min(len(few) - 1, max(1, len(few) // 8))
+    return few[np.partition(cdist(few, few), k, axis=1)[:, k].argmin()]
 
 
 def look(k: int) -> tuple[str, str]:
@@ -437,9 +457,11 @@ def legend(axes: Axes, names: list[str], most: int = 96) -> None:
     if len(names) > most:
         keys.append(Line2D([], [], ls="", label=f"and {len(names) - most:,} more"))
     small = len(names) > 24
-    axes.figure.legend(
+    axes.legend(
         handles=keys,
-        loc="outside right upper",
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        borderaxespad=0,
         ncols=1 + (len(names) > 48),
         fontsize=6.5 if small else 9.5,
         labelspacing=0.35 if small else 0.6,
@@ -448,19 +470,20 @@ def legend(axes: Axes, names: list[str], most: int = 96) -> None:
     )
 
 
-def name_medians(axes: Axes, medians: Sequence[tuple[int, str, np.ndarray]]) -> None:
-    """A dot at the median (2,) of each class, and the class's name at the nearest free place."""
-    figure = axes.get_figure(root=True)
-    figure.draw_without_rendering()  # only the layout knows where the axes will lie
+def name_classes(axes: Axes, classes: Sequence[tuple[int, str, np.ndarray]]) -> None:
+    """A mark at a place (2,) of each class, and the class's name at the nearest free place."""
+    assert isinstance(axes.figure, Figure)
+    axes.figure.draw_without_rendering()  # only the layout knows where the axes will lie
+    axes.set_aspect("auto")  # it stays equal: the limits and the frame are settled
     axes.autoscale(False)
-    dots = [axes.transData.transform(place) for _, _, place in medians]
+    dots = [axes.transData.transform(place) for _, _, place in classes]
     taken = [Bbox.from_bounds(x - 10, y - 10, 20, 20) for x, y in dots]
     frame = axes.get_window_extent().padded(-8)
-    halo = [patheffects.withStroke(linewidth=3, foreground="white")]
-    for (k, name, place), dot in zip(medians, dots, strict=True):
+    for (k, name, place), dot in zip(classes, dots, strict=True):
         colour, marker = look(k)
         axes.plot(*place, marker=marker, color=colour, ms=9, mec="white", mew=1.4, zorder=3)
-        text = axes.text(*place, name, size=10.5, weight="bold", ha="center", va="center", path_effects=halo, zorder=4)
+        text = axes.text(place[0], place[1], name, size=10.5, weight="bold", ha="center", va="center", zorder=4)
+        text.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
         box = free_place(text.get_window_extent().padded(2), dot, taken, frame)
         taken.append(box)
         centre = axes.transData.inverted().transform((box.x0 + box.width / 2, box.y0 + box.height / 2))

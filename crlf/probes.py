@@ -144,6 +144,24 @@ def linear(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray) -
     return Result(model.predict(test_emb), protocol)
 
 
+def nearest_labels(
+    train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray, k: int
+) -> tuple[Tensor, np.ndarray]:
+    """The labels of the k training images of the highest cosine similarity, nearest first.
+
+    Returns:
+        int64 (M, k), places in the second value; and the labels, (K,).
+    """
+    if not 1 <= k <= len(train_emb):
+        raise InputError(f"k must be in 1..{len(train_emb)}, the number of training images, not {k}")
+    classes, target = np.unique(train_lbl, return_inverse=True)
+    labels = torch.from_numpy(target.astype(np.int64))
+    train = F.normalize(torch.from_numpy(train_emb), dim=1)
+    test = F.normalize(torch.from_numpy(test_emb), dim=1)
+    nearest = [labels[(chunk @ train.T).topk(k, dim=1).indices] for chunk in test.split(chunk_rows(len(train)))]
+    return torch.cat(nearest), classes
+
+
 def knn_predict(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray, k: int = 10) -> np.ndarray:
     """Majority vote of the k training images of the highest cosine similarity.
 
@@ -158,14 +176,8 @@ def knn_predict(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarr
     Returns:
         int64 (M,).
     """
-    if not 1 <= k <= len(train_emb):
-        raise InputError(f"k must be in 1..{len(train_emb)}, the number of training images, not {k}")
-    classes, target = np.unique(train_lbl, return_inverse=True)
-    labels = torch.from_numpy(target.astype(np.int64))
-    train = F.normalize(torch.from_numpy(train_emb), dim=1)
-    test = F.normalize(torch.from_numpy(test_emb), dim=1)
-    nearest = [labels[(chunk @ train.T).topk(k, dim=1).indices] for chunk in test.split(chunk_rows(len(train)))]
-    return classes[vote(torch.cat(nearest), len(classes)).numpy()].astype(np.int64)
+    neighbours, classes = nearest_labels(train_emb, train_lbl, test_emb, k)
+    return classes[vote(neighbours, len(classes)).numpy()].astype(np.int64)
 
 
 def chunk_rows(train: int) -> int:
@@ -182,11 +194,19 @@ def vote(neighbours: Tensor, classes: int) -> Tensor:
     return ((k + 1) * votes - first).argmax(dim=1)
 
 
+def tied(neighbours: Tensor, classes: int) -> float:
+    """The share of rows in which two classes have the most votes."""
+    votes = F.one_hot(neighbours, classes).sum(dim=1).topk(2, dim=1).values  # (M, 2)
+    return (votes[:, 0] == votes[:, 1]).double().mean().item()
+
+
 def knn(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray) -> Result:
     """kNN probe with k = 10, or all of fewer training images."""
     k = min(10, len(train_emb))
-    protocol = f"majority of the k = {k} nearest of {len(train_emb):,} training images by cosine; ties by nearness"
-    return Result(knn_predict(train_emb, train_lbl, test_emb, k), protocol)
+    neighbours, classes = nearest_labels(train_emb, train_lbl, test_emb, k)
+    predictions = classes[vote(neighbours, len(classes)).numpy()].astype(np.int64)
+    ties = f"ties, {100 * tied(neighbours, len(classes)):.1f} % of the test images, go to the nearest"
+    return Result(predictions, f"majority of the k = {k} nearest of {len(train_emb):,} training images by cosine; {ties}")
 
 
 PROBES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Result]] = {

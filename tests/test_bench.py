@@ -53,3 +53,8 @@ def test_committed_records_are_whole():
     for line in bench.RECORDS.read_text().splitlines() if bench.RECORDS.exists() else []:
         record = json.loads(line)
         assert record["bench"] in bench.BENCHES and record["rows"] and record["commit"]
+
+
+@pytest.mark.parametrize("path", bench.readme.pages(bench.RECORDS), ids=lambda path: path.name)
+def test_the_pages_say_what_the_records_say(path):
+    assert path.read_text(encoding="utf-8") == bench.readme.pages(bench.RECORDS)[path], "python -m bench readme"

@@ -119,6 +119,7 @@ def test_knn_equals_scikit_learn_where_no_vote_is_tied():
     agree = knn_predict(x, y, x_test, 10) == theirs.predict(x_test)
     assert agree[~tied].all()
     assert 0 < tied.mean() < 0.2  # where the rules differ: nearest here, smallest label there
+    assert f"ties, {100 * tied.mean():.1f} % of the test images" in PROBES["knn"](x, y, x_test).protocol
 
 
 def test_the_tie_goes_to_the_nearest():

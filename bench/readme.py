@@ -1,0 +1,86 @@
+"""The tables of the README, written from the records: `python -m bench readme`. A test fails when they disagree."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+README, RECIPE = ROOT / "README.md", ROOT / "docs" / "recipe.md"
+RUNS = {
+    "cifar10": "`python simclr_train.py` (10 epochs)",
+    "cifar10-1": "`python simclr_train.py --epochs 1`",
+    "cifar10-seed": "`python simclr_train.py --recipe seed` (the original project's settings, this network)",
+}
+
+
+def latest(records: Path) -> dict[str, dict[str, Any]]:
+    """The last record of each measurement."""
+    lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
+    return {record["bench"]: record for record in map(json.loads, lines)}
+
+
+def results(found: dict[str, dict[str, Any]]) -> str:
+    """Accuracy and time of the one command."""
+    lines = ["| command | linear probe | kNN (k = 10, cosine) | training | everything | PFLOP |", "|---|---|---|---|---|---|"]
+    for name, command in RUNS.items():
+        if name in found:
+            row = found[name]["rows"][0]
+            accuracy = f"{100 * row['linear_accuracy']:.1f} % | {100 * row['knn_accuracy']:.1f} %"
+            times = f"{row['train_seconds'] / 60:.1f} min | {row['whole_seconds'] / 60:.1f} min"
+            lines.append(f"| {command} | {accuracy} | {times} | {row['pflop']:.3f} |")
+    lines.append("| the original project | 45.3 % | not given | not given | not given | not given |")
+    where = {f"{r['device']}, torch {r['torch']}, commit {r['commit']}" for n, r in found.items() if n in RUNS}
+    seeds = sorted({row["seed"] for n, r in found.items() if n in RUNS for row in r["rows"]})
+    plural = "seed" if len(seeds) == 1 else "seeds"
+    note = f"CIFAR-10 test accuracy of a frozen encoder, {plural} {', '.join(map(str, seeds))}; chance is 10 %. Measured on:"
+    return "\n".join([*lines, "", note, *(f"{line}." for line in sorted(where)), "On a GPU: not measured."])
+
+
+def measurements(found: dict[str, dict[str, Any]]) -> str:
+    """Speeds side by side, one table a measurement."""
+    parts = []
+    for name in ("views", "step", "memory", "newton-schulz"):
+        if name in found:
+            record = found[name]
+            parts += [f"`python -m bench {name}` ({record['device']}, torch {record['torch']}):", "", markdown(record["rows"])]
+            parts.append("")
+    return "\n".join(parts).strip()
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names), *([text(row.get(name, "")) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("_", " ")
+
+
+def text(value: Any) -> str:
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
+
+
+def ablation(found: dict[str, dict[str, Any]]) -> str:
+    return markdown(found["ablation"]["rows"]) if "ablation" in found else "not measured"
+
+
+def filled(page: str, name: str, table: str) -> str:
+    """The page with a table between its markers `<!-- NAME -->` and `<!-- end -->`."""
+    return re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", page, flags=re.S)
+
+
+def pages(records: Path) -> dict[Path, str]:
+    """Each page that holds tables, as it should be."""
+    found = latest(records)
+    readme = filled(README.read_text(encoding="utf-8"), "results", results(found))
+    return {
+        README: filled(readme, "measurements", measurements(found)),
+        RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", ablation(found)),
+    }
+
+
+def write(records: Path) -> None:
+    for path, page in pages(records).items():
+        path.write_text(page, encoding="utf-8")
