@@ -38,14 +38,16 @@ def held_out(data_dir: str | Path | None = None) -> tuple[ImageSet, ImageSet]:
 def norm_before_pool(channels: int, size: int) -> nn.Module:
     """The stages in the usual order: convolution, norm, activation, pool."""
     network = CNN(channels)
-    for i, (convolution, pool, norm, activation) in enumerate(network.stages):  # type: ignore[misc]
+    for i, stage in enumerate(network.stages):
+        convolution, pool, norm, activation = stage.children()
         network.stages[i] = nn.Sequential(convolution, norm, activation, pool)
     return network
 
 
 def pool_in_last_stage(channels: int, size: int) -> nn.Module:
     network = CNN(channels)
-    network.stages[-1][1] = nn.MaxPool2d(2)  # type: ignore[index]
+    convolution, _, norm, activation = network.stages[-1].children()
+    network.stages[-1] = nn.Sequential(convolution, nn.MaxPool2d(2), norm, activation)
     return network
 
 
@@ -61,7 +63,7 @@ CHANGES: dict[str, Recipe] = {
     "the base": BASE,
     **{name: replace(BASE, encoder=name) for name in VARIANTS},
     "views of 32 pixels instead of 24": replace(BASE, augmentation=ViewSettings(resolution=1.0)),
-    "crops of at least 0.3 of the area, grey 0.1": replace(BASE, augmentation=ViewSettings(crop_min=0.3, grayscale=0.1)),
+    "crops of at least 0.3, grayscale 0.1": replace(BASE, augmentation=ViewSettings(crop_min=0.3, grayscale=0.1)),
     "AdamW, lr 0.003": replace(BASE, optim=OptimSettings(optimizer="adamw", lr=3e-3)),
     "Muon, lr 0.04": replace(BASE, optim=OptimSettings(lr=0.04)),
     "four views of an image": replace(BASE, views=4),

@@ -1,4 +1,4 @@
-"""The one command, from start to end: `python simclr_train.py` in a process and a folder of its own, as a user runs it."""
+"""The one command from start to end: `python simclr_train.py` in a process and a folder of its own."""
 
 from __future__ import annotations
 

@@ -24,7 +24,10 @@ def latest(records: Path) -> dict[str, dict[str, Any]]:
 
 def results(found: dict[str, dict[str, Any]]) -> str:
     """Accuracy and time of the one command."""
-    lines = ["| command | linear probe | kNN (k = 10, cosine) | training | everything | PFLOP |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| command | linear probe | kNN (k = 10, cosine) | training | everything | PFLOP |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, command in RUNS.items():
         if name in found:
             row = found[name]["rows"][0]
@@ -35,7 +38,9 @@ def results(found: dict[str, dict[str, Any]]) -> str:
     where = {f"{r['device']}, torch {r['torch']}, commit {r['commit']}" for n, r in found.items() if n in RUNS}
     seeds = sorted({row["seed"] for n, r in found.items() if n in RUNS for row in r["rows"]})
     plural = "seed" if len(seeds) == 1 else "seeds"
-    note = f"CIFAR-10 test accuracy of a frozen encoder, {plural} {', '.join(map(str, seeds))}; chance is 10 %. Measured on:"
+    note = (
+        f"Accuracy of a frozen encoder on the test images, {plural} {', '.join(map(str, seeds))}; chance 10 %. On:"
+    )
     return "\n".join([*lines, "", note, *(f"{line}." for line in sorted(where)), "On a GPU: not measured."])
 
 
@@ -45,7 +50,11 @@ def measurements(found: dict[str, dict[str, Any]]) -> str:
     for name in ("views", "step", "memory", "newton-schulz"):
         if name in found:
             record = found[name]
-            parts += [f"`python -m bench {name}` ({record['device']}, torch {record['torch']}):", "", markdown(record["rows"])]
+            parts += [
+                f"`python -m bench {name}` ({record['device']}, torch {record['torch']}):",
+                "",
+                markdown(record["rows"]),
+            ]
             parts.append("")
     return "\n".join(parts).strip()
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from crlf.report import report as report  # now, so that the names of these two modules mean the functions
+from crlf.summary import summary as summary
+
 if TYPE_CHECKING:
     from crlf.data import ImageSet as ImageSet
     from crlf.embeddings import embed as embed
@@ -18,35 +21,31 @@ if TYPE_CHECKING:
     from crlf.probes import probe as probe
     from crlf.recipe import RECIPES as RECIPES
     from crlf.recipe import Recipe as Recipe
-    from crlf.report import report as report
     from crlf.runs import Run as Run
-    from crlf.summary import summary as summary
     from crlf.training import pretrain as pretrain
 
 __version__ = "0.1.0"
 
-# Loaded at first use, so that `crlf --help` need not import torch.
+# What needs torch is loaded at first use, so that `crlf --help` starts at once.
 _HOMES = {
     "pretrain": "training",
     "embed": "embeddings",
     "probe": "probes",
     "draw": "figures",
-    "report": "report",
-    "summary": "summary",
     "Recipe": "recipe",
     "RECIPES": "recipe",
     "Run": "runs",
     "ImageSet": "data",
     "InputError": "errors",
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [*_HOMES, "__version__", "report", "summary"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'crlf' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"crlf.{_HOMES[name]}"), name)
-    globals()[name] = value  # `report` is also the name of its module: from now on it is the function
+    globals()[name] = value
     return value
 
 

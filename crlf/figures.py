@@ -50,9 +50,7 @@ WRONG = LinearSegmentedColormap.from_list("wrong", ["#ffffff", "#fbd3a4", "#e779
 STYLE: dict[str, Any] = {
     "figure.dpi": 150,
     "savefig.dpi": 150,
-    "figure.titlesize": 12.5,
     "figure.titleweight": "bold",
-    "figure.labelsize": 9,
     "font.size": 9.5,
     "text.color": INK,
     "text.parse_math": False,  # a class may be called "$1"
@@ -68,6 +66,7 @@ STYLE: dict[str, Any] = {
 }
 LOSSES = {"simclr": "NT-Xent"}  # what a method's loss is called in its paper
 SHOWN = 5000  # points in a scatter plot
+NAMED = 16  # classes whose names fit into a scatter plot
 
 
 class NotDrawn(InputError):
@@ -127,13 +126,15 @@ def loss_curve(run: Run) -> Figure:
     if not rows and not means.size:
         raise NotDrawn(f"{str(run.file(runs.LOG))!r} holds no loss yet: `crlf pretrain` writes it")
     recipe = run.recipe
-    done = float(len(means) or rows[-1]["epoch"])
+    done = float(max(len(means), *(row["epoch"] for row in rows[-1:]), 0))
     caption = "Logged values are means over the steps since the one before. " if rows else ""
     figure = sheet((8, 4.6), loss_title(recipe, rows, means, done), caption + tag(recipe))
     axes = figure.subplots()
-    axes.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], color=PALETTE[8], lw=1.3, label="logged")
-    line = "o" if rows else "o-"
-    axes.plot(np.arange(len(means)) + 0.5, means, line, color=PALETTE[0], ms=5, label="mean of an epoch")
+    if rows:
+        axes.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], color=PALETTE[8], lw=1.3, label="logged")
+    if means.size:
+        middles, line = np.arange(len(means)) + 0.5, "o" if rows else "o-"
+        axes.plot(middles, means, line, color=PALETTE[0], ms=5, label="mean of an epoch")
     for chance, formula in chance_loss(recipe):
         axes.axhline(chance, color=PALETTE[1], ls=(0, (4, 3)), lw=1.4, label=f"chance: {formula} = {chance:.2f}")
     axes.set(xlabel="epoch", ylabel="loss", xlim=(0, done))
@@ -147,7 +148,7 @@ def loss_title(recipe: dict[str, Any], rows: list[dict[str, Any]], means: np.nda
     course = list(means) if len(means) > 1 or not rows else [row["loss"] for row in rows]
     name = LOSSES.get(str(recipe.get("method")), "")
     asked = recipe.get("epochs", done)
-    epochs = f"{done:.2g} of {asked:,} epochs" if done < asked else f"{done:,.0f} epoch{'s'[: done > 1]}"
+    epochs = f"{round(done, 1):g} of {asked:,} epochs" if done < asked else f"{done:,.0f} epoch{'s'[: done > 1]}"
     facts = [f"{rows[-1]['step'] / rows[-1]['epoch']:,.0f} steps each"] if rows else []
     if "temperature" in (recipe.get("head") or {}):
         facts.append(f"τ {recipe['head']['temperature']:g}")
@@ -191,7 +192,7 @@ def counts_table(axes: Axes, counts: np.ndarray, names: list[str], lying: bool) 
     worst = max(share[~same].max(initial=0), 1e-9)
     colours = np.where(same[..., None], RIGHT(share), WRONG(share / worst * (~same)))
     axes.imshow(colours, aspect="auto", interpolation="nearest")
-    size = 9.5 if K <= 12 else 7
+    size = 10.5 if K <= 12 else 7
     for i, j in np.ndindex(K, K) if K <= 20 else ():
         colour = "white" if i == j and share[i, j] > 0.45 else INK
         axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", size=size, color=colour)
@@ -211,7 +212,7 @@ def accuracy_bars(axes: Axes, counts: np.ndarray) -> None:
     axes.barh(np.arange(K), share, height=0.72, color="#b9c0f2")
     for i in range(K) if K <= 40 else ():
         text = percent(share[i]) if sums[i] else "–"
-        axes.text(0.04, i, text, va="center", size=9.5 if K <= 20 else 6)
+        axes.text(0.04, i, text, va="center", size=10 if K <= 20 else 6)
     axes.set(xlim=(0, 1))
     axes.set_xticks([0.35], ["accuracy"], size=9)
     axes.tick_params(length=0, labelleft=False)
@@ -227,7 +228,7 @@ def pca_embedding(run: Run) -> Figure:
     shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
     title = f"PCA of {N:,} test embeddings: 2 components hold {percent(sum(shares))} of the variance"
     rows = sample(N)
-    figure = sheet((8, 6.6), title, f"{origin(len(rows), N)}. {reading(labels)} {tag(run.recipe)}")
+    figure = sheet((8, 6.6), title, f"{origin(len(rows), N)}. {reading(labels, names)} {tag(run.recipe)}")
     axes = figure.subplots()
     axes.set(xlabel=f"first component, {percent(shares[0])} of the variance")
     axes.set(ylabel=f"second component, {percent(shares[1])} of the variance")
@@ -245,7 +246,7 @@ def tsne_embedding(run: Run) -> Figure:
     knn = run.scores.get("knn_accuracy")
     judged = f": kNN in all {D:,} dimensions is {percent(knn)} right" if knn else ""
     how = f"perplexity {perplexity:.3g}. Near means alike; the size and distance of clusters mean little"
-    caption = f"{origin(len(rows), N)}; {how}. {reading(labels)} {tag(run.recipe)}"
+    caption = f"{origin(len(rows), N)}; {how}. {reading(labels, names)} {tag(run.recipe)}"
     figure = sheet((8, 6.6), f"t-SNE of {len(rows):,} test embeddings{judged}", caption)
     axes = figure.subplots()
     axes.set(xticks=[], yticks=[])
@@ -395,9 +396,12 @@ def sheet(size: tuple[float, float], title: str, caption: str) -> Figure:
     """An empty figure of this size in inches, with its title on top and its caption at the foot."""
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
-    heading = figure.suptitle(title, x=0.012, ha="left")
-    heading.set_fontsize(heading.get_fontsize() * min(1, 0.975 * figure.bbox.width / heading.get_window_extent().width))
-    figure.supxlabel(textwrap.fill(caption.strip(), int(15 * size[0])), x=0.012, ha="left", color=SOFT)
+    scale = max(1.0, size[0] / 8)  # a page shows all figures in one width
+    heading = figure.suptitle(title, x=0.012, ha="left", size=12.5 * scale)
+    heading.set_fontsize(12.5 * scale * min(1, 0.97 * figure.bbox.width / heading.get_window_extent().width))
+    figure.supxlabel(
+        textwrap.fill(caption.strip(), int(15 * size[0] / scale)), x=0.012, ha="left", color=SOFT, size=9 * scale
+    )
     return figure
 
 
@@ -416,8 +420,10 @@ def origin(shown: int, N: int) -> str:
     return f"A point is a test image, {shown:,} of {N:,} drawn at random" if shown < N else "A point is a test image"
 
 
-def reading(labels: np.ndarray | None) -> str:
-    return "This run has no labels." if labels is None else "A name stands where its class is densest."
+def reading(labels: np.ndarray | None, names: Sequence[str]) -> str:
+    if labels is None:
+        return "This run has no labels."
+    return "A name stands where its class is densest." if len(names) <= NAMED else "Colour and shape tell the class."
 
 
 def scatter(axes: Axes, points: np.ndarray, labels: np.ndarray | None, names: list[str]) -> None:
@@ -432,8 +438,8 @@ def scatter(axes: Axes, points: np.ndarray, labels: np.ndarray | None, names: li
             x, y = points[part[labels[part] == k]].T
             axes.scatter(x, y, s=size, color=look(k)[0], marker=look(k)[1], alpha=0.8, lw=0)
     legend(axes, names)
-    if len(names) <= 24:
-        name_classes(axes, [(k, names[k], densest(points[labels == k])) for k in np.unique(labels)])
+    if len(names) <= NAMED:
+        name_classes(axes, [(k, short(names[k], 16), densest(points[labels == k])) for k in np.unique(labels)])
 
 
 def densest(points: np.ndarray) -> np.ndarray:
@@ -448,8 +454,8 @@ def look(k: int) -> tuple[str, str]:
     return PALETTE[k % 10], MARKERS[(k + k // 10) % 10]
 
 
-def legend(axes: Axes, names: list[str], most: int = 96) -> None:
-    """The classes in their order, right of the axes; of more than 96 the rest is counted."""
+def legend(axes: Axes, names: list[str], most: int = 76) -> None:
+    """The classes in their order, right of the axes; of more than 76 the rest is counted."""
     keys = []
     for k, name in enumerate(names[:most]):
         colour, marker = look(k)
@@ -462,7 +468,7 @@ def legend(axes: Axes, names: list[str], most: int = 96) -> None:
         loc="upper left",
         bbox_to_anchor=(1.01, 1),
         borderaxespad=0,
-        ncols=1 + (len(names) > 48),
+        ncols=1 + (len(names) > 38),
         fontsize=6.5 if small else 9.5,
         labelspacing=0.35 if small else 0.6,
         handletextpad=0.2,

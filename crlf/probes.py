@@ -206,7 +206,9 @@ def knn(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray) -> R
     neighbours, classes = nearest_labels(train_emb, train_lbl, test_emb, k)
     predictions = classes[vote(neighbours, len(classes)).numpy()].astype(np.int64)
     ties = f"ties, {100 * tied(neighbours, len(classes)):.1f} % of the test images, go to the nearest"
-    return Result(predictions, f"majority of the k = {k} nearest of {len(train_emb):,} training images by cosine; {ties}")
+    return Result(
+        predictions, f"majority of the k = {k} nearest of {len(train_emb):,} training images by cosine; {ties}"
+    )
 
 
 PROBES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Result]] = {

@@ -1,4 +1,4 @@
-"""The measurements: every name runs a module, a record says what a figure must be read beside, speeds are compared in turn."""
+"""The measurements: every name has a module, a record tells its circumstances, speeds are compared in turn."""
 
 from __future__ import annotations
 
