@@ -1,0 +1,300 @@
+"""The report: one file that loads nothing, believes nothing that it reads, and says what is missing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from test_figures import HOSTILE, fake_run
+
+from crlf import runs
+from crlf.errors import InputError
+from crlf.report import HOLDS, duration, plain, report, size
+from crlf.runs import Run
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;"
+
+
+class Page(HTMLParser):
+    """What a browser finds in a page."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.html = html
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == [], "a tag is not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.text += "\n" if tag in ("th", "td", "div") else ""
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def read(run: Run) -> Page:
+    path = report(run)
+    assert path == run.file("report.html")
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def picture(path: Path, description: str | None = None, wide: int = 40, high: int = 30) -> None:
+    info = PngInfo()
+    if description is not None:
+        info.add_itxt("Description", description)
+    Image.new("RGB", (wide, high), "white").save(path, pnginfo=info)
+
+
+def whole(path: Path) -> Run:
+    """A run with every file, its figures drawn by a cheap hand."""
+    run = fake_run(path)
+    for name in runs.FIGURES:
+        picture(run.file(name), f"The {name} of this run.")
+    for name in runs.FILES:
+        if not run.file(name).exists() and name != runs.REPORT:
+            run.file(name).write_bytes(b"something")
+    run.update_scores(
+        linear_accuracy=0.71734,
+        views_seen=1_996_800,
+        device="a processor",
+        protocol={"linear": "logistic regression", "knn": "k = 10, cosine"},
+        embed_seconds=61.0,
+        probe_seconds=5.0,
+        draw_seconds=4.5,
+    )
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return whole(tmp_path / "run")
+
+
+def test_it_says_first_how_good_against_what_and_in_how_long(run: Run):
+    text = read(run).text
+    parts = [
+        "gets 71.7 % of the test images right",
+        "nearest neighbours 87.6 %",
+        "most frequent class gets 12.3 %",
+        "in 1 min 23 s: 3 epochs over 1,996,800 views on a processor",
+        "took 1 min 10 s",
+        "Figures",
+        "Numbers",
+        "Settings",
+        "Files",
+    ]
+    places = [text.find(part) for part in parts]
+    assert -1 not in places, parts[places.index(-1)]
+    assert places == sorted(places)
+    assert "Not there yet" not in text
+
+
+def test_figures_are_inlined_in_order_with_alt_texts(run: Run):
+    images = read(run).all("img")
+    assert len(images) == len(runs.FIGURES)
+    for name, image in zip(runs.FIGURES, images, strict=True):
+        head, data = str(image["src"]).split(",")
+        assert head == "data:image/png;base64"
+        assert base64.b64decode(data) == run.file(name).read_bytes()
+        assert image["alt"] == f"The {name} of this run."
+        assert (image["width"], image["height"]) == ("40", "30")
+
+
+def test_a_figure_that_says_nothing_of_itself_has_an_alt_text(run: Run):
+    picture(run.file("views.png"))
+    assert read(run).all("img")[-1]["alt"] == HOLDS["views.png"]
+
+
+def test_it_loads_nothing(run: Run):
+    page = read(run)
+    assert page.all("meta")[1] == {"http-equiv": "Content-Security-Policy", "content": POLICY}
+    loads = {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "source", "svg"}
+    assert not loads & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on") or name in ("href", "srcset", "action")]
+        assert str(attributes.get("src", "data:")).startswith("data:")
+    assert not re.search(r"url\(|@import|https?:|//[a-z]", re.sub(r"base64,[^\"]*", "", page.html))
+
+
+def test_it_is_a_page_for_phones_and_for_the_night(run: Run):
+    page = read(run)
+    assert page.html.startswith("<!doctype html>") and page.all("html") == [{"lang": "en"}]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    assert "prefers-color-scheme: dark" in page.html and "max-width: 46rem" in page.html
+    assert [tag for tag, _ in page.tags if tag in ("h1", "h2")] == ["h1", *["h2"] * 4]
+
+
+@pytest.mark.parametrize("evil", [EVIL, *HOSTILE])
+def test_what_comes_from_files_is_text(evil: str, tmp_path: Path):
+    run = whole(tmp_path / ("run" + re.sub("[/\ud800\n]", "", evil)))
+    runs.write_json(run.file(runs.CLASSES), [evil] * 10)
+    runs.write_json(run.file(runs.RECIPE), {"method": evil, evil: evil, "head": {evil: evil}, "data": evil})
+    run.update_scores(device=evil, epochs=evil, **{evil: evil}, protocol={"linear": evil})
+    picture(run.file("views.png"), evil.encode("utf-8", "replace").decode())
+    page = read(run)
+    tags = {"html", "head", "meta", "title", "style", "body", "section", "h1", "h2", "h3", "p", "div", "b"}
+    assert {tag for tag, _ in page.tags} <= tags | {
+        "code",
+        "pre",
+        "table",
+        "tr",
+        "th",
+        "td",
+        "img",
+        "figure",
+        "figcaption",
+    }
+    assert len(page.all("img")) == len(runs.FIGURES)
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    if evil == EVIL:
+        assert evil in page.text and evil not in page.html
+
+
+def test_every_setting_is_shown_by_section(run: Run):
+    text = read(run).text
+    recipe = run.recipe
+    for name, value in recipe.items():
+        assert re.search(rf"\b{name}\b", text)
+        for key, setting in value.items() if isinstance(value, dict) else [(name, value)]:
+            assert re.search(rf"{key}\s*{re.escape(plain(setting))}", text), key
+
+
+def test_every_number_is_shown_with_its_protocol(run: Run):
+    run.update_scores(few_label_accuracy=0.5, a_list=[1, 2.5], nothing=None)
+    text = read(run).text
+    for expected in (
+        "logistic regression",
+        "k = 10, cosine",
+        "few label accuracy",
+        "50.0 %",
+        "1, 2.5",
+        "train seconds",
+    ):
+        assert expected in text
+    assert text.count("50.0 %") == 2  # a bar of its own, too
+
+
+def test_every_file_of_a_run_is_described(run: Run):
+    assert set(HOLDS) == set(runs.FILES)
+    text = read(run).text
+    for name in set(runs.FILES) - {runs.REPORT}:
+        assert HOLDS[name] in text
+
+
+@pytest.mark.parametrize("name", ["plain", "with a space", "quote'", "$(reboot)"])
+def test_the_command_that_repeats_the_run(name: str, tmp_path: Path):
+    run = whole(tmp_path / name)
+    [line] = [line for line in read(run).text.splitlines() if line.startswith("python simclr_train.py --recipe")]
+    words = shlex.split(line)
+    assert words[3] == str(run.file("recipe.json")) and words[4:] == ["--out", f"{run.path}_again"]
+
+
+# Stages that were not run
+
+STAGES = {
+    "pretrain": [runs.ENCODER],
+    "embed": ["test_emb.npy", "test_lbl.npy", "train_emb.npy", "train_lbl.npy"],
+    "probe": ["test_pred.npy", "confusion_matrix.png"],
+    "draw": list(runs.FIGURES),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_missing_stage_is_named_with_its_command(stage: str, run: Run):
+    for name in STAGES[stage]:
+        run.file(name).unlink()
+    if stage == "probe":
+        scores = {key: value for key, value in run.scores.items() if key not in ("linear_accuracy", "knn_accuracy")}
+        runs.write_json(run.file(runs.SCORES), scores)
+    page = read(run)
+    flags = "--resume --out " if stage == "pretrain" else ""
+    assert f"crlf {stage} {flags}{run.path}\n" in page.text
+    assert f"crlf report {run.path}\n" in page.text
+    assert len(page.all("img")) == sum(run.file(name).exists() for name in runs.FIGURES)
+    if stage == "probe":
+        assert "was not measured yet" in page.text
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path):
+    run = Run(tmp_path)
+    runs.write_json(run.file(runs.RECIPE), {"method": "simclr", "data": "cifar10"})
+    text = read(run).text
+    commands = [line.split()[1] for line in text.splitlines() if line.startswith("crlf ")]
+    assert commands == ["pretrain", "embed", "probe", "draw", "report"]
+
+
+def test_without_labels_there_is_nothing_to_probe(run: Run):
+    for name in ("test_lbl.npy", "train_lbl.npy", "test_pred.npy", "confusion_matrix.png", "classes.json"):
+        run.file(name).unlink()
+    runs.write_json(run.file(runs.SCORES), {"train_seconds": 5.0})
+    text = read(run).text
+    assert "Not there yet" not in text
+    assert "not measured: the data set has no labels" in text
+
+
+def test_a_damaged_figure_is_a_missing_one(run: Run):
+    run.file("views.png").write_bytes(b"nothing")
+    page = read(run)
+    assert len(page.all("img")) == len(runs.FIGURES) - 1
+    assert "figures (views.png)" in page.text and f"crlf draw {run.path}" in page.text
+
+
+def test_the_same_run_gives_the_same_bytes(run: Run):
+    first = report(run).read_bytes()
+    assert report(str(run.path)).read_bytes() == first
+
+
+def test_numbers_that_were_not_finite(run: Run):
+    run.update_scores(linear_accuracy=None, knn_accuracy=float("nan"), chance=None, train_seconds=None)
+    assert "was not measured" in read(run).text
+
+
+def test_not_a_run(tmp_path: Path):
+    with pytest.raises(InputError, match="holds no run"):
+        report(tmp_path)
+    (tmp_path / "recipe.json").write_text(json.dumps([1]))
+    with pytest.raises(InputError, match="JSON object"):
+        report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.4, "59.4 s"), (83, "1 min 23 s"), (3599.7, "1 h 0 min"), (7384, "2 h 3 min")],
+)
+def test_durations(seconds: float, text: str):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (51_200_128, "51.2 MB"), (2e9, "2 GB")]
+)
+def test_sizes(count: float, text: str):
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(True, "yes"), (None, "–"), (1234567, "1,234,567"), (3e-4, "0.0003"), ([0.5, 1], "0.5, 1")]
+)
+def test_plain(value: object, text: str):
+    assert plain(value) == text
