@@ -23,6 +23,7 @@ BENCHES = {
     "views": "views a second: CRLF, torchvision v2 and a PIL pipeline",
     "step": "a training step beside the bare network on ready-made views",
     "memory": "training speed with the allocator's default and with memory that is kept",
+    "probes": "linear probe and kNN beside scikit-learn's",
     "newton-schulz": "a step of Muon in float32 and of torch.optim.Muon in bf16",
 }
 RECORDS = Path(__file__).parent / "records.jsonl"

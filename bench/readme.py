@@ -38,16 +38,14 @@ def results(found: dict[str, dict[str, Any]]) -> str:
     where = {f"{r['device']}, torch {r['torch']}, commit {r['commit']}" for n, r in found.items() if n in RUNS}
     seeds = sorted({row["seed"] for n, r in found.items() if n in RUNS for row in r["rows"]})
     plural = "seed" if len(seeds) == 1 else "seeds"
-    note = (
-        f"Accuracy of a frozen encoder on the test images, {plural} {', '.join(map(str, seeds))}; chance 10 %. On:"
-    )
+    note = f"Accuracy of a frozen encoder on the test images, {plural} {', '.join(map(str, seeds))}; chance 10 %. On:"
     return "\n".join([*lines, "", note, *(f"{line}." for line in sorted(where)), "On a GPU: not measured."])
 
 
 def measurements(found: dict[str, dict[str, Any]]) -> str:
     """Speeds side by side, one table a measurement."""
     parts = []
-    for name in ("views", "step", "memory", "newton-schulz"):
+    for name in ("views", "step", "probes", "memory", "newton-schulz"):
         if name in found:
             record = found[name]
             parts += [

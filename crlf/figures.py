@@ -416,7 +416,7 @@ def sheet(size: tuple[float, float], title: str, caption: str) -> Figure:
 
 def tag(recipe: dict[str, Any]) -> str:
     """Which run this is."""
-    return "Run: {method}, encoder {encoder}, {epochs} epochs, seed {seed}.".format_map(
+    return "Run: {method}, encoder {encoder}, epochs {epochs}, seed {seed}.".format_map(
         defaultdict(lambda: "?", recipe)
     )
 
