@@ -1,8 +1,8 @@
 """Linear probe and kNN beside scikit-learn's, on 50,000 and 10,000 embeddings of 256 numbers.
 
-The embeddings are drawn to look like an encoder's: ten overlapping classes, features correlated and of unlike scales. scikit-learn fits once, at
-the C that CRLF chose; CRLF's own time is given with the choice and without. kNN is timed on all test images, and on
-1,000 of them for scikit-learn's.
+The embeddings are drawn to look like an encoder's: ten overlapping classes, features correlated and of unlike scales.
+scikit-learn fits once, at the C that CRLF chose; CRLF's own time is given with the choice and without. kNN is timed on
+all test images, and on 1,000 of them for scikit-learn's.
 """
 
 from __future__ import annotations
