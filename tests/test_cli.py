@@ -224,3 +224,27 @@ def test_ctrl_c_before_training_leaves_130(capsys):
 
     assert cli.command_line(stage, [], "stage") == 130
     assert capsys.readouterr().err == "stage: interrupted\n"
+
+
+def test_the_one_command_makes_every_file_of_the_design(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "simclr_train.py"), "--data", "shapes", "--subset", "300", "--epochs", "1"]
+    arguments = ["--batch-size", "64", "--device", "cpu", "--out", str(tmp_path / "simclr_output")]
+    done = subprocess.run(command + arguments, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in (tmp_path / "simclr_output").iterdir()}
+    assert made == set(runs.FILES)
+    scores = json.loads((tmp_path / "simclr_output" / "scores.json").read_text())
+    promised = {
+        "linear_accuracy",
+        "knn_accuracy",
+        "chance",
+        "epochs",
+        "views_seen",
+        "train_seconds",
+        "images_per_second",
+    }
+    assert promised | {"pflop", "device", "encoder", "method", "seed", "protocol"} <= set(scores)
+    for line in (f"linear probe  {100 * scores['linear_accuracy']:.1f} %", "chance", "trained in", "report.html"):
+        assert line in done.stdout
+    again = subprocess.run(command + arguments, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert again.returncode == 2 and "--overwrite" in again.stderr and "Traceback" not in again.stderr
