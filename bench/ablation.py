@@ -58,20 +58,26 @@ VARIANTS: dict[str, Callable[[int, int], nn.Module]] = {
     "last stage 512 wide": lambda channels, size: CNN(channels, widths=(32, 64, 128, 512)),
     "norm and GELU before the pool": norm_before_pool,
 }
-BASE = Recipe(data="held-out", epochs=2, views=2)
-CHANGES: dict[str, Recipe] = {
-    "the base": BASE,
-    **{name: replace(BASE, encoder=name) for name in VARIANTS},
-    "views of 32 pixels instead of 24": replace(BASE, augmentation=ViewSettings(resolution=1.0)),
-    "crops of at least 0.3, grayscale 0.1": replace(BASE, augmentation=ViewSettings(crop_min=0.3, grayscale=0.1)),
-    "AdamW, lr 0.003": replace(BASE, optim=OptimSettings(optimizer="adamw", lr=3e-3)),
-    "Muon, lr 0.04": replace(BASE, optim=OptimSettings(lr=0.04)),
-    "four views of an image": replace(BASE, views=4),
-}
+
+
+def changes() -> dict[str, Recipe]:
+    """The recipes, by what they change."""
+    base = Recipe(data="held-out", epochs=2, views=2)
+    return {
+        "the base": base,
+        **{name: replace(base, encoder=name) for name in VARIANTS},
+        "views of 32 pixels instead of 24": replace(base, augmentation=ViewSettings(resolution=1.0)),
+        "crops of at least 0.3, grayscale 0.1": replace(base, augmentation=ViewSettings(crop_min=0.3, grayscale=0.1)),
+        "AdamW, lr 0.003": replace(base, optim=OptimSettings(optimizer="adamw", lr=3e-3)),
+        "Muon, lr 0.04": replace(base, optim=OptimSettings(lr=0.04)),
+        "four views of an image": replace(base, views=4),
+    }
 
 
 def measure() -> list[dict[str, Any]]:
-    return [{"change": name, **score(recipe)} for name, recipe in CHANGES.items()]
+    SOURCES["held-out"] = held_out
+    ENCODERS.update(VARIANTS)
+    return [{"change": name, **score(recipe)} for name, recipe in changes().items()]
 
 
 def score(recipe: Recipe) -> dict[str, float]:
@@ -85,7 +91,3 @@ def score(recipe: Recipe) -> dict[str, float]:
         "train seconds": scores["train_seconds"],
         "PFLOP": scores["pflop"],
     }
-
-
-SOURCES["held-out"] = held_out
-ENCODERS.update(VARIANTS)

@@ -105,6 +105,8 @@ class State:
             self.method.load_state_dict(values["method"])
             for optimizer, saved in zip(self.optimizers, values["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+            if values["losses"].shape != self.losses.shape:
+                raise ValueError(f"it holds the losses of {len(values['losses'])} steps, not {len(self.losses)}")
             self.losses.copy_(values["losses"])
             self.step, self.seconds, self.epoch_losses = (values[k] for k in ("step", "seconds", "epoch_losses"))
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
