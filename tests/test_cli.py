@@ -120,9 +120,14 @@ def test_every_stage_refuses_what_is_no_run(capsys, tmp_path: Path, name: str):
     assert "run" in refused(capsys, name).lower()
 
 
-@pytest.mark.parametrize("name", ["probe", "draw"])
-def test_a_stage_before_its_turn_names_the_command_that_is_missing(capsys, made: Path, name: str):
-    assert "`crlf embed" in refused(capsys, name, str(made))
+def test_a_stage_before_its_turn_names_the_command_that_is_missing(capsys, made: Path):
+    assert "`crlf embed" in refused(capsys, "probe", str(made))
+
+
+def test_draw_draws_what_it_can_and_names_the_command_that_the_rest_waits_for(capsys, made: Path):
+    assert command("draw", str(made)) == 0
+    assert "pca_embedding is not drawn" in (said := capsys.readouterr().err) and "`crlf embed" in said
+    assert (made / "loss_curve.png").is_file()
 
 
 @pytest.mark.parametrize("spoiled", ["{", "[]", '{"epochs": "ten"}', '{"epoch": 3}', '{"optim": 3}', '{"method": "x"}'])
