@@ -133,7 +133,7 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
             rows = epoch_order(recipe.seed, epoch, len(data))[i * recipe.batch_size : (i + 1) * recipe.batch_size]
             batch = pixels[rows.to(device)]  # (B, C, H, W)
             stream = generator(device, "views", recipe.seed, state.step)
-            views = [make_view(batch, stream) for _ in range(recipe.views)]  # each (B, C, h, w)
+            views = make_view(batch.repeat(recipe.views, 1, 1, 1), stream).chunk(recipe.views)  # each (B, C, h, w)
             set_lr(optimizers, schedule((state.step + 0.5) / total, recipe.optim.warmup, recipe.optim.final_lr))
             with bf16:
                 loss, stats = method(views)

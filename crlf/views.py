@@ -160,12 +160,12 @@ def apply(images: Tensor, p: Parameters, settings: ViewSettings) -> Tensor:
     if settings.blur:
         rows = blur_matrix(p.sigma, h, settings.blur_kernel) @ rows
         columns = blur_matrix(p.sigma, w, settings.blur_kernel) @ columns
-    x = images.float().flatten(1, 2) @ columns.mT  # (B, C H, w)
-    x = rows[:, None] @ x.unflatten(1, (-1, H))  # (B, C, h, w), still in 0..255
-    x = x.flatten(2)  # (B, C, h w)
+    x = images.transpose(1, 2).float().flatten(1, 2) @ columns.mT  # (B, H C, w), still in 0..255
+    x = rows @ x.unflatten(1, (H, -1)).flatten(2)  # (B, h, C w): one product each, with no copy for the channels
+    x = x.unflatten(2, (-1, w)).transpose(1, 2).flatten(2)  # (B, C, h w)
     matrix, offset = colour_matrix(p, x.mean(dim=2) / 255, settings)
-    x = torch.baddbmm(offset[:, None], x.mT, matrix.mT / 255)  # (B, h w, C)
-    return x.unflatten(1, (h, w)).permute(0, 3, 1, 2)  # (B, C, h, w)
+    x = torch.baddbmm(offset[:, :, None], matrix / 255, x)  # (B, C, h w)
+    return x.unflatten(2, (h, w)).contiguous(memory_format=torch.channels_last)  # (B, C, h, w)
 
 
 def view_size(side: int, settings: ViewSettings) -> int:

@@ -71,7 +71,7 @@ def nt_xent_views(z: Tensor, temperature: float) -> Tensor:
         raise InputError(f"NT-Xent needs at least 2 images in a batch, not {B}: the others are the negatives")
     z = F.normalize(z.flatten(0, 1).to(torch.promote_types(z.dtype, torch.float32)), dim=1)  # (V B, P)
     with torch.autocast(z.device.type, enabled=False):
-        logits = z @ z.T / temperature  # (V B, V B)
+        logits = z / temperature @ z.T  # (V B, V B)
     row = torch.arange(V * B, device=z.device)
     partners = (row[:, None] + B * torch.arange(1, V, device=z.device)) % (V * B)  # (V B, V - 1)
     positives = logits.gather(1, partners)
