@@ -36,6 +36,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from crlf import runs
 from crlf.errors import InputError
 from crlf.runs import Run
+from crlf.words import percent
 
 # Ten colours whose nearest two are 0.13 apart in OKLab, also as seen without red or green cones (matplotlib's tab10:
 # 0.01; petroff10: 0.06; Tol's muted: 0.05). Found by search among colours that stand out from white; a test holds it.
@@ -419,10 +420,6 @@ def tag(recipe: dict[str, Any]) -> str:
     return "Run: {method}, encoder {encoder}, epochs {epochs}, seed {seed}.".format_map(
         defaultdict(lambda: "?", recipe)
     )
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def origin(shown: int, N: int) -> str:

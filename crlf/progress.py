@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crlf import runs
+from crlf.course import ByClock, BySteps
 from crlf.errors import InputError
 from crlf.runs import Run
 
@@ -17,13 +18,13 @@ from crlf.runs import Run
 class Progress:
     """The bar and the log of a run. On a terminal the bar moves; elsewhere each epoch leaves one line."""
 
-    def __init__(self, run: Run, epochs: int, steps: int, batch_size: int, done: int):
-        self.run, self.epochs, self.steps, self.batch_size = run, epochs, steps, batch_size
+    def __init__(self, run: Run, course: BySteps | ByClock, steps: int, batch_size: int, done: int):
+        self.run, self.course, self.steps, self.batch_size = run, course, steps, batch_size
         self.done = done  # steps
         kept = [row for row in run.log() if row.get("step", 0) <= done]  # a resumed run goes on from its checkpoint
         runs.write_bytes(run.file(runs.LOG), "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.bar = tqdm(
-            total=epochs * steps * batch_size,
+            total=course.total * batch_size if isinstance(course, BySteps) else None,
             initial=done * batch_size,
             unit=" images",
             unit_scale=True,
@@ -57,14 +58,15 @@ class Progress:
                 file.write(json.dumps(runs.finite(row)) + "\n")
         except OSError as error:
             raise InputError(f"{str(self.run.file(runs.LOG))!r} cannot be written: {error.strerror}") from error
-        epoch = -(-step // self.steps)
-        self.bar.set_description_str(f"epoch {epoch}/{self.epochs}", refresh=False)
+        left, total = self.course.left(step, seconds), self.course.steps(step) / self.steps
+        epoch = f"epoch {-(-step // self.steps)}/{total:.3g}"
+        self.bar.total = round(total * self.steps * self.batch_size)
+        self.bar.set_description_str(epoch, refresh=False)
         self.bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)
         self.bar.update(step * self.batch_size - self.bar.n)
         if step % self.steps == 0:
-            left = seconds / step * (self.epochs * self.steps - step)
             line = (
-                f"epoch {epoch:>{len(str(self.epochs))}}/{self.epochs}  loss {losses.double().mean().item():.4f}  "
+                f"{epoch}  loss {losses.double().mean().item():.4f}  "
                 f"{rate:,.0f} images/s  {tqdm.format_interval(seconds)} passed  {tqdm.format_interval(left)} left"
             )
             tqdm.write(line, file=sys.stderr)

@@ -18,6 +18,7 @@ from crlf.views import ViewSettings
 
 LIMITS = {
     "epochs": (1, 100_000),
+    "minutes": (0, 1_000_000),
     "batch_size": (2, 65_536),
     "views": (2, 64),
     "subset": (0, 2**40),
@@ -39,6 +40,8 @@ class Recipe:
     """At most this many training and as many test images, the first ones; 0 for all."""
     epochs: int = 10
     """Passes over the training images."""
+    minutes: float = 0.0
+    """A time budget for training, in place of the epochs: as many steps as fit; 0 trains by epochs."""
     batch_size: int = 256
     """Images in a step; a last, smaller batch is left out."""
     views: int = 4

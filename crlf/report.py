@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from crlf import runs
 from crlf.runs import Run
+from crlf.words import duration, percent, size
 
 HOLDS = {
     runs.RECIPE: "every setting; the run can be repeated from it alone",
@@ -293,29 +294,8 @@ def plain(value: Any) -> str:
     return str(value)
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def plural(count: Any, noun: str) -> str:
     return f"{plain(count)} {noun}{'' if count == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {left} s" if minutes else f"{seconds:.1f} s"
-
-
-def size(count: float) -> str:
-    """Bytes as a reader writes them."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def quoted(run: Run) -> str:

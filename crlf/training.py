@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crlf import encoders, runs
+from crlf.course import ByClock, BySteps
 from crlf.data import ImageSet, load
-from crlf.devices import describe, keep_freed_memory, pick_device
+from crlf.devices import describe, keep_freed_memory, memory_there, pick_device
 from crlf.errors import InputError
+from crlf.estimate import estimate
 from crlf.interrupts import Interrupted, stop_requests
 from crlf.methods import METHODS
 from crlf.methods.base import forward_flops
@@ -24,8 +27,8 @@ from crlf.randomness import generator
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs import Run
 from crlf.views import Views, denormalise, normalise, view_size
+from crlf.words import size
 
-LOG_EVERY = 20  # steps; only then does the loop wait for the device
 LIKELY = "a learning rate that is too high, a temperature that is too low, or images that are not finite"
 
 
@@ -55,6 +58,7 @@ def pretrain(
         InputError: a wrong setting, data set or folder, or a loss that is not finite; nothing is lost.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
+    started = time.perf_counter()
     keep_freed_memory()
     place = pick_device(device)
     data = load(recipe.data, data_dir)[0].first(recipe.subset)
@@ -64,8 +68,20 @@ def pretrain(
     if resume and run.file(runs.CHECKPOINT).exists():
         state.load(run)
     save_views(run, recipe, data)
-    train(run, recipe, data, state)
+    if state.share < 1:
+        tell_cost(state, data)
+    train(run, recipe, data, state, started)
     return run
+
+
+def tell_cost(state: State, data: ImageSet) -> None:
+    """Say what the run will take, and when that is more memory than there is."""
+    cost = estimate(state.recipe, data, state.method, state.optimizers, state.share)
+    print(cost, file=sys.stderr)
+    there = memory_there(state.device)
+    if there and cost.memory > there:
+        advice = "a smaller --batch-size or fewer --views need less"
+        print(f"warning: that is more memory than the {size(there)} that are there: {advice}", file=sys.stderr)
 
 
 class State:
@@ -83,6 +99,7 @@ class State:
         self.device = device
         self.step = 0  # steps done
         self.seconds = 0.0  # of training so far
+        self.share = 0.0  # of the run that is done
         self.losses = torch.zeros(recipe.steps_per_epoch(len(data)), device=device)  # of this epoch's steps
         self.epoch_losses: list[float] = []  # the mean of each whole epoch
 
@@ -92,7 +109,7 @@ class State:
             "method": self.method.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "losses": self.losses,
-            **{name: getattr(self, name) for name in ("step", "seconds", "epoch_losses")},
+            **{name: getattr(self, name) for name in ("step", "seconds", "share", "epoch_losses")},
         }
         runs.save_tensors(run.file(runs.CHECKPOINT), values)
 
@@ -108,33 +125,41 @@ class State:
             if values["losses"].shape != self.losses.shape:
                 raise ValueError(f"it holds the losses of {len(values['losses'])} steps, not {len(self.losses)}")
             self.losses.copy_(values["losses"])
-            self.step, self.seconds, self.epoch_losses = (values[k] for k in ("step", "seconds", "epoch_losses"))
+            for name in ("step", "seconds", "share", "epoch_losses"):
+                setattr(self, name, values[name])
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{where} is damaged: {str(error).splitlines()[0]}") from error
 
 
-def train(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
-    """The loop: batch, views, learning rate, loss, backward, step, log, save."""
+def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float | None = None) -> None:
+    """The loop: batch, views, learning rate, loss, backward, step, log, save.
+
+    Args:
+        started: when the run did, on the clock of `time.perf_counter`; a time budget counts from then.
+    """
     steps = len(state.losses)  # in an epoch
-    total = recipe.epochs * steps
+    clock = time.perf_counter() - state.seconds
+    course: BySteps | ByClock = BySteps(recipe.epochs * steps)
+    if recipe.minutes:
+        startup = 0.0 if started is None else time.perf_counter() - started
+        course = ByClock(60 * recipe.minutes - startup, state.step, state.share, state.seconds)
     pixels = data.images.to(state.device)  # uint8 (N, C, H, W)
     make_view = Views(recipe.augmentation)
     method, optimizers, device = state.method.train(), state.optimizers, state.device
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     with (
         stop_requests() as stop,
-        Progress(run, recipe.epochs, steps, recipe.batch_size, state.step) as progress,
+        Progress(run, course, steps, recipe.batch_size, state.step) as progress,
     ):
-        clock = time.perf_counter() - state.seconds
-        while state.step < total:
+        while not course.over(state.step):
             epoch, i = divmod(state.step, steps)
             rows = epoch_order(recipe.seed, epoch, len(data))[i * recipe.batch_size : (i + 1) * recipe.batch_size]
             batch = pixels[rows.to(device)]  # (B, C, H, W)
             stream = generator(device, "views", recipe.seed, state.step)
             views = make_view(batch.repeat(recipe.views, 1, 1, 1), stream).chunk(recipe.views)  # each (B, C, h, w)
-            set_lr(optimizers, schedule((state.step + 0.5) / total, recipe.optim.warmup, recipe.optim.final_lr))
+            set_lr(optimizers, schedule(course.share(state.step + 0.5), recipe.optim.warmup, recipe.optim.final_lr))
             with bf16:
                 loss, stats = method(views)
             loss.backward()
@@ -142,19 +167,21 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             state.step += 1
-            method.after_step(state.step / total)
+            method.after_step(course.share(state.step))
             state.losses[i] = loss.detach()
             last = i == steps - 1
-            if last or i % LOG_EVERY == LOG_EVERY - 1 or stop:
+            if last or stop or course.due(state.step):
+                require_finite(state.losses[: i + 1], state.step - i, run)  # waits for the device
                 state.seconds = time.perf_counter() - clock
-                require_finite(state.losses[: i + 1], state.step - i, run)
+                course.look(state.step, state.seconds)
+                state.share = course.share(state.step)
                 progress.log(state.step, state.losses[: i + 1].cpu(), state.seconds, lr(optimizers), stats)
             if last:
                 state.epoch_losses.append(mean(state.losses))
             if last or stop:
                 state.save(run)
             if stop:
-                raise Interrupted(stop[0], f"stopped after step {state.step} of {total}: --resume continues it")
+                raise Interrupted(stop[0], f"stopped after step {state.step} of {course.steps(state.step):.0f}: --resume continues it")
     finish(run, recipe, data, state)
 
 
@@ -199,7 +226,9 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
     """Write what a trained run is known by."""
     weights = {name: value.cpu() for name, value in state.method.encoder.state_dict().items()}
     runs.save_tensors(run.file(runs.ENCODER), weights)
-    runs.save_array(run.file(runs.LOSS), np.array(state.epoch_losses, dtype=np.float64))
+    part = state.step % len(state.losses)  # of an epoch that the clock cut short
+    losses = state.epoch_losses + [mean(state.losses[:part])] * (part > 0)
+    runs.save_array(run.file(runs.LOSS), np.array(losses, dtype=np.float64))
     images_seen = state.step * recipe.batch_size
     view = [view_size(side, recipe.augmentation) for side in data.images.shape[2:]]
     flops = forward_flops(state.method, recipe.views, data.images.shape[1], *view)
@@ -208,12 +237,12 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
         encoder=recipe.encoder,
         data=recipe.data,
         seed=recipe.seed,
-        epochs=recipe.epochs,
+        epochs=round(state.step / len(state.losses), 2) if part else state.step // len(state.losses),
         views_seen=images_seen * recipe.views,
         train_seconds=state.seconds,
         images_per_second=images_seen / state.seconds,
         pflop=3 * flops * images_seen * recipe.views / 1e15,  # backward costs two forwards
-        loss=state.epoch_losses[-1],
+        loss=losses[-1],
         device=describe(state.device),
         torch=torch.__version__,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from crlf import encoders
 from crlf.errors import InputError
+from crlf.methods import simclr
 from crlf.methods.simclr import SimCLR, SimCLRSettings, nt_xent, nt_xent_views
 
 
@@ -53,6 +56,35 @@ def test_many_views_equal_a_double_loop(views: int):
 def test_gradcheck():
     z1, z2 = projections(2, 4).requires_grad_().unbind()
     assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5), (z1, z2))
+
+
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("logits", [1, 100, 600])
+def test_a_few_rows_at_a_time_equal_all_at_once(monkeypatch, views: int, logits: int):
+    z = projections(views, 19).requires_grad_()
+    expected = nt_xent_views(z, 0.2)
+    expected.backward()
+    gradient, z.grad = z.grad, None
+    monkeypatch.setattr(simclr, "LOGITS", logits)
+    loss = nt_xent_views(z, 0.2)
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(z.grad, gradient, rtol=1e-9, atol=1e-15)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_batch():
+    """16,384 projections: all logits and their gradients at once would be above 4 GB."""
+    code = """if True:
+        import resource, torch
+        from crlf.methods.simclr import nt_xent
+        z1, z2 = torch.randn(2, 8192, 16, requires_grad=True)
+        nt_xent(torch.ones(4, 4), torch.ones(4, 4), 0.2)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        nt_xent(z1, z2, 0.2).backward()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    """
+    megabytes = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert megabytes < 900
 
 
 def test_equal_projections_give_the_chance_level():

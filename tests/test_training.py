@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
         return (act(loss) if count[0] == step + 1 else loss), stats
 
     monkeypatch.setattr(SimCLR, "forward", planted)
+    monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)  # its trial is not counted
 
 
 def interrupt(loss: torch.Tensor, number: int = signal.SIGINT) -> torch.Tensor:
@@ -314,3 +317,17 @@ def test_embed_without_a_run(tmp_path: Path):
         crlf.embed(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         crlf.embed(tmp_path / "nowhere")
+
+
+def test_a_time_budget_ends_on_time_with_a_finished_encoder(tmp_path: Path):
+    recipe = dataclasses.replace(TINY, minutes=0.1)
+    start = time.perf_counter()
+    run = crlf.pretrain(recipe, out=tmp_path / "run", device="cpu")
+    assert time.perf_counter() - start == pytest.approx(6, abs=1)
+    scores, log = run.scores, run.log()
+    assert scores["train_seconds"] < 6.5
+    assert scores["epochs"] == pytest.approx(log[-1]["step"] / 3, abs=0.01)
+    assert len(run.array("loss.npy")) == -(-log[-1]["step"] // 3)
+    assert log[-1]["lr"] < 0.1 * max(row["lr"] for row in log)
+    again = crlf.pretrain(recipe, out=run.path, device="cpu", resume=True)  # a finished one stays as it is
+    assert again.log()[-1]["step"] == log[-1]["step"] and again.scores["epochs"] == scores["epochs"]

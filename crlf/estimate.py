@@ -1,0 +1,111 @@
+"""What a run will cost, before it begins: time, memory and disk, from a trial of a few images."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crlf.data import ImageSet
+from crlf.devices import memory_used, wait_for
+from crlf.methods import Method
+from crlf.randomness import generator
+from crlf.recipe import Recipe
+from crlf.views import Views
+from crlf.words import duration, size
+
+TRIAL = 32  # images; on a GPU the whole batch
+REPORT = 8_000_000  # bytes of the figures and the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run will cost."""
+
+    seconds: float
+    """Of training."""
+    epochs: float
+    """That fit in a time budget, or that were asked for."""
+    memory: int
+    """Bytes at the peak; on a GPU, of its memory."""
+    disk: int
+    """Bytes of the run folder when all is done."""
+
+    def __str__(self) -> str:
+        plural = "" if self.epochs == 1 else "s"
+        return (
+            f"estimate: {duration(self.seconds)} of training ({self.epochs:.3g} epoch{plural}), "
+            f"{size(self.memory)} of memory, {size(self.disk)} on disk"
+        )
+
+
+def estimate(
+    recipe: Recipe, data: ImageSet, method: Method, optimizers: list[torch.optim.Optimizer], done: float = 0.0
+) -> Estimate:
+    """The cost of training `method`, on the device where it is, by a trial on copies: nothing changes.
+
+    Args:
+        done: the share of the run that is done.
+    """
+    device = next(method.parameters()).device
+    method, optimizers = copy.deepcopy((method.train(), optimizers))
+    images = min(recipe.batch_size, TRIAL if device.type == "cpu" else recipe.batch_size)
+    scale = recipe.batch_size / images
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        activations = saved_bytes(lambda: forward(recipe, data, method, images, device))
+        learn = min(timed(lambda: forward(recipe, data, method, images, device).backward(), device) for _ in range(2))
+        move = min(timed(lambda: [optimizer.step() for optimizer in optimizers], device) for _ in range(2))
+    steps = recipe.steps_per_epoch(len(data))
+    epoch = steps * (scale * learn + move)  # seconds
+    epochs = 60 * recipe.minutes / epoch if recipe.minutes else recipe.epochs
+    weights = sum(p.nbytes for p in method.parameters())
+    moments = sum(
+        value.nbytes
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    )
+    held = 2 * weights + moments + data.images.nbytes
+    rows = len(data) * 4 * getattr(method.encoder, "out_dim", 0)
+    return Estimate(
+        seconds=epochs * epoch * (1 - done),
+        epochs=epochs,
+        memory=held + int(scale * activations) + memory_used(device),
+        disk=rows + 2 * weights + moments + REPORT,
+    )
+
+
+def forward(recipe: Recipe, data: ImageSet, method: Method, images: int, device: torch.device) -> Tensor:
+    """The loss of the first images, on a training step's path."""
+    batch = data.images[:images].to(device).repeat(recipe.views, 1, 1, 1)
+    views = Views(recipe.augmentation)(batch, generator(device, "views", recipe.seed, "estimate"))
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        return method(views.chunk(recipe.views))[0]
+
+
+def saved_bytes(compute: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of what `compute` computes."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        compute()
+    return sum(storages.values())
+
+
+def timed(act: Callable[[], object], device: torch.device) -> float:
+    """Seconds."""
+    wait_for(device)
+    start = time.perf_counter()
+    act()
+    wait_for(device)
+    return time.perf_counter() - start
