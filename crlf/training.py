@@ -181,7 +181,8 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
             if last or stop:
                 state.save(run)
             if stop:
-                raise Interrupted(stop[0], f"stopped after step {state.step} of {course.steps(state.step):.0f}: --resume continues it")
+                where = f"step {state.step} of {course.steps(state.step):.0f}"
+                raise Interrupted(stop[0], f"stopped after {where}: --resume continues it")
     finish(run, recipe, data, state)
 
 
