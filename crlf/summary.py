@@ -27,7 +27,9 @@ def table(scores: dict[str, Any], run: Run) -> str:
         ("chance", percent("chance")),
         (
             "trained in",
-            f"{clock(training)} ({scores.get('images_per_second', 0):,.0f} images/s)" if training else "not yet",
+            f"{clock(training)} ({scores.get('images_per_second', 0):,.0f} images/s, {scores.get('pflop', 0):.3g} PFLOP)"
+            if training
+            else "not yet",
         ),
         ("all stages", clock(sum(s for s in stages if s))),
         ("encoder", str(run.file(runs.ENCODER))),
