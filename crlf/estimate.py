@@ -20,7 +20,7 @@ from crlf.views import Views
 from crlf.words import duration, size
 
 TRIAL = 32  # images; on a GPU the whole batch
-REPEATS = 5  # of which the fastest counts
+REPEATS = 5
 REPORT = 8_000_000  # bytes of the figures and the report
 
 
@@ -59,10 +59,8 @@ def estimate(
     scale = recipe.batch_size / images
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         activations = saved_bytes(lambda: forward(recipe, data, method, images, device))
-        learn = min(
-            timed(lambda: forward(recipe, data, method, images, device).backward(), device) for _ in range(REPEATS)
-        )
-        move = min(timed(lambda: [optimizer.step() for optimizer in optimizers], device) for _ in range(REPEATS))
+        learn = fastest(lambda: forward(recipe, data, method, images, device).backward(), device)
+        move = fastest(lambda: [optimizer.step() for optimizer in optimizers], device)
     steps = recipe.steps_per_epoch(len(data))
     epoch = steps * (scale * learn + move)  # seconds
     epochs = 60 * recipe.minutes / epoch if recipe.minutes else recipe.epochs
@@ -110,6 +108,11 @@ def saved_bytes(compute: Callable[[], Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         compute()
     return sum(storages.values())
+
+
+def fastest(act: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of a few calls: what else the machine does only slows them."""
+    return min(timed(act, device) for _ in range(REPEATS))
 
 
 def timed(act: Callable[[], object], device: torch.device) -> float:
