@@ -100,7 +100,7 @@ def test_the_ablation_holds_out_what_it_chooses_by(ablation, cifar10):
 def test_nt_xent_in_chunks_needs_less_memory():
     rows = loss_memory.measure((4096,), at_once=4096, logits=2**20)
     chunked, whole = rows
-    assert chunked["memory_MB"] < whole["memory_MB"] / 3
+    assert chunked["memory_MB"] < whole["memory_MB"] / 2
     assert chunked["loss"] == whole["loss"] and chunked["gradient_norm"] == whole["gradient_norm"]
 
 
