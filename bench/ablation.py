@@ -121,9 +121,9 @@ class Progressive(Views):
 NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "last stage pools too": with_stages(pool_in_last),
     "last stage 512 wide": lambda channels, size, regions: CNN(channels, regions, widths=(32, 64, 128, 512)),
-    "norm and GELU before the pool": with_stages(norm_before_pool),
+    "norm and SiLU before the pool": with_stages(norm_before_pool),
     "ReLU": with_stages(activated(nn.ReLU)),
-    "SiLU": with_stages(activated(nn.SiLU)),
+    "GELU": with_stages(activated(nn.GELU)),
     "hard swish": with_stages(activated(nn.Hardswish)),
     "first convolution begins whitened": whitened,
 }

@@ -1,7 +1,7 @@
 """NT-Xent's memory and time against the batch: in chunks with recomputation, and at once; a process each.
 
-Memory is the growth of the process's peak (Linux's VmHWM) while the loss and its gradient are computed, the projections (128 wide, in
-float32, two views an image) being there already.
+Memory is the growth of the process's peak (Linux's VmHWM) while the loss and its gradient are computed, the projections
+(128 wide, in float32, two views an image) being there already.
 """
 
 from __future__ import annotations
