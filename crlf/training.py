@@ -89,11 +89,11 @@ def tell_cost(state: State, data: ImageSet) -> None:
 def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> None:
     """Raise InputError unless the encoder takes the images, as they are embedded in the end, and their views."""
     normalise(data.images[:1], recipe.augmentation)  # refuses statistics of another number of channels
-    _, channels, *image = data.images.shape
-    view = [view_size(side, recipe.augmentation) for side in image]
-    encoders.trial(encoder, recipe.encoder, channels, *image)
+    _, channels, height, width = data.images.shape
+    encoders.trial(encoder, recipe.encoder, channels, height, width)
+    height, width = (view_size(side, recipe.augmentation) for side in (height, width))
     advice = "; --resolution 1 makes the views as large as the images"
-    encoders.trial(encoder, recipe.encoder, channels, *view, advice=advice)
+    encoders.trial(encoder, recipe.encoder, channels, height, width, advice)
 
 
 class State:
