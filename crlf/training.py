@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crlf import encoders, runs
 from crlf.course import ByClock, BySteps
-from crlf.data import ImageSet, load
+from crlf.data import ImageSet, load_for_pretraining
 from crlf.devices import describe, keep_freed_memory, memory_there, pick_device
 from crlf.errors import InputError
 from crlf.estimate import estimate
@@ -61,7 +61,7 @@ def pretrain(
     started = time.perf_counter()
     keep_freed_memory()
     place = pick_device(device)
-    data = load(recipe.data, data_dir)[0].first(recipe.subset)
+    data = load_for_pretraining(recipe.data, data_dir).first(recipe.subset)
     recipe.steps_per_epoch(len(data))
     state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
     run = runs.claim(out, recipe.to_dict(), resume, overwrite, space=5 * data.images.nbytes // 4)

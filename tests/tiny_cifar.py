@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from crlf.data.cifar import CIFAR10
-from crlf.data.forms import Arrays, Cifar
+from crlf.data.forms import Arrays, Official
 
 EACH = 3  # images of a batch
 
@@ -35,7 +35,7 @@ def sha256(arrays: Arrays) -> dict[str, str]:
 
 
 # Nothing listens at port 9 of this machine: the address fails at once.
-SPEC: Cifar = dataclasses.replace(
+SPEC: Official = dataclasses.replace(
     CIFAR10, title="Tiny", sha256=sha256(truth()), url="http://127.0.0.1:9/cifar-10-python.tar.gz", package=None
 )
 WITH_NPM = dataclasses.replace(SPEC, package=CIFAR10.package)
