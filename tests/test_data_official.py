@@ -249,7 +249,9 @@ def test_a_download_is_kept_decoded(tiny: Tiny, served: tuple[forms.Official, Pa
     assert_is(tiny, load(tiny, None, spec))
     assert set(snapshot(cache)) == {f"{spec.name}/{key}.npy" for key in tiny.arrays} | {f"{spec.name}/sha256.json"}
     told = json.loads((cache / spec.name / "sha256.json").read_bytes())
-    assert told == {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in tiny.arrays.items()}
+    assert told == {"data": spec.name} | {
+        key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in tiny.arrays.items()
+    }
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
@@ -261,7 +263,7 @@ def test_a_damaged_cache_is_fetched_again(damage: str, tiny: Tiny, served, cache
         data = file.read_bytes()
         file.unlink()
         if damage != "missing":
-            at = data.index(b":") + 3 if file.suffix == ".json" else len(data) - 1
+            at = data.rindex(b'"') - 5 if file.suffix == ".json" else len(data) - 1
             file.write_bytes(data[:at] + (b"" if damage == "cut" else bytes([data[at] ^ 1]) + data[at + 1 :]))
         before = snapshot(cache)
         assert f"{tiny.spec.title} could not be fetched" in unanswered(tiny) and snapshot(cache) == before
@@ -269,6 +271,11 @@ def test_a_damaged_cache_is_fetched_again(damage: str, tiny: Tiny, served, cache
         capsys.readouterr()
         assert_is(tiny, load(tiny, None, spec))
         assert "fetching it again" in capsys.readouterr().err and snapshot(cache) == whole
+
+
+def test_one_data_set_is_not_taken_for_another(tmp_path: Path, cache: Path):
+    load(TINY["svhn"], TINY["svhn"].write_files(tmp_path / "given"))
+    assert "it is of 'svhn', not 'cifar100'" in refused(TINY["cifar100"], cache / "svhn")
 
 
 def test_another_file_at_the_address_is_refused(tiny: Tiny, served, cache: Path):

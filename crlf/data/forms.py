@@ -131,20 +131,28 @@ def read_decoded(folder: Path, spec: Official, splits: Sequence[str]) -> Arrays:
     keys = spec.arrays(splits)
     with ThreadPoolExecutor() as pool:
         arrays = dict(zip(keys, pool.map(lambda key: read_array(folder / f"{key}.npy", spec), keys), strict=True))
-    return checked(arrays, spec.sha256 or recorded(folder, keys))
+    return checked(arrays, spec.sha256 or recorded(folder, keys, spec))
 
 
-def recorded(folder: Path, keys: Sequence[str]) -> dict[str, str]:
+def record(arrays: Arrays, spec: Official) -> str:
+    """What RECORD holds: the data set's name, lest one be taken for another, and the SHA-256 of each array."""
+    return json.dumps({"data": spec.name, **digests(arrays)}, indent=2)
+
+
+def recorded(folder: Path, keys: Sequence[str], spec: Official) -> dict[str, str]:
     """The SHA-256 of each array when it was decoded."""
     if not (folder / RECORD).exists():
         raise InputError(f"{RECORD} is missing")
     try:
         told = json.loads((folder / RECORD).read_bytes())
-        return {key: str(told[key]) for key in keys}
+        sha256 = {key: str(told[key]) for key in keys}
+        if told["data"] != spec.name:
+            raise ValueError(f"it is of {told['data']!r}, not {spec.name!r}")
     except OSError:
         raise
     except Exception as error:  # a damaged file raises almost any kind
-        raise InputError(f"{RECORD} cannot be read: {pickles.line(error)}") from error
+        raise InputError(f"{RECORD} cannot be used: {pickles.line(error)}") from error
+    return sha256
 
 
 def read_array(path: Path, spec: Official) -> np.ndarray:

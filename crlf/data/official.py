@@ -6,7 +6,6 @@ All hold the same pixels, which is proven at every start (crlf.data.forms).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +21,11 @@ from crlf.data.forms import (
     Arrays,
     Official,
     Reader,
-    digests,
     read,
     read_archive,
     read_batches,
     read_decoded,
+    record,
 )
 from crlf.data.imageset import ImageSet
 from crlf.errors import InputError
@@ -87,7 +86,7 @@ def given(path: Path, spec: Official, splits: Sequence[str]) -> Arrays:
 
 def store(arrays: Arrays, folder: Path, temporary: Path, spec: Official) -> None:
     """Save the arrays, and their SHA-256 where it is not known, so that later starts can check them."""
-    texts = {} if spec.sha256 else {RECORD: json.dumps(digests(arrays), indent=2)}
+    texts = {} if spec.sha256 else {RECORD: record(arrays, spec)}
     keep(arrays, folder, temporary, texts)
 
 
