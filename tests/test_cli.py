@@ -59,7 +59,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--seed", "-1"], "seed must be in"),
         (
             ["--encoder", "resnt18"],
-            "encoder 'resnt18' is not known: choose from cnn, resnet18, resnet34, resnet50, timm:NAME, vit_small, vit_tiny. Did you mean 'resnet18'?",
+            "encoder 'resnt18' is not known: choose from cnn, resnet18, resnet34, resnet50, timm:NAME, "
+            "vit_small, vit_tiny. Did you mean 'resnet18'?",
         ),
         (["--method", "simcrl"], "Did you mean 'simclr'?"),
         (["--recipe", "sed"], "recipe 'sed' is not known: choose from default, seed. Did you mean 'seed'?"),

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from crlf import encoders
 from crlf.data import SOURCES, ImageSet, shapes
 from crlf.embeddings import embed
-from crlf.encoders import ENCODERS
+from crlf.encoders import ENCODERS, EmbeddingSettings
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import forward_flops
@@ -73,6 +73,51 @@ def test_every_encoder_takes_a_step_of_every_method(name: str, method: str):
     model.after_step(0.5)
     moved = {key for key, p in model.encoder.named_parameters() if not torch.equal(p, before[key])}
     assert moved == {key for key, p in model.encoder.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("regions", [1, 2, 3])
+@pytest.mark.parametrize("side", [(4, 4), (7, 5), (2, 1), (1, 1)])
+def test_region_means_are_adaptive_average_pooling(regions: int, side: tuple[int, int]):
+    x = torch.randn(2, 3, *side)
+    means = encoders.RegionMean(regions)(x).unflatten(1, (regions, regions, 3)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(means, torch.nn.functional.adaptive_avg_pool2d(x, regions))
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if encoders.has_regions(name)])
+def test_regions_change_no_weight_and_average_to_the_whole(name: str):
+    whole, parts = (encoders.build(name, 3, 32, regions).eval() for regions in (1, 2))
+    parts.load_state_dict(whole.state_dict())
+    assert parts.out_dim == 4 * whole.out_dim
+    assert encoders.embedding_dim(name, 3, 32, EmbeddingSettings(regions=2)) == parts.out_dim
+    x = torch.randn(2, 3, 32, 32)
+    average = torch.cat([part.unflatten(1, (4, -1)).mean(dim=1) for part in split_maps(parts(x), parts)], dim=1)
+    torch.testing.assert_close(average, whole(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "timm:resnet10t"])
+def test_what_has_no_regions_stays_as_it_is(name: str):
+    whole, parts = (encoders.build(name, 3, 32, regions).eval() for regions in (1, 2))
+    assert not encoders.has_regions(name)
+    parts.load_state_dict(whole.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(whole(x), parts(x))
+    assert encoders.embedding_dim(name, 3, 32, EmbeddingSettings(regions=2)) == whole.out_dim == parts.out_dim
+
+
+def split_maps(h: torch.Tensor, encoder: nn.Module) -> list[torch.Tensor]:
+    """The embedding's parts, a map each: the light CNN reads three."""
+    widths = [64, 128, 256] if isinstance(encoder, encoders.CNN) else [h.shape[1] // 4]
+    return list(h.split([4 * width for width in widths], dim=1))
+
+
+def test_a_frozen_encoder_takes_an_image_and_its_mirror_image_as_one():
+    encoder = encoders.build("cnn", 3, 32, 2)
+    frozen = encoders.Frozen(encoder, mirror=True)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(frozen(x), frozen(x.flip(3)))
+    torch.testing.assert_close(frozen(x), (encoder(x) + encoder(x.flip(3))) / 2)
+    assert torch.equal(encoders.Frozen(encoder, mirror=False)(x), encoder(x))
+    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
 
 
 def test_cnn_costs_at_most_20_mmac_an_image():
@@ -211,7 +256,7 @@ def test_a_run_with_each_family(name: str, channels: int, tmp_path: Path, monkey
     )  # fmt: skip
     run = embed(pretrain(recipe, out=tmp_path / "run", device="cpu"), device="cpu")
     rows = np.load(run.file("train_emb.npy"))
-    assert rows.shape == (16, fresh(name, channels, 16).out_dim) and np.isfinite(rows).all()
+    assert rows.shape == (16, encoders.embedding_dim(name, channels, 16, recipe.embedding)) and np.isfinite(rows).all()
     said = capsys.readouterr().err
     assert said.count(f"encoder {name}: ") == (name in ("resnet18", "vit_tiny"))
     assert np.isfinite(np.load(run.file("loss.npy"))).all()
