@@ -196,11 +196,14 @@ def test_help_lists_every_setting_with_its_default_by_section(capsys):
         "subset",
     ):
         assert f"--{flag} " in text, flag
-    for section in ("augmentation", "optim", "head"):
+    for section in ("augmentation", "optim", "embedding", "head"):
         assert section in text
-    for section in (Recipe, *(type(getattr(Recipe(), name)) for name in ("augmentation", "optim", "head"))):
+    for section in (
+        Recipe,
+        *(type(getattr(Recipe(), name)) for name in ("augmentation", "optim", "embedding", "head")),
+    ):
         for field in dataclasses.fields(section):
-            if field.name not in ("augmentation", "optim", "head"):
+            if field.name not in ("augmentation", "optim", "embedding", "head"):
                 assert f"--{field.name.replace('_', '-')} " in text, field.name
     assert "(default: 10)" in text and "(default: simclr_output)" in text
 

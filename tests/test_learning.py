@@ -30,7 +30,7 @@ TOLERANCE = 0.01  # of the loss; AVX2 and AVX-512 differ by less than a tenth of
 
 def curve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The loss of each of twenty steps."""
-    monkeypatch.setattr("crlf.training.LOG_EVERY", 1)
+    monkeypatch.setattr("crlf.course.LOG_EVERY", 1)
     return [row["loss"] for row in crlf.pretrain(CURVE, out=folder, device="cpu").log()]
 
 
