@@ -1,6 +1,6 @@
 """NT-Xent's memory and time against the batch: in chunks with recomputation, and at once; a process each.
 
-Memory is the growth of the process's peak while the loss and its gradient are computed, the projections (128 wide, in
+Memory is the growth of the process's peak (Linux's VmHWM) while the loss and its gradient are computed, the projections (128 wide, in
 float32, two views an image) being there already.
 """
 
@@ -10,19 +10,22 @@ import subprocess
 import sys
 from typing import Any
 
+from crlf.methods.simclr import LOGITS
+
 SIZES = (1024, 4096, 16_384, 65_536)  # embeddings
-AT_ONCE = 16_384  # the largest that is also computed at once: it takes 5 GB
-PROGRAM = """
-import resource, sys, time, torch
+AT_ONCE = 16_384  # the largest that is also computed at once: it takes gigabytes
+PROGRAM = r"""
+import pathlib, re, sys, time, torch
 from crlf.methods import simclr
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 count, at_once = int(sys.argv[1]), sys.argv[2] == "at once"
-if at_once:
-    simclr.LOGITS = 2**62
+simclr.LOGITS = 2**62 if at_once else int(sys.argv[3])
 torch.manual_seed(0)
 small = torch.randn(2, 64, 128, requires_grad=True)
 simclr.nt_xent_views(small, 0.2).backward()  # what torch loads at first use is not the loss's
 z = torch.randn(2, count // 2, 128, requires_grad=True)
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here, not from the parent's
 before, start = peak(), time.perf_counter()
 loss = simclr.nt_xent_views(z, 0.2)
 loss.backward()
@@ -30,8 +33,9 @@ print(time.perf_counter() - start, peak() - before, loss.item(), z.grad.double()
 """
 
 
-def run(count: int, how: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(count), how], capture_output=True, text=True, check=True)
+def run(count: int, how: str, logits: int) -> dict[str, Any]:
+    command = [sys.executable, "-c", PROGRAM, str(count), how, str(logits)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds, memory, loss, gradient = map(float, done.stdout.split())
     return {
         "embeddings": count,
@@ -43,7 +47,6 @@ def run(count: int, how: str) -> dict[str, Any]:
     }
 
 
-def measure(sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
-    return [
-        run(count, how) for count in sizes for how in ("in chunks", "at once") if how == "in chunks" or count <= AT_ONCE
-    ]
+def measure(sizes: tuple[int, ...] = SIZES, at_once: int = AT_ONCE, logits: int = LOGITS) -> list[dict[str, Any]]:
+    ways = ((count, how) for count in sizes for how in ("in chunks", "at once"))
+    return [run(count, how, logits) for count, how in ways if how == "in chunks" or count <= at_once]
