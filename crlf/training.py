@@ -191,7 +191,7 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
                 progress.log(state.step, state.losses[: i + 1].cpu(), state.seconds, lr(optimizers), stats)
             if last:
                 state.epoch_losses.append(mean(state.losses))
-            if last or stop:
+            if last or stop or course.over(state.step):  # a clock may end within an epoch
                 state.save(run)
             if stop:
                 where = f"step {state.step} of {course.steps(state.step):.0f}"

@@ -204,7 +204,8 @@ def test_help_lists_every_setting_with_its_default_by_section(capsys):
     ):
         for field in dataclasses.fields(section):
             if field.name not in ("augmentation", "optim", "embedding", "head"):
-                assert f"--{field.name.replace('_', '-')} " in text, field.name
+                flag = field.name.replace("_", "-")
+                assert f"--{flag} " in text or f"--no-{flag} " in text, flag
     assert "(default: 10)" in text and "(default: simclr_output)" in text
 
 
