@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from crlf import encoders, runs
 from crlf.data import load
 from crlf.devices import keep_freed_memory, pick_device
-from crlf.encoders import EmbeddingSettings
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 from crlf.runs import Run
@@ -42,14 +41,17 @@ def embed(
         if split.labels is not None:
             runs.save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
             runs.write_json(run.file(runs.CLASSES), list(split.classes))
-    run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe.embedding)})
+    run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
     return run
 
 
-def protocol(settings: EmbeddingSettings) -> str:
-    n = settings.regions
+def protocol(recipe: Recipe) -> str:
+    n = recipe.embedding.regions
     where = "over the whole image" if n == 1 else f"over each of {n} x {n} regions"
-    return f"the frozen encoder's maps averaged {where}" + ", mean of image and mirror image" * settings.mirror
+    what = f"the frozen encoder's maps averaged {where}"
+    if not encoders.has_regions(recipe.encoder):
+        what = "the frozen encoder's output"
+    return what + ", mean of image and mirror image" * recipe.embedding.mirror
 
 
 def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> encoders.Frozen:

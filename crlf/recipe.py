@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from crlf import encoders
 from crlf.data import SOURCES
-from crlf.encoders import ENCODERS, EmbeddingSettings
+from crlf.encoders import EmbeddingSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
 from crlf.methods.simclr import SimCLRSettings
@@ -33,7 +34,7 @@ class Recipe:
     method: str = "simclr"
     """What is learned; one of crlf.methods.METHODS."""
     encoder: str = "cnn"
-    """What learns it; one of crlf.encoders.ENCODERS."""
+    """What learns it; one of crlf.encoders.ENCODERS, or timm:NAME for any model of timm."""
     data: str = "cifar10"
     """What it is learned from; one of crlf.data.SOURCES."""
     subset: int = 0
@@ -55,9 +56,10 @@ class Recipe:
     """The method's own settings; None takes its defaults."""
 
     def __post_init__(self) -> None:
-        for kind, table in (("method", METHODS), ("encoder", ENCODERS), ("data", SOURCES)):
+        for kind, table in (("method", METHODS), ("data", SOURCES)):
             if getattr(self, kind) not in table:
                 raise unknown(kind, getattr(self, kind), table)
+        encoders.find(self.encoder)
         if self.head is None:
             object.__setattr__(self, "head", METHODS[self.method].Settings())
         for name, (low, high) in LIMITS.items():

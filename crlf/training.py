@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crlf import encoders, runs
 from crlf.course import ByClock, BySteps
-from crlf.data import ImageSet, load
+from crlf.data import ImageSet, load_for_pretraining
 from crlf.devices import describe, keep_freed_memory, memory_there, pick_device
 from crlf.errors import InputError
 from crlf.estimate import embedding_bytes, estimate
@@ -61,10 +61,10 @@ def pretrain(
     started = time.perf_counter()
     keep_freed_memory()
     place = pick_device(device)
-    data = load(recipe.data, data_dir)[0].first(recipe.subset)
+    data = load_for_pretraining(recipe.data, data_dir).first(recipe.subset)
     recipe.steps_per_epoch(len(data))
+    state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
     run = runs.claim(out, recipe.to_dict(), resume, overwrite, space=5 * embedding_bytes(recipe, data) // 4)
-    state = State(recipe, data, place)
     if resume and run.file(runs.CHECKPOINT).exists():
         state.load(run)
     save_views(run, recipe, data)
@@ -75,13 +75,25 @@ def pretrain(
 
 
 def tell_cost(state: State, data: ImageSet) -> None:
-    """Say what the run will take, and when that is more memory than there is."""
+    """Say what the encoder chose and what the run will take, and when that is more memory than there is."""
+    if choice := getattr(state.method.encoder, "choice", ""):
+        print(f"encoder {state.recipe.encoder}: {choice}", file=sys.stderr)
     cost = estimate(state.recipe, data, state.method, state.optimizers, state.share)
     print(cost, file=sys.stderr)
     there = memory_there(state.device)
     if there and cost.memory > there:
         advice = "a smaller --batch-size or fewer --views need less"
         print(f"warning: that is more memory than the {size(there)} that are there: {advice}", file=sys.stderr)
+
+
+def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> None:
+    """Raise InputError unless the encoder takes the images, as they are embedded in the end, and their views."""
+    normalise(data.images[:1], recipe.augmentation)  # refuses statistics of another number of channels
+    _, channels, height, width = data.images.shape
+    encoders.trial(encoder, recipe.encoder, channels, height, width)
+    height, width = (view_size(side, recipe.augmentation) for side in (height, width))
+    advice = "; --resolution 1 makes the views as large as the images"
+    encoders.trial(encoder, recipe.encoder, channels, height, width, advice)
 
 
 class State:
@@ -92,6 +104,7 @@ class State:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             encoder = encoders.build(recipe.encoder, channels, min(height, width))
+            require_fit(encoder, recipe, data)
             self.method = METHODS[recipe.method](encoder, recipe.head).to(device)
         named = list(self.method.named_parameters())
         self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim)
@@ -178,7 +191,7 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
                 progress.log(state.step, state.losses[: i + 1].cpu(), state.seconds, lr(optimizers), stats)
             if last:
                 state.epoch_losses.append(mean(state.losses))
-            if last or stop:
+            if last or stop or course.over(state.step):  # a clock may end within an epoch
                 state.save(run)
             if stop:
                 where = f"step {state.step} of {course.steps(state.step):.0f}"

@@ -249,7 +249,7 @@ def colour_matrix(p: Parameters, average: Tensor, settings: ViewSettings) -> tup
         matrix = steps[:, k] @ matrix
         offset = torch.einsum("bij,bj->bi", steps[:, k], offset) + towards_gray[:, None]
     last = torch.where(p.gray[:, None, None], gray, eye)  # (B, C, C)
-    mean, std = _channel_statistics(settings, average)
+    mean, std = _channel_statistics(settings, average, C)
     last = last / std[:, None]
     return last @ matrix, torch.einsum("bij,bj->bi", last, offset) - mean / std
 
@@ -268,13 +268,13 @@ def hue_matrix(turns: Tensor) -> Tensor:
 def normalise(images: Tensor, settings: ViewSettings) -> Tensor:
     """An image as it is: uint8 (B, C, H, W) -> float32 (B, C, H, W), normalised, channels last."""
     x = images.float().div_(255).contiguous(memory_format=torch.channels_last)
-    mean, std = _channel_statistics(settings, x)
+    mean, std = _channel_statistics(settings, x, x.shape[1])
     return x.sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 def denormalise(views: Tensor, settings: ViewSettings) -> Tensor:
     """The inverse, to look at: float (..., C, h, w) -> uint8 (..., C, h, w), clamped."""
-    mean, std = _channel_statistics(settings, views)
+    mean, std = _channel_statistics(settings, views, views.shape[-3])
     return ((views * std[:, None, None] + mean[:, None, None]) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -282,8 +282,12 @@ def _scale(factors: Tensor, matrix: Tensor) -> Tensor:
     return factors[:, None, None] * matrix
 
 
-def _channel_statistics(settings: ViewSettings, like: Tensor) -> tuple[Tensor, Tensor]:
-    return like.new_tensor(settings.mean), like.new_tensor(settings.std)
+def _channel_statistics(settings: ViewSettings, like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel: float (C,); a single value is every channel's."""
+    if len(settings.mean) not in (1, channels):
+        rule = f"one value, or as many as the images have channels, {channels}"
+        raise InputError(f"mean and std must have {rule}, not {len(settings.mean)}: such as --mean 0.5 --std 0.25")
+    return like.new_tensor(settings.mean).expand(channels), like.new_tensor(settings.std).expand(channels)
 
 
 def _check(holds: bool, name: str, rule: str, value: object) -> None:

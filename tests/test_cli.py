@@ -59,7 +59,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--seed", "-1"], "seed must be in"),
         (
             ["--encoder", "resnt18"],
-            "encoder 'resnt18' is not known: choose from cnn, resnet18. Did you mean 'resnet18'?",
+            "encoder 'resnt18' is not known: choose from cnn, resnet18, resnet34, resnet50, timm:NAME, "
+            "vit_small, vit_tiny. Did you mean 'resnet18'?",
         ),
         (["--method", "simcrl"], "Did you mean 'simclr'?"),
         (["--recipe", "sed"], "recipe 'sed' is not known: choose from default, seed. Did you mean 'seed'?"),
@@ -195,12 +196,16 @@ def test_help_lists_every_setting_with_its_default_by_section(capsys):
         "subset",
     ):
         assert f"--{flag} " in text, flag
-    for section in ("augmentation", "optim", "head"):
+    for section in ("augmentation", "optim", "embedding", "head"):
         assert section in text
-    for section in (Recipe, *(type(getattr(Recipe(), name)) for name in ("augmentation", "optim", "head"))):
+    for section in (
+        Recipe,
+        *(type(getattr(Recipe(), name)) for name in ("augmentation", "optim", "embedding", "head")),
+    ):
         for field in dataclasses.fields(section):
-            if field.name not in ("augmentation", "optim", "head"):
-                assert f"--{field.name.replace('_', '-')} " in text, field.name
+            if field.name not in ("augmentation", "optim", "embedding", "head"):
+                flag = field.name.replace("_", "-")
+                assert f"--{flag} " in text or f"--no-{flag} " in text, flag
     assert "(default: 10)" in text and "(default: simclr_output)" in text
 
 

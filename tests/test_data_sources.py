@@ -68,11 +68,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
         thread.join()
 
 
-def spec_of(server: Server) -> forms.Cifar:
+def spec_of(server: Server) -> forms.Official:
     return dataclasses.replace(tiny.SPEC, url=server.url, md5=hashlib.md5(server.body).hexdigest())
 
 
-def unanswered(spec: forms.Cifar = tiny.SPEC) -> str:
+def unanswered(spec: forms.Official = tiny.SPEC) -> str:
     """The message when no source answers."""
     with pytest.raises(InputError) as error:
         cifar.load(None, spec)
@@ -86,7 +86,7 @@ def test_a_download_is_kept_decoded(server: Server, cache: Path):
     assert_is_tiny(cifar.load(None, spec_of(server)))
     assert_is_tiny(cifar.load(None, spec_of(server)))
     assert server.served == 1
-    names = {f"cifar10/{key}.npy" for key in forms.KEYS}
+    names = {f"cifar10/{key}.npy" for key in tiny.SPEC.arrays()}
     assert set(snapshot(cache)) == names and [path.name for path in cache.iterdir()] == ["cifar10"]
     assert_is_tiny(cifar.load(cache, tiny.SPEC))  # the cache can also be named
 
@@ -326,10 +326,10 @@ def test_https_does_not_end_in_http(server: Server, monkeypatch):
 
 
 @pytest.fixture
-def npm(tmp_path: Path, monkeypatch) -> Callable[[str], forms.Cifar]:
+def npm(tmp_path: Path, monkeypatch) -> Callable[[str], forms.Official]:
     """Play npm: a shell script first on the PATH. Gives the data set whose package it brings."""
 
-    def play(script: str) -> forms.Cifar:
+    def play(script: str) -> forms.Official:
         program = tmp_path / "bin" / "npm"
         program.parent.mkdir()
         program.write_text(f"#!/bin/sh\necho \"$PWD $*\" > '{tmp_path}/called'\n{script}\n")

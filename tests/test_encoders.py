@@ -2,30 +2,77 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from crlf import encoders
+from crlf.data import SOURCES, ImageSet, shapes
+from crlf.embeddings import embed
 from crlf.encoders import ENCODERS, EmbeddingSettings
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import forward_flops
+from crlf.optim import OPTIMIZERS, OptimSettings
+from crlf.recipe import Recipe
+from crlf.training import pretrain
+from crlf.views import ViewSettings
+
+NAMES = [*ENCODERS, "timm:resnet10t"]
 
 
-@pytest.mark.parametrize("channels, size", [(3, 32), (1, 32), (3, 64), (4, 24)])
-@pytest.mark.parametrize("name", ENCODERS)
+@functools.cache
+def built(name: str, channels: int, size: int) -> nn.Module:
+    return encoders.build(name, channels, size)
+
+
+def fresh(name: str, channels: int, size: int) -> nn.Module:
+    """A copy, since drawing the weights of a large network takes longer than all that is done with it here."""
+    return copy.deepcopy(built(name, channels, size))
+
+
+@pytest.mark.parametrize("channels, size", [(3, 32), (1, 16), (4, 64)])
+@pytest.mark.parametrize("name", NAMES)
 def test_contract(name: str, channels: int, size: int):
-    encoder = encoders.build(name, channels, size)
-    h = encoder(torch.randn(4, channels, size, size))
-    assert h.shape == (4, encoder.out_dim) and h.dtype == torch.float32 and h.isfinite().all()
-    h.square().mean().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
-    twin = encoders.build(name, channels, size)
-    twin.load_state_dict(encoder.state_dict())
+    encoder, twin = fresh(name, channels, size), fresh(name, channels, size)
+    h = encoder(torch.randn(2, channels, size, size))
+    assert h.shape == (2, encoder.out_dim) and h.dtype == torch.float32 and h.isfinite().all()
+    (h * torch.randn_like(h)).sum().backward()
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained)
+    if not name.startswith("timm:"):  # timm's residual branches begin at zero, and what is inside them moves later
+        assert all(p.grad.abs().sum() > 0 for p in trained)
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(0.01)
     x = torch.randn(2, channels, size, size)
-    assert torch.equal(twin.eval()(x), encoder.eval()(x))
+    assert not torch.equal(twin.eval()(x), encoder.eval()(x))
+    twin.load_state_dict(encoder.state_dict())
+    assert torch.equal(twin(x), encoder(x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_takes_a_step_of_every_method(name: str, method: str):
+    model = METHODS[method](fresh(name, 3, 16), METHODS[method].Settings())
+    before = {key: p.detach().clone() for key, p in model.encoder.named_parameters()}
+    optimizers = OPTIMIZERS["sgd"](list(model.named_parameters()), OptimSettings(optimizer="sgd", lr=0.1))
+    loss, _ = model([torch.randn(4, 3, 16, 16) for _ in range(2)])
+    assert loss.isfinite()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    model.after_step(0.5)
+    moved = {key for key, p in model.encoder.named_parameters() if not torch.equal(p, before[key])}
+    assert moved == {key for key, p in model.encoder.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("regions", [1, 2, 3])
@@ -36,7 +83,7 @@ def test_region_means_are_adaptive_average_pooling(regions: int, side: tuple[int
     torch.testing.assert_close(means, torch.nn.functional.adaptive_avg_pool2d(x, regions))
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [name for name in ENCODERS if encoders.has_regions(name)])
 def test_regions_change_no_weight_and_average_to_the_whole(name: str):
     whole, parts = (encoders.build(name, 3, 32, regions).eval() for regions in (1, 2))
     parts.load_state_dict(whole.state_dict())
@@ -45,6 +92,16 @@ def test_regions_change_no_weight_and_average_to_the_whole(name: str):
     x = torch.randn(2, 3, 32, 32)
     average = torch.cat([part.unflatten(1, (4, -1)).mean(dim=1) for part in split_maps(parts(x), parts)], dim=1)
     torch.testing.assert_close(average, whole(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "timm:resnet10t"])
+def test_what_has_no_regions_stays_as_it_is(name: str):
+    whole, parts = (encoders.build(name, 3, 32, regions).eval() for regions in (1, 2))
+    assert not encoders.has_regions(name)
+    parts.load_state_dict(whole.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(whole(x), parts(x))
+    assert encoders.embedding_dim(name, 3, 32, EmbeddingSettings(regions=2)) == whole.out_dim == parts.out_dim
 
 
 def split_maps(h: torch.Tensor, encoder: nn.Module) -> list[torch.Tensor]:
@@ -69,15 +126,103 @@ def test_cnn_costs_at_most_20_mmac_an_image():
     assert counter.get_total_flops() / 2 / 2 <= 20e6
 
 
-def test_resnets_stem_follows_the_size_of_the_images():
-    small, large = (encoders.build("resnet18", 3, size) for size in (32, 64))
-    assert small.conv1.stride == (1, 1) and isinstance(small.maxpool, nn.Identity)
-    assert large.conv1.stride == (2, 2) and isinstance(large.maxpool, nn.MaxPool2d)
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_resnets_stem_follows_the_size_of_the_images(name: str):
+    small, large = (fresh(name, 3, size) for size in (32, 64))
+    assert small.conv1.kernel_size == (3, 3) and small.conv1.stride == (1, 1) and isinstance(small.maxpool, nn.Identity)
+    assert (
+        large.conv1.kernel_size == (7, 7) and large.conv1.stride == (2, 2) and isinstance(large.maxpool, nn.MaxPool2d)
+    )
+    assert small.choice == "small-image stem for 32 px" and large.choice == "usual stem for 64 px"
+
+
+def test_resnets_are_those_of_the_paper():
+    """Parameters in millions without the classifier, from He et al.'s architectures: 25.6, 21.8 and 11.7 with it."""
+    for name, millions in (("resnet18", 11.7), ("resnet34", 21.8), ("resnet50", 25.6)):
+        encoder = fresh(name, 3, 64)
+        assert count(encoder) + 1000 * (encoder.out_dim + 1) == pytest.approx(millions * 1e6, abs=5e4)
+
+
+def test_vits_are_those_of_the_paper():
+    """DeiT's table 1 has 5.7 and 22 million at 224 px, with the classifier."""
+    for name, millions in (("vit_tiny", 5.7), ("vit_small", 22.05)):
+        encoder = fresh(name, 3, 224)
+        assert count(encoder) + 1000 * (encoder.out_dim + 1) == pytest.approx(millions * 1e6, abs=5e4)
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_a_vits_patch_follows_the_size_of_the_images():
+    sizes = {16: 4, 28: 4, 32: 4, 63: 4, 64: 8, 96: 8, 127: 8, 128: 16, 224: 16}
+    assert {size: encoders.patch_side(size) for size in sizes} == sizes
+    encoder = fresh("vit_tiny", 3, 64)
+    assert encoder.patch_embed.proj.weight.shape == (192, 3, 8, 8)
+    assert encoder.choice == "patches of 8 px for 64 px, their projection random and fixed"
+
+
+def test_a_vits_patch_projection_alone_is_fixed():
+    fixed = {key for key, p in fresh("vit_tiny", 3, 32).named_parameters() if not p.requires_grad}
+    assert fixed == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
+
+
+def test_a_vit_takes_views_that_are_smaller_and_not_square():
+    encoder = fresh("vit_tiny", 3, 32).eval()
+    assert encoders.trial(encoder, "vit_tiny", 3, 24, 24) == encoders.trial(encoder, "vit_tiny", 3, 24, 40) == 192
+
+
+def test_a_model_of_timm_is_timms():
+    torch.manual_seed(0)
+    ours = encoders.build("timm:resnet10t", 3, 32)
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnet10t", num_classes=0)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    assert ours.out_dim == 512
+    assert encoders.build("timm:mobilenetv3_small_050", 1, 32).out_dim == 1024  # its num_features is 288
+
+
+def test_a_model_of_timm_is_told_the_size_where_it_takes_one():
+    assert fresh("timm:swin_tiny_patch4_window7_224", 3, 32).patch_embed.img_size == (32, 32)
+    vit = fresh("timm:vit_tiny_patch16_224", 3, 64)
+    assert vit.patch_embed.img_size == (64, 64) and not vit.patch_embed.strict_img_size
 
 
 def test_unknown_encoder_is_offered_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'resnet18'"):
         encoders.build("resnt18", 3, 32)
+    with pytest.raises(InputError, match=r"encoder 'resnt18' is not known: choose from cnn, .*timm:NAME"):
+        Recipe(encoder="resnt18")
+
+
+def refused(recipe: Recipe, out: Path) -> str:
+    """The one line in which pretraining says no, before it made the folder."""
+    with pytest.raises(InputError) as error:
+        pretrain(recipe, out=out, device="cpu")
+    assert "\n" not in str(error.value) and not out.exists()
+    return str(error.value)
+
+
+def test_unknown_model_of_timm_is_offered_the_nearest(tmp_path: Path):
+    line = refused(Recipe(encoder="timm:resnt18", data="shapes"), tmp_path / "run")
+    assert line.startswith("encoder 'timm:resnt18' is not known: timm ") and "Did you mean 'timm:resnet18' or" in line
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "timm:resnet10t"])
+def test_without_timm(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "pip install 'crlf[timm]'" in refused(Recipe(encoder=name, data="shapes"), tmp_path / "run")
+
+
+def test_an_encoder_that_does_not_take_the_images_or_their_views(tmp_path: Path):
+    line = refused(Recipe(encoder="timm:vit_tiny_patch16_224", data="shapes"), tmp_path / "run")
+    assert "does not take 24 × 24 px: " in line and line.endswith(
+        "--resolution 1 makes the views as large as the images"
+    )
+    odd = ViewSettings(resolution=0.9)
+    line = refused(Recipe(encoder="vit_tiny", data="shapes", augmentation=odd), tmp_path / "run")
+    assert "'vit_tiny' does not take 29 × 29 px: " in line
 
 
 def test_forward_flops_are_those_counted_by_hand():
@@ -88,3 +233,36 @@ def test_forward_flops_are_those_counted_by_hand():
     projector = encoder.out_dim * 16 + 16 * 8
     logits = 4 * 4 * 8 / 4  # of the two images and two views it is counted on, by view
     assert forward_flops(method, 2, 3, 32, 32) == 2 * (convolutions + projector + logits)
+
+
+def tinted(channels: int) -> tuple[ImageSet, ImageSet]:
+    """32 shapes of 16 px and of so many channels, twice."""
+    whole = shapes.draw_set("train", 32, seed=0)
+    images = whole.images[:, [0, 1, 2, 0][:channels], ::2, ::2].contiguous()
+    one = ImageSet(images, whole.labels, whole.classes, whole.ids)
+    return one, one
+
+
+@pytest.mark.parametrize(
+    "name, channels",
+    [("cnn", 1), ("cnn", 4), ("resnet18", 4), ("vit_tiny", 3), ("vit_tiny", 1), ("timm:resnet10t", 1)],
+)
+def test_a_run_with_each_family(name: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(SOURCES, "tinted", lambda data_dir: tinted(channels))
+    augmentation = ViewSettings() if channels == 3 else ViewSettings(mean=(0.5,), std=(0.25,))
+    recipe = Recipe(
+        encoder=name, data="tinted", subset=16, epochs=1, batch_size=8, views=2,
+        augmentation=augmentation, optim=OptimSettings(optimizer="sgd", lr=0.01),
+    )  # fmt: skip
+    run = embed(pretrain(recipe, out=tmp_path / "run", device="cpu"), device="cpu")
+    rows = np.load(run.file("train_emb.npy"))
+    assert rows.shape == (16, encoders.embedding_dim(name, channels, 16, recipe.embedding)) and np.isfinite(rows).all()
+    said = capsys.readouterr().err
+    assert said.count(f"encoder {name}: ") == (name in ("resnet18", "vit_tiny"))
+    assert np.isfinite(np.load(run.file("loss.npy"))).all()
+
+
+def test_statistics_of_another_number_of_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SOURCES, "tinted", lambda data_dir: tinted(4))
+    line = refused(Recipe(data="tinted", batch_size=16), tmp_path / "run")
+    assert line.startswith("mean and std must have one value, or as many as the images have channels, 4, not 3")

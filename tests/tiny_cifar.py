@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from crlf.data.cifar import CIFAR10
-from crlf.data.forms import Arrays, Cifar
+from crlf.data.forms import Arrays, Official
 
 EACH = 3  # images of a batch
 
@@ -35,7 +35,7 @@ def sha256(arrays: Arrays) -> dict[str, str]:
 
 
 # Nothing listens at port 9 of this machine: the address fails at once.
-SPEC: Cifar = dataclasses.replace(
+SPEC: Official = dataclasses.replace(
     CIFAR10, title="Tiny", sha256=sha256(truth()), url="http://127.0.0.1:9/cifar-10-python.tar.gz", package=None
 )
 WITH_NPM = dataclasses.replace(SPEC, package=CIFAR10.package)
@@ -51,7 +51,7 @@ def batches() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def python2_pickle(images: np.ndarray, labels: np.ndarray) -> bytes:
+def python2_pickle(images: np.ndarray, labels: np.ndarray, label_key: bytes = b"labels") -> bytes:
     """A batch as Python 2.6 and numpy 1.3 pickled it in 2009: opcode by opcode."""
 
     def text(value: bytes) -> bytes:
@@ -68,7 +68,7 @@ def python2_pickle(images: np.ndarray, labels: np.ndarray) -> bytes:
     names = b"](" + b"".join(text(b"image_%d.png" % i) for i in range(len(images))) + b"e"
     items = [
         (b"batch_label", text(b"a tiny batch")),
-        (b"labels", b"](" + b"".join(number(int(label)) for label in labels) + b"e"),
+        (label_key, b"](" + b"".join(number(int(label)) for label in labels) + b"e"),
         (b"data", array),
         (b"filenames", names),
     ]

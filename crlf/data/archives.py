@@ -8,11 +8,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from crlf.errors import InputError
 
-LARGEST = 1 << 28  # bytes of a member; CIFAR-100's largest has 155 million
+LARGEST = 1 << 28  # bytes of a member, unless a data set needs more; CIFAR-100's largest has 155 million
 
 
-def members(path: Path, names: Collection[str]) -> dict[str, bytes]:
+def members(path: Path, names: Collection[str], largest: int) -> dict[str, bytes]:
     """The files of these names in a tar archive, compressed or not; those that it lacks are left out.
+
+    Args:
+        largest: bytes that one of them may have.
 
     Raises:
         InputError: the archive is damaged, or any of its members, wanted or not, is a link, a device or has a path
@@ -26,7 +29,7 @@ def members(path: Path, names: Collection[str]) -> dict[str, bytes]:
                 refuse(member)
                 name = PurePosixPath(member.name).as_posix()  # without a leading "./"
                 if name in names and member.isfile():
-                    found[name] = read(archive, member)
+                    found[name] = read(archive, member, largest)
     except InputError:
         raise
     except Exception as error:  # a damaged stream raises almost any kind, OSError among them
@@ -45,9 +48,9 @@ def refuse(member: tarfile.TarInfo) -> None:
         raise InputError(f"its member {member.name!r} is a link or a device")
 
 
-def read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.size > LARGEST:
-        raise InputError(f"its member {member.name!r} has {member.size:,} bytes, above {LARGEST:,}")
+def read(archive: tarfile.TarFile, member: tarfile.TarInfo, largest: int) -> bytes:
+    if member.size > largest:
+        raise InputError(f"its member {member.name!r} has {member.size:,} bytes, above {largest:,}")
     file = archive.extractfile(member)
     assert file is not None, "only asked for files"
     data = file.read()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -67,13 +69,22 @@ def lock(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def keep(arrays: Mapping[str, np.ndarray], folder: Path, temporary: Path) -> None:
-    """Save arrays as <name>.npy: written whole to `temporary`, on the same disk, then renamed."""
+def keep(arrays: Mapping[str, np.ndarray], folder: Path, temporary: Path, texts: Mapping[str, str]) -> None:
+    """Save arrays as <name>.npy, and texts: written whole to `temporary`, on the same disk, then renamed."""
+    writers: dict[str, Callable[[IO[bytes]], object]] = {}
     for name, array in arrays.items():
-        with (temporary / f"{name}.npy").open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+        writers[f"{name}.npy"] = functools.partial(np.save, arr=array, allow_pickle=False)
+    for name, text in texts.items():
+        writers[name] = functools.partial(write, text=text)
+    for name, save in writers.items():
+        with (temporary / name).open("wb") as file:
+            save(file)
             file.flush()
             os.fsync(file.fileno())
     folder.mkdir(parents=True, exist_ok=True)
-    for name in arrays:
-        os.replace(temporary / f"{name}.npy", folder / f"{name}.npy")
+    for name in writers:
+        os.replace(temporary / name, folder / name)
+
+
+def write(file: IO[bytes], text: str) -> None:
+    file.write(text.encode())

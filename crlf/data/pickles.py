@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,12 @@ def batch(name: str, data: bytes, label_key: str) -> tuple[np.ndarray, np.ndarra
     except Exception as error:  # a damaged pickle raises almost any kind
         raise InputError(f"{name} cannot be read as a batch: {line(error)}") from error
     return images, labels
+
+
+def batches(files: Sequence[tuple[str, bytes]], label_key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of a split, from the names and contents of its batches: see `batch`."""
+    images, labels = zip(*(batch(name, data, label_key) for name, data in files), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def line(error: Exception) -> str:
