@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from crlf import encoders, runs
 from crlf.data import load
 from crlf.devices import keep_freed_memory, pick_device
+from crlf.encoders import EmbeddingSettings
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 from crlf.runs import Run
@@ -23,7 +24,7 @@ def embed(
 ) -> Run:
     """Embed the training and the test images of a run with its frozen encoder.
 
-    Writes train_emb.npy and test_emb.npy, float32 (N, D), the encoder's output before the projector; row i is image i
+    Writes train_emb.npy and test_emb.npy, float32 (N, D), the frozen encoder's output (no projector); row i is image i
     of the data set. Where there are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json.
     """
     keep_freed_memory()
@@ -31,7 +32,7 @@ def embed(
     recipe = Recipe.from_dict(run.recipe)
     start = time.perf_counter()
     splits = dict(zip(("train", "test"), load(recipe.data, data_dir), strict=True))
-    encoder: nn.Module | None = None
+    encoder: encoders.Frozen | None = None
     for name, split in splits.items():
         split = split.first(recipe.subset)
         if encoder is None:
@@ -41,13 +42,19 @@ def embed(
         if split.labels is not None:
             runs.save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
             runs.write_json(run.file(runs.CLASSES), list(split.classes))
-    run.update_scores(embed_seconds=time.perf_counter() - start)
+    run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe.embedding)})
     return run
 
 
-def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> nn.Module:
-    """The trained encoder of a run, frozen and in evaluation mode, for images of this shape (C, H, W)."""
-    encoder = encoders.build(recipe.encoder, shape[0], min(shape[1:]))
+def protocol(settings: EmbeddingSettings) -> str:
+    n = settings.regions
+    where = "over the whole image" if n == 1 else f"over each of {n} x {n} regions"
+    return f"the frozen encoder's maps averaged {where}" + ", mean of image and mirror image" * settings.mirror
+
+
+def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> encoders.Frozen:
+    """The trained encoder of a run, frozen, for images of this shape (C, H, W)."""
+    encoder = encoders.build(recipe.encoder, shape[0], min(shape[1:]), recipe.embedding.regions)
     try:
         encoder.load_state_dict(run.tensors(runs.ENCODER))
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -55,7 +62,7 @@ def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> nn.Module:
         raise InputError(
             f"{path!r} does not fit the encoder {recipe.encoder!r}: {str(error).splitlines()[0]}"
         ) from error
-    return encoder.eval().requires_grad_(False)
+    return encoders.Frozen(encoder, recipe.embedding.mirror)
 
 
 @torch.no_grad()

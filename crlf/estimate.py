@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crlf import encoders
 from crlf.data import ImageSet
 from crlf.devices import memory_used, wait_for
 from crlf.methods import Method
@@ -71,13 +72,19 @@ def estimate(
         if isinstance(value, Tensor)
     )
     held = 2 * weights + moments + data.images.nbytes
-    rows = len(data) * 4 * getattr(method.encoder, "out_dim", 0)
+    rows = embedding_bytes(recipe, data)
     return Estimate(
         seconds=epochs * epoch * (1 - done),
         epochs=epochs,
         memory=held + int(scale * activations) + memory_used(device),
         disk=rows + 2 * weights + moments + REPORT,
     )
+
+
+def embedding_bytes(recipe: Recipe, data: ImageSet) -> int:
+    """Of the file of the training images' embeddings."""
+    _, channels, *sides = data.images.shape
+    return 4 * len(data) * encoders.embedding_dim(recipe.encoder, channels, min(sides), recipe.embedding)
 
 
 def forward(recipe: Recipe, data: ImageSet, method: Method, images: int, device: torch.device) -> Tensor:

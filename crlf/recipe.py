@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from crlf.data import SOURCES
-from crlf.encoders import ENCODERS
+from crlf.encoders import ENCODERS, EmbeddingSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
 from crlf.methods.simclr import SimCLRSettings
@@ -50,6 +50,7 @@ class Recipe:
     """Of the weights, the order and the views."""
     augmentation: ViewSettings = field(default_factory=ViewSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     head: Any = None
     """The method's own settings; None takes its defaults."""
 
@@ -87,7 +88,12 @@ class Recipe:
         method = values.get("method", "simclr")
         if method not in METHODS:
             raise unknown("method", str(method), METHODS)
-        sections = {"augmentation": ViewSettings, "optim": OptimSettings, "head": METHODS[method].Settings}
+        sections = {
+            "augmentation": ViewSettings,
+            "optim": OptimSettings,
+            "embedding": EmbeddingSettings,
+            "head": METHODS[method].Settings,
+        }
         plain = {k: v for k, v in values.items() if k not in sections}
         built = {k: _build(s, values[k], f"{k}.") for k, s in sections.items() if values.get(k) is not None}
         return _build(cls, plain, "", built)
@@ -135,6 +141,7 @@ RECIPES: dict[str, Recipe] = {
         views=2,
         augmentation=ViewSettings(resolution=1.0, blur=1.0, blur_kernel=3),
         optim=OptimSettings(optimizer="adam", lr=3e-4, warmup=0.0, final_lr=1.0),
+        embedding=EmbeddingSettings(regions=1, mirror=False),
         head=SimCLRSettings(temperature=0.5),
     ),
 }

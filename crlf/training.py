@@ -17,7 +17,7 @@ from crlf.course import ByClock, BySteps
 from crlf.data import ImageSet, load
 from crlf.devices import describe, keep_freed_memory, memory_there, pick_device
 from crlf.errors import InputError
-from crlf.estimate import estimate
+from crlf.estimate import embedding_bytes, estimate
 from crlf.interrupts import Interrupted, stop_requests
 from crlf.methods import METHODS
 from crlf.methods.base import forward_flops
@@ -63,7 +63,7 @@ def pretrain(
     place = pick_device(device)
     data = load(recipe.data, data_dir)[0].first(recipe.subset)
     recipe.steps_per_epoch(len(data))
-    run = runs.claim(out, recipe.to_dict(), resume, overwrite, space=5 * data.images.nbytes // 4)
+    run = runs.claim(out, recipe.to_dict(), resume, overwrite, space=5 * embedding_bytes(recipe, data) // 4)
     state = State(recipe, data, place)
     if resume and run.file(runs.CHECKPOINT).exists():
         state.load(run)
@@ -181,7 +181,8 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
             if last or stop:
                 state.save(run)
             if stop:
-                raise Interrupted(stop[0], f"stopped after step {state.step} of {course.steps(state.step):.0f}: --resume continues it")
+                where = f"step {state.step} of {course.steps(state.step):.0f}"
+                raise Interrupted(stop[0], f"stopped after {where}: --resume continues it")
     finish(run, recipe, data, state)
 
 
