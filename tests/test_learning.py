@@ -12,7 +12,7 @@ import torch
 import crlf
 from crlf import data, encoders
 from crlf.embeddings import embed_images, load_encoder
-from crlf.methods import simclr
+from crlf.methods import base, simclr
 from crlf.probes import PROBES
 from crlf.recipe import Recipe
 from crlf.views import Views, ViewSettings
@@ -24,7 +24,7 @@ TOLERANCE = 0.01  # of the loss; AVX2 and AVX-512 differ by less than a tenth of
 
 def curve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The loss of each of twenty steps."""
-    monkeypatch.setattr("crlf.training.LOG_EVERY", 1)
+    monkeypatch.setattr("crlf.course.LOG_EVERY", 1)
     return [row["loss"] for row in crlf.pretrain(CURVE, out=folder, device="cpu").log()]
 
 
@@ -39,7 +39,7 @@ def wrong_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_unit_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simclr.F, "normalize", lambda z, dim: z / 10)
+    monkeypatch.setattr(base.F, "normalize", lambda z, dim: z / 10)
 
 
 def one_side_detached(monkeypatch: pytest.MonkeyPatch) -> None:

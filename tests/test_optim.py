@@ -78,7 +78,7 @@ def test_every_optimizer_holds_each_weight_once_and_lowers_a_loss(name: str):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     x, y = torch.randn(16, 3, 8, 8), torch.randint(2, (16,))
-    settings = OptimSettings(optimizer=name, lr=0.01, weight_decay=0.1)
+    settings = OptimSettings(optimizer=name, lr=0.01, weight_decay=0.1, trust=1.0)
     optimizers = OPTIMIZERS[name](list(network.named_parameters()), settings)
     held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in network.parameters()}
