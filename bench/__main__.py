@@ -20,6 +20,7 @@ BENCHES = {
     "cifar10-1": "the same with one epoch",
     "cifar10-seed": "the same with the original project's settings",
     "ablation": "what each choice of the default recipe is worth, on held-out training images",
+    "methods": "every method side by side in the same time, on held-out training images, three seeds",
     "views": "views a second: CRLF, torchvision v2 and a PIL pipeline",
     "step": "a training step beside the bare network on ready-made views",
     "memory": "training speed with the allocator's default and with memory that is kept",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 
 import pytest
 
 from bench import __main__ as bench
+from bench import methods
 from bench.timing import in_turn, median_ratio
+from crlf.data import SOURCES
+from crlf.methods import METHODS
 
 
 @pytest.mark.parametrize("name", bench.BENCHES)
@@ -59,3 +63,28 @@ def test_committed_records_are_whole():
 @pytest.mark.parametrize("path", bench.readme.pages(bench.RECORDS), ids=lambda path: path.name)
 def test_the_pages_say_what_the_records_say(path):
     assert path.read_text(encoding="utf-8") == bench.readme.pages(bench.RECORDS)[path], "python -m bench readme"
+
+
+def test_methods_are_measured_side_by_side_on_held_out_images(monkeypatch):
+    """In tiny form: three seconds a run, two methods, two seeds, shapes in the place of CIFAR-10."""
+    monkeypatch.setattr(methods, "held_out", SOURCES["shapes"])
+    monkeypatch.setitem(SOURCES, "held-out", None)  # taken away again afterwards
+    rows = methods.measure(minutes=0.05, seeds=(0, 1), names=("simclr", "barlow"))
+    assert [row["method"] for row in rows] == ["simclr", "barlow"]
+    for row in rows:
+        assert row["seeds"] == 2 and 12 < row["kNN %"] <= 100 and row["kNN % sd"] >= 0 and row["linear %"] > 12
+        assert row["train seconds"] < 6
+
+
+def test_the_summary_of_seeds_by_hand():
+    found = methods.summary([{"kNN %": 1.0, "PFLOP": 2.0}, {"kNN %": 2.0, "PFLOP": 4.0}, {"kNN %": 6.0, "PFLOP": 0.0}])
+    assert found == {"seeds": 3, "kNN %": 3.0, "kNN % sd": pytest.approx(7**0.5), "PFLOP": 2.0}
+    assert "kNN % sd" not in methods.summary([{"kNN %": 1.0}])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_head_is_wider_than_the_measure_says(name: str):
+    head = dataclasses.asdict(methods.head(name))
+    assert all(head.get(width, 0) <= 512 for width in ("hidden", "projection", "predictor", "bottleneck"))
+    other = {k: v for k, v in dataclasses.asdict(METHODS[name].Settings()).items() if v != head[k]}
+    assert all(value > 512 for value in other.values())
