@@ -1,8 +1,8 @@
 """Every method side by side: the `cnn` encoder on CIFAR-10, the same minutes of training, on held-out training images.
 
 Equal compute is equal time on one CPU: it counts targets, heads and the optimizer, which epochs or products do not. Two
-views; three seeds; the test set is not touched. Heads are the methods' own but where one would be wider than 512: beside
-a network as small as this one most of the time would go into it.
+views; three seeds; the test set is not touched. Heads are the methods' own but where one would be wider than 512:
+beside a network as small as this one most of the time would go into it.
 """
 
 from __future__ import annotations

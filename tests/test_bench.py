@@ -65,15 +65,23 @@ def test_the_pages_say_what_the_records_say(path):
     assert path.read_text(encoding="utf-8") == bench.readme.pages(bench.RECORDS)[path], "python -m bench readme"
 
 
-def test_methods_are_measured_side_by_side_on_held_out_images(monkeypatch):
-    """In tiny form: three seconds a run, two methods, two seeds, shapes in the place of CIFAR-10."""
-    monkeypatch.setattr(methods, "held_out", SOURCES["shapes"])
+def test_a_method_is_measured_on_held_out_images(monkeypatch):
+    """In tiny form: a second of training, some shapes in the place of CIFAR-10."""
+    few = [part.first(256) for part in SOURCES["shapes"](None)]
+    monkeypatch.setattr(methods, "held_out", lambda data_dir=None: few)
     monkeypatch.setitem(SOURCES, "held-out", None)  # taken away again afterwards
-    rows = methods.measure(minutes=0.05, seeds=(0, 1), names=("simclr", "barlow"))
-    assert [row["method"] for row in rows] == ["simclr", "barlow"]
-    for row in rows:
-        assert row["seeds"] == 2 and 12 < row["kNN %"] <= 100 and row["kNN % sd"] >= 0 and row["linear %"] > 12
-        assert row["train seconds"] < 6
+    (row,) = methods.measure(minutes=0.02, seeds=(0,), names=("byol",))
+    assert row["method"] == "byol" and 5 < row["kNN %"] <= 100 and row["train seconds"] < 6
+
+
+def test_methods_are_measured_in_turn_with_equal_time(monkeypatch):
+    monkeypatch.setitem(SOURCES, "held-out", None)
+    seen = []
+    monkeypatch.setattr(methods, "score", lambda recipe: seen.append(recipe) or {"kNN %": 10.0 * recipe.seed})
+    rows = methods.measure()
+    assert [r.method for r in seen] == list(METHODS) * 3 and [r.seed for r in seen[:: len(METHODS)]] == [0, 1, 2]
+    assert {(r.encoder, r.data, r.views, r.minutes) for r in seen} == {("cnn", "held-out", 2, methods.MINUTES)}
+    assert rows == [{"method": name, "seeds": 3, "kNN %": 10.0, "kNN % sd": 10.0} for name in METHODS]
 
 
 def test_the_summary_of_seeds_by_hand():
