@@ -1,4 +1,4 @@
-"""The one command from start to end: `python simclr_train.py` in a process and a folder of its own."""
+"""The one command from start to end: `python simclr_train.py`, three seeds, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 PROGRAM = Path(__file__).parent.parent / "simclr_train.py"
 KEPT = (
     "seed", "epochs", "views_seen", "pflop", "linear_accuracy", "knn_accuracy", "chance", "train_seconds",
-    "images_per_second", "device",
+    "images_per_second", "device", "protocol",
 )  # fmt: skip
 
 
-def measure(*flags: str) -> list[dict[str, Any]]:
+def measure(*flags: str, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, Any]]:
+    """A row for each seed."""
+    return [whole(flags, seed) for seed in seeds]
+
+
+def whole(flags: Sequence[str], seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        command = [sys.executable, str(PROGRAM), "--out", folder, "--device", "cpu", *flags]
-        subprocess.run(command, check=True)
+        options = ["--out", folder, "--device", "cpu", "--seed", str(seed), *flags]
+        subprocess.run([sys.executable, str(PROGRAM), *options], check=True)
         seconds = time.perf_counter() - start
         scores = json.loads((Path(folder) / "scores.json").read_text(encoding="utf-8"))
-    return [{"flags": " ".join(flags) or "none"} | {name: scores[name] for name in KEPT} | {"whole_seconds": seconds}]
+    return {"flags": " ".join(flags) or "none"} | {name: scores[name] for name in KEPT} | {"whole_seconds": seconds}

@@ -1,4 +1,4 @@
-"""The one command with a single epoch: `python simclr_train.py --epochs 1`."""
+"""The one command with a single epoch: `python simclr_train.py --epochs 1`, three seeds."""
 
 from __future__ import annotations
 

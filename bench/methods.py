@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from bench.ablation import held_out, score
+import crlf
+from bench.ablation import held_out
 from crlf.data import SOURCES
 from crlf.methods import METHODS
 from crlf.recipe import Recipe
@@ -32,6 +34,19 @@ def head(name: str) -> Any:
     widths = ("hidden", "projection", "predictor", "bottleneck")
     narrow = {w: min(WIDEST, getattr(own, w)) for w in widths if hasattr(own, w)}
     return dataclasses.replace(own, **narrow)
+
+
+def score(recipe: Recipe) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = crlf.pretrain(recipe, out=folder, device="cpu")
+        crlf.embed(run, device="cpu")
+        scores = crlf.probe(run)
+    return {
+        "linear %": 100 * scores["linear_accuracy"],
+        "kNN %": 100 * scores["knn_accuracy"],
+        "train seconds": scores["train_seconds"],
+        "epochs": scores["epochs"],
+    }
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""Linear probe and kNN beside scikit-learn's, on 50,000 and 10,000 embeddings of 256 numbers.
+"""Linear probe and kNN beside scikit-learn's, on 50,000 and 10,000 embeddings of 512 numbers.
 
 The embeddings are drawn to look like an encoder's: ten overlapping classes, features correlated and of unlike scales.
 scikit-learn fits once, at the C that CRLF chose; CRLF's own time is given with the choice and without. kNN is timed on
@@ -18,13 +18,13 @@ from bench.timing import in_turn
 from crlf.devices import keep_freed_memory
 from crlf.probes import choose_c, fit_linear, knn_predict, linear
 
-WIDTH, CLASSES = 256, 10
+WIDTH, CLASSES = 512, 10
 
 
 def embeddings(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 (N, 256) and int64 (N,)."""
+    """float32 (N, 512) and int64 (N,)."""
     fixed, random = np.random.default_rng(0), np.random.default_rng(seed)
-    centres, mix = fixed.normal(size=(CLASSES, WIDTH)), fixed.normal(size=(WIDTH, WIDTH)) / 16
+    centres, mix = fixed.normal(size=(CLASSES, WIDTH)), fixed.normal(size=(WIDTH, WIDTH)) / WIDTH**0.5
     decay = 1 / np.arange(1, WIDTH + 1) ** 0.7  # most of the variance lies in few directions
     y = random.integers(CLASSES, size=count)
     x = ((centres[y] * 0.8 + 2 * random.normal(size=(count, WIDTH))) * decay) @ mix

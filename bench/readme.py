@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,32 @@ def results(found: dict[str, dict[str, Any]]) -> str:
     ]
     for name, command in RUNS.items():
         if name in found:
-            row = found[name]["rows"][0]
-            accuracy = f"{100 * row['linear_accuracy']:.1f} % | {100 * row['knn_accuracy']:.1f} %"
-            times = f"{row['train_seconds'] / 60:.1f} min | {row['whole_seconds'] / 60:.1f} min"
-            lines.append(f"| {command} | {accuracy} | {times} | {row['pflop']:.3f} |")
+            rows = found[name]["rows"]
+            accuracy = f"{spread(rows, 'linear_accuracy')} | {spread(rows, 'knn_accuracy')}"
+            times = " | ".join(f"{mean(rows, key) / 60:.1f} min" for key in ("train_seconds", "whole_seconds"))
+            lines.append(f"| {command} | {accuracy} | {times} | {rows[0]['pflop']:.3f} |")
     lines.append("| the original project | 45.3 % | not given | not given | not given | not given |")
     where = {f"{r['device']}, torch {r['torch']}, commit {r['commit']}" for n, r in found.items() if n in RUNS}
-    seeds = sorted({row["seed"] for n, r in found.items() if n in RUNS for row in r["rows"]})
-    plural = "seed" if len(seeds) == 1 else "seeds"
-    note = f"Accuracy of a frozen encoder on the test images, {plural} {', '.join(map(str, seeds))}; chance 10 %. On:"
+    note = "Accuracy of a frozen encoder on the test images, mean ± standard deviation over seeds; chance 10 %. On:"
     return "\n".join([*lines, "", note, *(f"{line}." for line in sorted(where)), "On a GPU: not measured."])
+
+
+def spread(rows: list[dict[str, Any]], key: str) -> str:
+    """Mean ± standard deviation of a fraction, in percent, and of how many seeds."""
+    values = [100 * row[key] for row in rows]
+    if len(values) == 1:
+        return f"{values[0]:.1f} % (one seed)"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} % ({len(values)} seeds)"
+
+
+def mean(rows: list[dict[str, Any]], key: str) -> float:
+    return statistics.mean(row[key] for row in rows)
 
 
 def measurements(found: dict[str, dict[str, Any]]) -> str:
     """Speeds side by side, one table a measurement."""
     parts = []
-    for name in ("views", "step", "probes", "memory", "newton-schulz"):
+    for name in ("throughput", "views", "step", "loss-memory", "probes", "memory", "newton-schulz"):
         if name in found:
             record = found[name]
             parts += [

@@ -36,12 +36,12 @@ class Transformed(Dataset[torch.Tensor]):
         return self.transform(self.images[i // 2])
 
 
-def pipeline(settings: ViewSettings, *first: v2.Transform) -> v2.Compose:
+def pipeline(settings: ViewSettings, *first: v2.Transform, size: int = 32) -> v2.Compose:
     jitter = v2.ColorJitter(settings.brightness, settings.contrast, settings.saturation, settings.hue)
     return v2.Compose(
         [
             *first,
-            v2.RandomResizedCrop(32, scale=(settings.crop_min, 1.0), antialias=True),
+            v2.RandomResizedCrop(size, scale=(settings.crop_min, 1.0), antialias=True),
             v2.RandomHorizontalFlip(settings.flip),
             v2.RandomApply([jitter], settings.jitter),
             v2.RandomGrayscale(settings.grayscale),

@@ -42,7 +42,7 @@ class Recipe:
     """Passes over the training images."""
     minutes: float = 0.0
     """A time budget for training, in place of the epochs: as many steps as fit; 0 trains by epochs."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Images in a step; a last, smaller batch is left out."""
     views: int = 4
     """Views of each image in a step; all pairs are positive."""

@@ -21,14 +21,12 @@ def table(scores: dict[str, Any], run: Run) -> str:
 
     stages = [scores.get(f"{stage}_seconds") for stage in ("train", "embed", "probe", "draw")]
     training = stages[0]
+    speed = f"{scores.get('images_per_second', 0):,.0f} images/s, {scores.get('pflop', 0):.3g} PFLOP"
     rows = [
         ("linear probe", percent("linear_accuracy")),
         ("kNN (k = 10)", percent("knn_accuracy")),
         ("chance", percent("chance")),
-        (
-            "trained in",
-            f"{clock(training)} ({scores.get('images_per_second', 0):,.0f} images/s)" if training else "not yet",
-        ),
+        ("trained in", f"{clock(training)} ({speed})" if training else "not yet"),
         ("all stages", clock(sum(s for s in stages if s))),
         ("encoder", str(run.file(runs.ENCODER))),
         ("embeddings", str(run.file("train_emb.npy")) + ", " + str(run.file("test_emb.npy"))),

@@ -7,12 +7,15 @@ import importlib
 import json
 
 import pytest
+import torch
+from PIL import Image
 
 from bench import __main__ as bench
-from bench import methods
+from bench import accuracy, loss_memory, methods
 from bench.timing import in_turn, median_ratio
 from crlf.data import SOURCES
 from crlf.methods import METHODS
+from crlf.training import State
 
 
 @pytest.mark.parametrize("name", bench.BENCHES)
@@ -96,3 +99,54 @@ def test_no_head_is_wider_than_the_measure_says(name: str):
     assert all(head.get(width, 0) <= 512 for width in ("hidden", "projection", "predictor", "bottleneck"))
     other = {k: v for k, v in dataclasses.asdict(METHODS[name].Settings()).items() if v != head[k]}
     assert all(value > 512 for value in other.values())
+
+
+@pytest.fixture
+def ablation():
+    """The module, prepared; its additions to the tables go at the end."""
+    from bench import ablation
+
+    tables = (ablation.SOURCES, ablation.ENCODERS, ablation.METHODS)
+    before, threads = [dict(table) for table in tables], torch.get_num_threads()
+    ablation.prepare()
+    yield ablation
+    torch.set_num_threads(threads)
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept)
+
+
+def test_every_change_of_the_ablation_changes_something_and_can_take_a_step(ablation, cifar10):
+    recipes = ablation.changes()
+    assert len({json.dumps(recipe.to_dict()) for recipe in recipes.values()}) == len(recipes)
+    for recipe in recipes.values():
+        state = State(recipe, cifar10[0].first(128 if recipe.batch_size < 256 else 256), torch.device("cpu"))
+        loss, _ = state.method([torch.randn(4, 3, 24, 24) for _ in range(recipe.views)])
+        loss.backward()
+        state.method.after_step(1.0)
+        assert loss.isfinite()
+
+
+def test_the_ablation_holds_out_what_it_chooses_by(ablation, cifar10):
+    train, held = ablation.held_out()
+    assert len(train) == 45_000 and len(held) == 5000
+    assert not set(train.ids) & set(held.ids)
+
+
+def test_nt_xent_in_chunks_needs_less_memory():
+    rows = loss_memory.measure((4096,), at_once=4096, logits=2**20)
+    chunked, whole = rows
+    assert chunked["memory_MB"] < whole["memory_MB"] / 2
+    assert chunked["loss"] == whole["loss"] and chunked["gradient_norm"] == whole["gradient_norm"]
+
+
+def test_the_curve_of_accuracy_is_drawn(tmp_path):
+    rows = [
+        {"recipe": recipe, "train_seconds": 60.0 * n, "pflop": 0.01 * n, "linear_accuracy": 0.5 + n / 100}
+        for recipe in ("default", "seed")
+        for n in (1, 2)
+    ]
+    accuracy.draw(rows, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.size[0] > 800
+    assert accuracy.last_point(tmp_path / "none.jsonl") == []

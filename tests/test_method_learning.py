@@ -22,7 +22,7 @@ from crlf.methods import METHODS, simsiam
 from crlf.methods.base import Method, mlp, spread, unit
 from crlf.methods.byol import BYOL
 from crlf.optim import OptimSettings
-from crlf.probes import PROBES
+from crlf.probes import knn_predict
 from crlf.recipe import Recipe
 from crlf.runs import ENCODER
 from crlf.views import Views, ViewSettings
@@ -61,7 +61,7 @@ def tables(monkeypatch: pytest.MonkeyPatch, sets: tuple[ImageSet, ImageSet]) -> 
 
 def knn(encoder: torch.nn.Module, sets: tuple[ImageSet, ImageSet]) -> float:
     train, test = (embed_images(encoder.eval(), part.images, VIEWS) for part in sets)
-    predicted = PROBES["knn"](train, sets[0].labels.numpy(), test).predictions
+    predicted = knn_predict(train, sets[0].labels.numpy(), test)
     return float((predicted == sets[1].labels.numpy()).mean())
 
 
