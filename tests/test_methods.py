@@ -18,6 +18,7 @@ from crlf.methods import METHODS
 from crlf.methods.base import Method, Queue, SupervisedMethod, Target, loss_of, mlp
 from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import RECIPES, Recipe
+from crlf.report import how_long
 
 NARROW = {"hidden": 16, "projection": 8, "bottleneck": 4, "predictor": 16, "prototypes": 12, "queue": 20}
 WITH_TARGET = {"mocov2", "mocov3", "byol", "dino"}
@@ -228,6 +229,7 @@ def test_the_loop_gives_labels_to_supervised_methods_alone(tmp_path, monkeypatch
     for name in ("byol", "supcon"):
         run = crlf.pretrain(Recipe(method=name, head=narrow(name), **TINY), out=tmp_path / name, device="cpu")
         assert run.scores["supervised"] == (name == "supcon")
+        assert how_long(run.scores).startswith(f"It learned {'with' if name == 'supcon' else 'without'} labels")
     labels = data.load("shapes")[0].labels[:128]
     assert seen[:2] == [None, None]
     assert torch.equal(torch.cat(seen[2:]).sort().values, labels.sort().values)
