@@ -10,17 +10,17 @@ import subprocess
 import sys
 from typing import Any
 
-from crlf.methods.simclr import LOGITS
+from crlf.methods.base import LOGITS
 
 SIZES = (1024, 4096, 16_384, 65_536)  # embeddings
 AT_ONCE = 16_384  # the largest that is also computed at once: it takes gigabytes
 PROGRAM = r"""
 import pathlib, re, sys, time, torch
-from crlf.methods import simclr
+from crlf.methods import base, simclr
 def peak():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 count, at_once = int(sys.argv[1]), sys.argv[2] == "at once"
-simclr.LOGITS = 2**62 if at_once else int(sys.argv[3])
+base.LOGITS = 2**62 if at_once else int(sys.argv[3])
 torch.manual_seed(0)
 small = torch.randn(2, 64, 128, requires_grad=True)
 simclr.nt_xent_views(small, 0.2).backward()  # what torch loads at first use is not the loss's

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-README, RECIPE = ROOT / "README.md", ROOT / "docs" / "recipe.md"
+README, RECIPE, METHODS = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
 RUNS = {
     "cifar10": "`python simclr_train.py` (10 epochs)",
     "cifar10-1": "`python simclr_train.py --epochs 1`",
@@ -80,8 +80,9 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def ablation(found: dict[str, dict[str, Any]]) -> str:
-    return markdown(found["ablation"]["rows"]) if "ablation" in found else "not measured"
+def rows(found: dict[str, dict[str, Any]], name: str) -> str:
+    """The table of one measurement."""
+    return markdown(found[name]["rows"]) if name in found else "not measured"
 
 
 def filled(page: str, name: str, table: str) -> str:
@@ -95,7 +96,8 @@ def pages(records: Path) -> dict[Path, str]:
     readme = filled(README.read_text(encoding="utf-8"), "results", results(found))
     return {
         README: filled(readme, "measurements", measurements(found)),
-        RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", ablation(found)),
+        RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", rows(found, "ablation")),
+        METHODS: filled(METHODS.read_text(encoding="utf-8"), "methods", rows(found, "methods")),
     }
 
 

@@ -14,6 +14,7 @@ from crlf import encoders
 from crlf.data import ImageSet
 from crlf.devices import memory_used, wait_for
 from crlf.methods import Method
+from crlf.methods.base import loss_of
 from crlf.randomness import generator
 from crlf.recipe import Recipe
 from crlf.views import Views
@@ -93,7 +94,8 @@ def forward(recipe: Recipe, data: ImageSet, method: Method, images: int, device:
     batch = data.images[:images].to(device).repeat(recipe.views, 1, 1, 1)
     views = Views(recipe.augmentation)(batch, generator(device, "views", recipe.seed, "estimate"))
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        return method(views.chunk(recipe.views))[0]
+        labels = None if data.labels is None else data.labels[:images].to(device)
+        return loss_of(method, views.chunk(recipe.views), labels)[0]
 
 
 def saved_bytes(compute: Callable[[], Tensor]) -> int:

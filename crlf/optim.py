@@ -1,14 +1,15 @@
 """Optimizers, and the learning rate as a pure function of progress.
 
 An entry of `OPTIMIZERS` takes the named parameters of a method and the settings, and gives torch optimizers whose
-parameter groups each hold a `base_lr`; the loop multiplies that by `schedule(progress)` before every step.
+parameter groups each hold a `base_lr` and a `base_decay`; the loop multiplies them by `schedule(progress)` before every
+step. What does not require a gradient is left out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,15 +23,21 @@ class OptimSettings:
     """How the weights move."""
 
     optimizer: str = "muon"
-    """One of: muon, adam, adamw, sgd."""
+    """One of: muon, adam, adamw, sgd, lars."""
     lr: float = 0.02
     """Peak learning rate (of the matrices, with Muon)."""
+    lr_per: int = 256
+    """With sgd and lars: the images in a batch that lr is for; a run takes lr × batch_size / this. 0: lr as it is."""
     vector_lr: float = 3e-3
     """With Muon: the peak learning rate of biases and norms, which AdamW moves."""
     momentum: float = 0.95
-    """Of Muon and SGD."""
+    """Of Muon, SGD and LARS."""
     weight_decay: float = 0.0
-    """For matrices only; biases and norms are never decayed. Decoupled, but for adam and sgd."""
+    """For matrices only; biases and norms are never decayed. Decoupled, but for adam, sgd and lars."""
+    final_weight_decay: float = 1.0
+    """What the weight decay is multiplied by at the end of a cosine; 1 keeps it constant (DINO: 10, of 0.04)."""
+    trust: float = 0.001
+    """With lars: the length of a step, at a learning rate of 1, as a share of the weights' own."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises linearly from 0."""
     final_lr: float = 0.0
@@ -39,16 +46,27 @@ class OptimSettings:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
-        for name in ("lr", "vector_lr"):
+        for name in ("lr", "vector_lr", "trust"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"weight_decay must be 0 or more and finite, not {self.weight_decay}")
+        for name in ("weight_decay", "final_weight_decay", "lr_per"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be 0 or more and finite, not {getattr(self, name)}")
         for name in ("momentum", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in 0..1, 1 left out, not {getattr(self, name)}")
         if not 0 <= self.final_lr <= 1:
             raise InputError(f"final_lr must be in 0..1, not {self.final_lr}")
+
+    def for_batch(self, batch_size: int) -> OptimSettings:
+        """These settings with the learning rate for this batch: the one place where the two meet.
+
+        SGD and LARS follow the linear rule (Goyal et al. 2017, section 2.1), in which papers state their rates per 256
+        images. The others take a step whose length does not depend on the gradient's, and there is no such rule.
+        """
+        if self.optimizer not in LINEAR or self.lr_per == 0:
+            return self
+        return replace(self, lr=self.lr * batch_size / self.lr_per, lr_per=0)
 
 
 def schedule(progress: float, warmup: float, final: float = 0.0) -> float:
@@ -60,7 +78,7 @@ def schedule(progress: float, warmup: float, final: float = 0.0) -> float:
         final: the factor at the end.
 
     Returns:
-        The factor of the peak learning rate, in 0..1.
+        The factor of the peak learning rate, or of the weight decay: between 0, 1 and final.
     """
     if progress < warmup:
         return progress / warmup
@@ -115,11 +133,44 @@ class Muon(torch.optim.Optimizer):
                 p.add_(orthogonalise(nesterov).view(p.shape), alpha=-group["lr"] * scale)
 
 
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose step is, weight by weight, a share of that weight's length.
+
+    You, Gitman and Ginsburg 2017, https://arxiv.org/abs/1708.03888, equation 6 and algorithm 1, with the learning rate
+    outside of the momentum, as in the code of SimCLR, BYOL and Barlow Twins. A group with `trust` 0 is plain SGD: so
+    norms and biases, as these papers advise.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "trust": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None, "LARS takes no closure"
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                gradient = p.grad.add(p, alpha=group["weight_decay"])
+                if group["trust"]:
+                    gradient = gradient * group["trust"] * trust_ratio(p, p.grad, group["weight_decay"])
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                buffer.mul_(group["momentum"]).add_(gradient)
+                p.add_(buffer, alpha=-group["lr"])
+
+
+def trust_ratio(weight: Tensor, gradient: Tensor, weight_decay: float) -> Tensor:
+    """|w| / (|g| + weight_decay |w|) (LARS, equation 6): a scalar; 1 where either length is 0."""
+    w, g = weight.norm(), gradient.norm()
+    return torch.where((w > 0) & (g > 0), w / (g + weight_decay * w), 1.0)
+
+
 def muon(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.optim.Optimizer]:
-    matrices, vectors = split(named)
+    matrices, vectors = _groups(named, s)
+    vectors["base_lr"] = s.vector_lr
     return [
-        Muon([{"params": matrices, "base_lr": s.lr}], lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay),
-        torch.optim.AdamW([{"params": vectors, "base_lr": s.vector_lr}], lr=s.vector_lr, weight_decay=0.0),
+        Muon([matrices], lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay),
+        torch.optim.AdamW([vectors], lr=s.vector_lr),
     ]
 
 
@@ -135,6 +186,11 @@ def sgd(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.o
     return [torch.optim.SGD(_groups(named, s), lr=s.lr, momentum=s.momentum, nesterov=s.momentum > 0)]
 
 
+def lars(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.optim.Optimizer]:
+    matrices, vectors = _groups(named, s)
+    return [LARS([{**matrices, "trust": s.trust}, vectors], lr=s.lr, momentum=s.momentum)]
+
+
 def split(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trainable parameters with two dimensions or more, and the rest (biases, norms)."""
     trainable = [p for _, p in named if p.requires_grad]
@@ -144,8 +200,8 @@ def split(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter]
 def _groups(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[dict[str, Any]]:
     matrices, vectors = split(named)
     return [
-        {"params": matrices, "base_lr": s.lr, "weight_decay": s.weight_decay},
-        {"params": vectors, "base_lr": s.lr, "weight_decay": 0.0},
+        {"params": matrices, "base_lr": s.lr, "weight_decay": s.weight_decay, "base_decay": s.weight_decay},
+        {"params": vectors, "base_lr": s.lr, "weight_decay": 0.0, "base_decay": 0.0},
     ]
 
 
@@ -154,10 +210,18 @@ OPTIMIZERS: dict[str, Callable[..., list[torch.optim.Optimizer]]] = {
     "adam": adam,
     "adamw": adamw,
     "sgd": sgd,
+    "lars": lars,
 }
+LINEAR = ("sgd", "lars")  # whose learning rate is proportional to the batch
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
+
+
+def set_decay(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["weight_decay"] = group["base_decay"] * factor

@@ -62,6 +62,9 @@ class Recipe:
         encoders.find(self.encoder)
         if self.head is None:
             object.__setattr__(self, "head", METHODS[self.method].Settings())
+        if not isinstance(self.head, METHODS[self.method].Settings):
+            rule = f"a {METHODS[self.method].Settings.__name__} or None for method {self.method!r}"
+            raise InputError(f"head must be {rule}, not a {type(self.head).__name__}")
         for name, (low, high) in LIMITS.items():
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} must be in {low}..{high}, not {getattr(self, name)}")

@@ -163,7 +163,8 @@ def how_long(scores: dict[str, Any]) -> str:
     device = f" on {scores['device']}" if scores.get("device") else ""
     rest = sum(scores.get(f"{stage}_seconds") or 0 for stage in ("embed", "probe", "draw"))
     after = f" Embedding, probing and drawing took {duration(rest)}." if rest else ""
-    return f"It learned without labels in {duration(scores['train_seconds'])}: {epochs}{views}{device}.{after}"
+    how = "with" if scores.get("supervised") else "without"
+    return f"It learned {how} labels in {duration(scores['train_seconds'])}: {epochs}{views}{device}.{after}"
 
 
 def bars(scores: dict[str, Any]) -> str:

@@ -20,8 +20,8 @@ from crlf.errors import InputError
 from crlf.estimate import embedding_bytes, estimate
 from crlf.interrupts import Interrupted, stop_requests
 from crlf.methods import METHODS
-from crlf.methods.base import forward_flops
-from crlf.optim import OPTIMIZERS, schedule, set_lr
+from crlf.methods.base import SupervisedMethod, forward_flops, loss_of
+from crlf.optim import OPTIMIZERS, schedule, set_decay, set_lr
 from crlf.progress import Progress
 from crlf.randomness import generator
 from crlf.recipe import RECIPES, Recipe
@@ -63,6 +63,7 @@ def pretrain(
     place = pick_device(device)
     data = load_for_pretraining(recipe.data, data_dir).first(recipe.subset)
     recipe.steps_per_epoch(len(data))
+    require_labels(recipe, data)
     state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
     run = runs.claim(out, recipe.to_dict(), resume, overwrite, space=5 * embedding_bytes(recipe, data) // 4)
     if resume and run.file(runs.CHECKPOINT).exists():
@@ -72,6 +73,12 @@ def pretrain(
         tell_cost(state, data)
     train(run, recipe, data, state, started)
     return run
+
+
+def require_labels(recipe: Recipe, data: ImageSet) -> None:
+    """Raise InputError when the method is given labels and the images have none."""
+    if issubclass(METHODS[recipe.method], SupervisedMethod) and data.labels is None:
+        raise InputError(f"method {recipe.method!r} learns from labels, but the data set {recipe.data!r} has none")
 
 
 def tell_cost(state: State, data: ImageSet) -> None:
@@ -107,7 +114,7 @@ class State:
             require_fit(encoder, recipe, data)
             self.method = METHODS[recipe.method](encoder, recipe.head).to(device)
         named = list(self.method.named_parameters())
-        self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim)
+        self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim.for_batch(recipe.batch_size))
         self.recipe = recipe
         self.device = device
         self.step = 0  # steps done
@@ -159,6 +166,7 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
         startup = 0.0 if started is None else time.perf_counter() - started
         course = ByClock(60 * recipe.minutes - startup, state.step, state.share, state.seconds)
     pixels = data.images.to(state.device)  # uint8 (N, C, H, W)
+    labels = data.labels if isinstance(state.method, SupervisedMethod) else None  # no other method has them in reach
     make_view = Views(recipe.augmentation)
     method, optimizers, device = state.method.train(), state.optimizers, state.device
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -172,9 +180,11 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
             batch = pixels[rows.to(device)]  # (B, C, H, W)
             stream = generator(device, "views", recipe.seed, state.step)
             views = make_view(batch.repeat(recipe.views, 1, 1, 1), stream).chunk(recipe.views)  # each (B, C, h, w)
-            set_lr(optimizers, schedule(course.share(state.step + 0.5), recipe.optim.warmup, recipe.optim.final_lr))
+            share = course.share(state.step + 0.5)
+            set_lr(optimizers, schedule(share, recipe.optim.warmup, recipe.optim.final_lr))
+            set_decay(optimizers, schedule(share, 0.0, recipe.optim.final_weight_decay))
             with bf16:
-                loss, stats = method(views)
+                loss, stats = loss_of(method, views, None if labels is None else labels[rows].to(device))
             loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
@@ -248,6 +258,7 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
     flops = forward_flops(state.method, recipe.views, data.images.shape[1], *view)
     run.update_scores(
         method=recipe.method,
+        supervised=isinstance(state.method, SupervisedMethod),
         encoder=recipe.encoder,
         data=recipe.data,
         seed=recipe.seed,

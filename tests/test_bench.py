@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 
 from bench import __main__ as bench
-from bench import accuracy, loss_memory
+from bench import accuracy, loss_memory, methods
 from bench.timing import in_turn, median_ratio
+from crlf.data import SOURCES
+from crlf.methods import METHODS
 from crlf.training import State
 
 
@@ -63,6 +66,39 @@ def test_committed_records_are_whole():
 @pytest.mark.parametrize("path", bench.readme.pages(bench.RECORDS), ids=lambda path: path.name)
 def test_the_pages_say_what_the_records_say(path):
     assert path.read_text(encoding="utf-8") == bench.readme.pages(bench.RECORDS)[path], "python -m bench readme"
+
+
+def test_a_method_is_measured_on_held_out_images(monkeypatch):
+    """In tiny form: a second of training, some shapes in the place of CIFAR-10."""
+    few = [part.first(256) for part in SOURCES["shapes"](None)]
+    monkeypatch.setattr(methods, "held_out", lambda data_dir=None: few)
+    monkeypatch.setitem(SOURCES, "held-out", None)  # taken away again afterwards
+    (row,) = methods.measure(minutes=0.02, seeds=(0,), names=("byol",))
+    assert row["method"] == "byol" and 5 < row["kNN %"] <= 100 and row["train seconds"] < 6
+
+
+def test_methods_are_measured_in_turn_with_equal_time(monkeypatch):
+    monkeypatch.setitem(SOURCES, "held-out", None)
+    seen = []
+    monkeypatch.setattr(methods, "score", lambda recipe: seen.append(recipe) or {"kNN %": 10.0 * recipe.seed})
+    rows = methods.measure()
+    assert [r.method for r in seen] == list(METHODS) * 3 and [r.seed for r in seen[:: len(METHODS)]] == [0, 1, 2]
+    assert {(r.encoder, r.data, r.views, r.minutes) for r in seen} == {("cnn", "held-out", 2, methods.MINUTES)}
+    assert rows == [{"method": name, "seeds": 3, "kNN %": 10.0, "kNN % sd": 10.0} for name in METHODS]
+
+
+def test_the_summary_of_seeds_by_hand():
+    found = methods.summary([{"kNN %": 1.0, "PFLOP": 2.0}, {"kNN %": 2.0, "PFLOP": 4.0}, {"kNN %": 6.0, "PFLOP": 0.0}])
+    assert found == {"seeds": 3, "kNN %": 3.0, "kNN % sd": pytest.approx(7**0.5), "PFLOP": 2.0}
+    assert "kNN % sd" not in methods.summary([{"kNN %": 1.0}])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_head_is_wider_than_the_measure_says(name: str):
+    head = dataclasses.asdict(methods.head(name))
+    assert all(head.get(width, 0) <= 512 for width in ("hidden", "projection", "predictor", "bottleneck"))
+    other = {k: v for k, v in dataclasses.asdict(METHODS[name].Settings()).items() if v != head[k]}
+    assert all(value > 512 for value in other.values())
 
 
 @pytest.fixture

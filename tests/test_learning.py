@@ -18,7 +18,7 @@ import crlf
 from crlf import data, encoders
 from crlf.embeddings import embed_images, load_encoder
 from crlf.encoders import Frozen
-from crlf.methods import simclr
+from crlf.methods import base, simclr
 from crlf.probes import fit_linear, knn_predict
 from crlf.recipe import Recipe
 from crlf.views import Views, ViewSettings
@@ -45,7 +45,7 @@ def wrong_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_unit_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simclr.F, "normalize", lambda z, dim: z / 10)
+    monkeypatch.setattr(base.F, "normalize", lambda z, dim: z / 10)
 
 
 def one_side_detached(monkeypatch: pytest.MonkeyPatch) -> None:

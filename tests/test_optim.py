@@ -10,7 +10,7 @@ from torch import nn
 
 from crlf import encoders
 from crlf.errors import InputError
-from crlf.optim import OPTIMIZERS, Muon, OptimSettings, orthogonalise, schedule, set_lr, split
+from crlf.optim import LARS, OPTIMIZERS, Muon, OptimSettings, orthogonalise, schedule, set_decay, set_lr, split
 
 
 def test_schedule_in_closed_form():
@@ -73,12 +73,80 @@ def test_muon_agrees_with_torchs_own():
     assert cosine > 0.995
 
 
+def test_lars_step_from_its_definition():
+    """Equation 6: each weight's rate is trust |w| / (|g| + decay |w|), and the update has the decay's term in it."""
+    g = torch.Generator().manual_seed(0)
+    weights = [nn.Parameter(scale * torch.randn(4, 3, generator=g)) for scale in (0.1, 1.0, 10.0)]
+    optimizer = LARS([{"params": weights, "trust": 0.02, "weight_decay": 0.1}], lr=0.5, momentum=0.9)
+    expected = [w.detach().clone() for w in weights]
+    momenta = [torch.zeros(4, 3) for _ in weights]
+    for _ in range(3):
+        for i, w in enumerate(weights):
+            w.grad = torch.randn(4, 3, generator=g)
+            length, slope = (sum(x * x for x in t.flatten().tolist()) ** 0.5 for t in (expected[i], w.grad))
+            rate = 0.02 * length / (slope + 0.1 * length)
+            momenta[i] = 0.9 * momenta[i] + rate * (w.grad + 0.1 * expected[i])
+            expected[i] = expected[i] - 0.5 * momenta[i]
+        optimizer.step()
+    for w, e in zip(weights, expected, strict=True):
+        torch.testing.assert_close(w.detach(), e)
+
+
+def test_lars_does_not_feel_the_gradients_scale_but_norms_and_biases_do():
+    moved = []
+    for scale in (1.0, 100.0):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        before = [p.detach().clone() for p in network.parameters()]
+        settings = OptimSettings(optimizer="lars", lr=0.1)
+        (optimizer,) = OPTIMIZERS["lars"](list(network.named_parameters()), settings)
+        (scale * network(torch.randn(8, 4)).exp().sum()).backward()
+        optimizer.step()
+        moved.append([(p - b).norm().item() for p, b in zip(network.parameters(), before, strict=True)])
+    assert moved[0][0] == pytest.approx(0.1 * 0.001 * before[0].norm().item(), rel=1e-3)
+    assert moved[1][0] == pytest.approx(moved[0][0], rel=1e-3)
+    assert moved[1][2:] == pytest.approx([100 * m for m in moved[0][2:]], rel=1e-3)  # plain SGD
+
+
+def test_lars_leaves_norms_and_biases_undecayed():
+    weight, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    settings = OptimSettings(optimizer="lars", lr=0.1, weight_decay=0.5)
+    (optimizer,) = OPTIMIZERS["lars"]([("weight", weight), ("bias", bias)], settings)
+    weight.grad, bias.grad = torch.full((2, 2), 1e-6), torch.zeros(2)
+    optimizer.step()
+    assert weight[0, 0] < 1 - 1e-5 and torch.equal(bias, torch.ones(2))
+
+
+def test_the_learning_rate_is_scaled_to_the_batch_for_sgd_and_lars_alone():
+    for name in OPTIMIZERS:
+        settings = OptimSettings(optimizer=name, lr=0.3)
+        assert settings.for_batch(256).lr == pytest.approx(0.3)
+        expected = 0.6 if name in ("sgd", "lars") else 0.3
+        assert settings.for_batch(512).lr == pytest.approx(expected)
+        assert settings.for_batch(512).for_batch(512).lr == pytest.approx(expected)  # not twice
+        assert OptimSettings(optimizer=name, lr=0.3, lr_per=0).for_batch(512).lr == 0.3
+    assert OptimSettings(optimizer="sgd", lr=0.3, lr_per=128).for_batch(64).lr == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_follows_its_schedule_and_stays_off_norms_and_biases(name: str):
+    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    optimizers = OPTIMIZERS[name](list(network.named_parameters()), OptimSettings(optimizer=name, weight_decay=0.04))
+    for progress, expected in ((0.0, 0.04), (0.5, 0.22), (1.0, 0.4)):  # DINO's, from 0.04 to 0.4
+        set_decay(optimizers, schedule(progress, 0.0, 10.0))
+        for group in (group for o in optimizers for group in o.param_groups):
+            matrices = all(p.ndim > 1 for p in group["params"])
+            assert group["weight_decay"] == pytest.approx(expected if matrices else 0)
+    set_decay(optimizers, schedule(0.7, 0.0, 1.0))
+    assert {group["weight_decay"] for o in optimizers for group in o.param_groups} == {0.04, 0.0}
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_holds_each_weight_once_and_lowers_a_loss(name: str):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     x, y = torch.randn(16, 3, 8, 8), torch.randint(2, (16,))
-    settings = OptimSettings(optimizer=name, lr=0.01, weight_decay=0.1)
+    settings = OptimSettings(optimizer=name, lr=0.01, weight_decay=0.1, trust=1.0)
     optimizers = OPTIMIZERS[name](list(network.named_parameters()), settings)
     held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in network.parameters()}
@@ -110,7 +178,7 @@ def test_set_lr_scales_each_groups_own_peak():
 @pytest.mark.parametrize(
     "wrong",
     [{"optimizer": "moun"}, {"lr": 0.0}, {"lr": float("inf")}, {"momentum": 1.0}, {"warmup": -0.1}, {"final_lr": 2.0},
-     {"weight_decay": -1.0}, {"vector_lr": 0.0}],
+     {"weight_decay": -1.0}, {"vector_lr": 0.0}, {"final_weight_decay": -1.0}, {"trust": 0.0}, {"lr_per": -1}],
 )  # fmt: skip
 def test_wrong_settings_name_themselves(wrong: dict):
     with pytest.raises(InputError, match=next(iter(wrong))) as caught:

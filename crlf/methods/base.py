@@ -1,21 +1,39 @@
-"""What a method is, and the head that most of them share."""
+"""What a method is, and what several of them share: heads, float32 losses, pairs of views, EMA targets, queues.
+
+Shapes: V views, B images, D embedding, P projection, K rows of a queue.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+import functools
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise, permutations
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+
+from crlf.errors import InputError
+
+LOGITS = 2**24  # at most this many at a time, 64 MB in float32
+WIDTH = (1, 65536)  # of a layer; the limits of a setting
+TEMPERATURE = (1e-3, 100)
+SHARE = (0, 1)
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Method(nn.Module):
     """An encoder in training: it owns what else the paper needs (projector, predictor, target, queue).
 
-    A subclass has a `Settings` dataclass and takes `(encoder, settings)`. It never sees labels.
+    A subclass has a `Settings` dataclass and takes `(encoder, settings)`. It never sees labels. All views go through
+    the encoder in one pass, so that batch norm sees them together, where most papers' code passes one view at a time.
     """
 
     Settings: type[Any]
@@ -29,6 +47,22 @@ class Method(nn.Module):
         """Called after the optimizer, with the share of the steps done; for targets that follow the weights."""
 
 
+class SupervisedMethod(Method):
+    """The exception: a method that is given the labels of its batch. What it learns is not learned without labels."""
+
+    def forward(self, views: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        """As `Method.forward`, with int64 (B,) labels."""
+        raise NotImplementedError  # the one abstract method
+
+
+def loss_of(method: Method, views: Sequence[Tensor], labels: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Call a method, with the labels of the batch only if it is a `SupervisedMethod`: the one place where they meet."""
+    if isinstance(method, SupervisedMethod):
+        assert labels is not None, "a supervised method needs labels"
+        return method(views, labels)
+    return method(views)
+
+
 def forward_flops(method: Method, views: int, channels: int, height: int, width: int) -> float:
     """Floating-point operations of a view's forward pass through a method, two for each multiply-add.
 
@@ -38,13 +72,186 @@ def forward_flops(method: Method, views: int, channels: int, height: int, width:
     device = next(method.parameters()).device
     pair = torch.zeros(2, channels, height, width, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        method([pair] * views)
+        loss_of(method, [pair] * views, torch.arange(2, device=device))
     return counter.get_total_flops() / (2 * views)
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear, batch norm and ReLU between the given sizes; the last layer is Linear alone."""
+def require(settings: object, **limits: tuple[float, float]) -> None:
+    """Raise InputError for the first of these settings that is not within its limits, both included."""
+    for name, (low, high) in limits.items():
+        if not low <= getattr(settings, name) <= high:
+            raise InputError(f"{name} must be in {low}..{high}, not {getattr(settings, name)}")
+
+
+def relu() -> nn.Module:
+    return nn.ReLU(inplace=True)
+
+
+def mlp(
+    sizes: Sequence[int],
+    *,
+    norm: bool = True,
+    activation: Callable[[], nn.Module] = relu,
+    bias: bool = True,
+    last_norm: bool = False,
+) -> nn.Sequential:
+    """Linear, batch norm and activation between the given sizes; the last layer is Linear alone.
+
+    Args:
+        norm: batch norm after each hidden layer.
+        bias: of the last layer. Nothing can be learned by one whose shift the loss, or a batch norm after it, undoes.
+        last_norm: batch norm without weights after the last layer, which then has no bias.
+    """
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes[:-1]):
-        layers += [nn.Linear(fan_in, fan_out, bias=False), nn.BatchNorm1d(fan_out), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+        layers += [nn.Linear(fan_in, fan_out, bias=not norm), *[nn.BatchNorm1d(fan_out)] * norm, activation()]
+    layers.append(nn.Linear(sizes[-2], sizes[-1], bias=bias and not last_norm))
+    return nn.Sequential(*layers, *[nn.BatchNorm1d(sizes[-1], affine=False)] * last_norm)
+
+
+def out_dim(encoder: nn.Module) -> int:
+    """D, the width of the embedding."""
+    return encoder.out_dim  # type: ignore[return-value]
+
+
+def in_float32(loss: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a function of tensors compute in float32: half precision is widened, autocast is off, float64 stays.
+
+    A bfloat16 has three digits; a logit of 10 is then off by 0.03, and a covariance of a batch by more than it is.
+    """
+
+    @functools.wraps(loss)
+    def wide(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        device = next(a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        widened: Any = [_widen(a) for a in args]
+        with torch.autocast(device, enabled=False):
+            return loss(*widened, **{name: _widen(a) for name, a in kwargs.items()})  # type: ignore[arg-type]
+
+    return wide
+
+
+def _widen(value: object) -> object:
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value  # type: ignore[attr-defined]
+
+
+@in_float32
+def unit(z: Tensor) -> Tensor:
+    """Rows of length 1: float (..., P) -> float32 (..., P)."""
+    return F.normalize(z, dim=-1)
+
+
+@in_float32
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine of each row of one with each of the other: float (..., M, P) and (N, P) -> float32 (..., M, N)."""
+    return unit(a) @ unit(b).T
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """How far from collapse: the standard deviation of normalised features, averaged over P, times the root of P.
+
+    float (..., P) -> a scalar in 0..1: 1 when the features point everywhere alike, 0 when all are equal (Chen and He
+    2021, SimSiam, figure 2).
+    """
+    return unit(z.detach()).flatten(0, -2).std(dim=0).mean() * math.sqrt(z.size(-1))
+
+
+def over_pairs(
+    loss: Callable[[Tensor, Tensor], Tensor], a: Sequence[Tensor] | Tensor, b: Sequence[Tensor] | Tensor
+) -> Tensor:
+    """The mean of loss(a[i], b[j]) over the ordered pairs of different views; with two views, of both directions."""
+    return torch.stack([loss(a[i], b[j]) for i, j in permutations(range(len(a)), 2)]).mean()
+
+
+@in_float32
+def over_negatives(z: Tensor, temperature: float, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The mean over all ordered pairs of two views of the same image of a loss of positive and negatives.
+
+    The negatives of a pair are the V (B - 1) views of other images; a third view of the same image is in neither. When
+    there are more than `LOGITS` logits they are made some rows at a time, and once more in the backward pass, so that
+    memory grows with V B and not with its square.
+
+    Args:
+        z: float (V, B, P), V and B at least 2; need not be normalised.
+        loss: of the positives' logits (R, V - 1) and the log of the sum of the negatives' exponentials (R, 1).
+
+    Raises:
+        InputError: B is 1.
+    """
+    V, B, _ = z.shape
+    if B < 2:
+        raise InputError(f"NT-Xent needs at least 2 images in a batch, not {B}: the others are the negatives")
+    z = F.normalize(z.flatten(0, 1), dim=1)  # (V B, P)
+    rows = torch.arange(V * B, device=z.device).split(max(1, LOGITS // (V * B)))
+    if len(rows) == 1:
+        return loss(*_positives_and_negatives(z, rows[0], B, temperature)).mean()
+
+    def part(z: Tensor, row: Tensor) -> Tensor:
+        return loss(*_positives_and_negatives(z, row, B, temperature))
+
+    return torch.cat([checkpoint(part, z, row, use_reentrant=False) for row in rows]).mean()
+
+
+def _positives_and_negatives(z: Tensor, row: Tensor, B: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Of the pairs that begin with these rows of z: (R,) of (V B, P) normalised -> (R, V - 1) and (R, 1)."""
+    V = len(z) // B
+    logits = z[row] / temperature @ z.T  # (R, V B)
+    partners = (row[:, None] + B * torch.arange(1, V, device=z.device)) % (V * B)  # (R, V - 1)
+    same_image = row[:, None] % B == torch.arange(V * B, device=z.device) % B
+    negatives = logits.masked_fill(same_image, -torch.inf).logsumexp(dim=1, keepdim=True)  # (R, 1)
+    return logits.gather(1, partners), negatives
+
+
+def cosine_momentum(progress: float, start: float, end: float) -> float:
+    """From start to end along half a cosine (Grill et al. 2020, BYOL, section 3.3), at a progress in 0..1."""
+    return end - (end - start) * (math.cos(math.pi * progress) + 1) / 2
+
+
+class Target(nn.Module):
+    """A copy of networks, in a row, that follows their weights as an exponential moving average; no gradient enters it.
+
+    Its batch norms normalise by, and remember, its own batches; only weights follow.
+
+    Args:
+        start, end: the momentum of the average at the first and the last step.
+    """
+
+    def __init__(self, *networks: nn.Module, start: float, end: float):
+        super().__init__()
+        self.networks = copy.deepcopy(nn.Sequential(*networks)).requires_grad_(False)
+        self.start, self.end = start, end
+
+    @torch.no_grad()
+    def forward(self, views: Sequence[Tensor]) -> Tensor:
+        """Views, each float (B, C, h, w) -> (V, B, P), in one pass."""
+        return self.networks(torch.cat(list(views))).unflatten(0, (len(views), -1))
+
+    @torch.no_grad()
+    def follow(self, *networks: nn.Module, progress: float) -> None:
+        """weights <- momentum weights + (1 - momentum) those of the networks, after a share of the steps."""
+        momentum = cosine_momentum(progress, self.start, self.end)
+        theirs = nn.Sequential(*networks).parameters()
+        for mine, other in zip(self.networks.parameters(), theirs, strict=True):
+            mine.lerp_(other, 1 - momentum)
+
+
+class Queue(nn.Module):
+    """The last K rows that were pushed, newest first; at the start random directions.
+
+    A push replaces the tensor and leaves the old one as it was, since a loss may still need it for its backward pass.
+    """
+
+    rows: Tensor
+
+    def __init__(self, length: int, width: int):
+        super().__init__()
+        self.register_buffer("rows", unit(torch.randn(length, width)))  # (K, P)
+
+    @torch.no_grad()
+    def push(self, rows: Tensor) -> None:
+        """Put float (R, P) before the others, normalised; the oldest leave. Only in training mode."""
+        if self.training:
+            room = len(self.rows)
+            new = unit(rows.detach())[:room].to(self.rows.dtype)
+            self.rows = torch.cat([new, self.rows[: room - len(new)]])

@@ -12,14 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from crlf.errors import InputError
-from crlf.methods.base import Method, mlp
-
-LOGITS = 2**24  # at most this many at a time, 64 MB in float32
+from crlf.methods.base import TEMPERATURE, WIDTH, Method, mlp, out_dim, over_negatives, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +30,7 @@ class SimCLRSettings:
     """Width of what the loss compares."""
 
     def __post_init__(self) -> None:
-        if not 1e-3 <= self.temperature <= 100:
-            raise InputError(f"temperature must be in 0.001..100, not {self.temperature}")
-        for name in ("hidden", "projection"):
-            if not 1 <= getattr(self, name) <= 65536:
-                raise InputError(f"{name} must be in 1..65536, not {getattr(self, name)}")
+        require(self, temperature=TEMPERATURE, hidden=WIDTH, projection=WIDTH)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -63,33 +55,13 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 def nt_xent_views(z: Tensor, temperature: float) -> Tensor:
     """NT-Xent over V views: the mean of equation 1 over all ordered pairs of two views of the same image.
 
-    The negatives of a pair are the V (B - 1) views of other images; a third view of the same image is in neither
-    the numerator nor the denominator. When there are more than `LOGITS` logits they are made some rows at a time, and
-    once more in the backward pass, so that memory grows with V B and not with its square.
-
     Args:
-        z: float (V, B, P), V and B at least 2.
+        z: float (V, B, P), V and B at least 2; see `over_negatives`.
     """
-    V, B, _ = z.shape
-    if B < 2:
-        raise InputError(f"NT-Xent needs at least 2 images in a batch, not {B}: the others are the negatives")
-    z = F.normalize(z.flatten(0, 1).to(torch.promote_types(z.dtype, torch.float32)), dim=1)  # (V B, P)
-    rows = torch.arange(V * B, device=z.device).split(max(1, LOGITS // (V * B)))
-    if len(rows) == 1:
-        return _losses(z, rows[0], B, temperature).mean()
-    parts = [checkpoint(_losses, z, part, B, temperature, use_reentrant=False) for part in rows]
-    return torch.cat(parts).mean()
+    return over_negatives(z, temperature, _cross_entropy)
 
 
-def _losses(z: Tensor, row: Tensor, B: int, temperature: float) -> Tensor:
-    """The losses of the pairs that begin with these rows of z: (R,) of (V B, P) normalised -> (R, V - 1)."""
-    V = len(z) // B
-    with torch.autocast(z.device.type, enabled=False):
-        logits = z[row] / temperature @ z.T  # (R, V B)
-    partners = (row[:, None] + B * torch.arange(1, V, device=z.device)) % (V * B)  # (R, V - 1)
-    positives = logits.gather(1, partners)
-    same_image = row[:, None] % B == torch.arange(V * B, device=z.device) % B
-    negatives = logits.masked_fill(same_image, -torch.inf).logsumexp(dim=1, keepdim=True)  # (R, 1)
+def _cross_entropy(positives: Tensor, negatives: Tensor) -> Tensor:
     return torch.logaddexp(positives, negatives) - positives
 
 
@@ -101,7 +73,7 @@ class SimCLR(Method):
     def __init__(self, encoder: nn.Module, settings: SimCLRSettings):
         super().__init__()
         self.encoder = encoder
-        self.projector = mlp([encoder.out_dim, settings.hidden, settings.projection])  # type: ignore[list-item]
+        self.projector = mlp([out_dim(encoder), settings.hidden, settings.projection])
         self.temperature = settings.temperature
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,0 +1,72 @@
+"""Every method side by side: the `cnn` encoder on CIFAR-10, the same minutes of training, on held-out training images.
+
+Equal compute is equal time on one CPU: it counts targets, heads and the optimizer, which epochs or products do not. Two
+views; three seeds; the test set is not touched. Heads are the methods' own but where one would be wider than 512:
+beside a network as small as this one most of the time would go into it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import crlf
+from bench.ablation import held_out
+from crlf.data import SOURCES
+from crlf.methods import METHODS
+from crlf.recipe import Recipe
+
+MINUTES = 1.2  # of training: 12 methods and 3 seeds are then done in an hour
+SEEDS = (0, 1, 2)
+WIDEST = 512
+
+
+def recipe(name: str, minutes: float, seed: int) -> Recipe:
+    return Recipe(method=name, data="held-out", views=2, minutes=minutes, seed=seed, head=head(name))
+
+
+def head(name: str) -> Any:
+    """A method's settings with no layer wider than `WIDEST`."""
+    own = METHODS[name].Settings()
+    widths = ("hidden", "projection", "predictor", "bottleneck")
+    narrow = {w: min(WIDEST, getattr(own, w)) for w in widths if hasattr(own, w)}
+    return dataclasses.replace(own, **narrow)
+
+
+def score(recipe: Recipe) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = crlf.pretrain(recipe, out=folder, device="cpu")
+        crlf.embed(run, device="cpu")
+        scores = crlf.probe(run)
+    return {
+        "linear %": 100 * scores["linear_accuracy"],
+        "kNN %": 100 * scores["knn_accuracy"],
+        "train seconds": scores["train_seconds"],
+        "epochs": scores["epochs"],
+    }
+
+
+def measure(
+    minutes: float = MINUTES, seeds: Sequence[int] = SEEDS, names: Sequence[str] = tuple(METHODS)
+) -> list[dict[str, Any]]:
+    """A row a method. Seeds are the outer loop, so that a machine whose speed drifts treats all methods alike."""
+    SOURCES["held-out"] = held_out
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for seed in seeds:
+        for name in names:
+            runs[name].append(score(recipe(name, minutes, seed)))
+    return [{"method": name, **summary(scores)} for name, scores in runs.items()]
+
+
+def summary(scores: list[dict[str, float]]) -> dict[str, float]:
+    """Mean and standard deviation over the seeds of each number; no deviation of one seed."""
+    found: dict[str, float] = {"seeds": len(scores)}
+    for key in scores[0]:
+        values = [score[key] for score in scores]
+        found[key] = statistics.mean(values)
+        if key.endswith("%") and len(values) > 1:
+            found[f"{key} sd"] = statistics.stdev(values)
+    return found

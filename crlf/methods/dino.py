@@ -1,0 +1,128 @@
+"""DINO: a student's distribution over prototypes agrees with that of a slowly moving teacher on another view.
+
+Caron, Touvron, Misra, Jegou, Mairal, Bojanowski and Joulin, Emerging Properties in Self-Supervised Vision Transformers,
+ICCV 2021, https://arxiv.org/abs/2104.14294. Centring and a sharp teacher together keep it from collapse: the logged
+`teacher_entropy` falls to 0 or stays at log M, and `spread` to 0, if they fail. With V views of one size (no
+multi-crop) the loss is the mean over all ordered pairs of views. The last layer learns from the first step.
+
+Defaults: the head of lightly's CIFAR-10 benchmark (2048 and 256, with batch norm; 2,048 prototypes) and the paper's
+temperatures (0.1, 0.04), momenta of target (0.996 to 1) and centre (0.9).
+
+Shapes: V views, B images, D embedding, P projection, M prototypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crlf.methods.base import (
+    SHARE,
+    TEMPERATURE,
+    WIDTH,
+    Method,
+    Target,
+    cosine,
+    in_float32,
+    mlp,
+    out_dim,
+    over_pairs,
+    require,
+    spread,
+    unit,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOSettings:
+    """The loss, the head and the target."""
+
+    temperature: float = 0.1
+    """Divides the student's scores."""
+    target_temperature: float = 0.04
+    """Divides the teacher's scores; the smaller, the sharper."""
+    centre_momentum: float = 0.9
+    """Of the running mean of the teacher's scores, which is taken off them."""
+    hidden: int = 2048
+    """Width of the head's hidden layer."""
+    projection: int = 256
+    """Width of what is compared with the prototypes."""
+    prototypes: int = 2048
+    """Width of the distributions."""
+    target_momentum: float = 0.996
+    """Of the average that the teacher's weights are, at the start."""
+    target_momentum_end: float = 1.0
+    """The same at the end, reached along a cosine."""
+
+    def __post_init__(self) -> None:
+        require(self, temperature=TEMPERATURE, target_temperature=TEMPERATURE, centre_momentum=SHARE)
+        require(self, hidden=WIDTH, projection=WIDTH, prototypes=WIDTH)
+        require(self, target_momentum=SHARE, target_momentum_end=SHARE)
+
+
+@in_float32
+def sharpened(teacher: Tensor, centre: Tensor, temperature: float) -> Tensor:
+    """The teacher's distributions (DINO, equation 1 and algorithm 1): scores (..., M), centre (M,) -> (..., M)."""
+    return ((teacher - centre) / temperature).softmax(dim=-1)
+
+
+@in_float32
+def cross_entropy(student: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """H(target, student) (DINO, equation 2), mean over the images.
+
+    Args:
+        student: float (B, M), scores.
+        target: float (B, M), distributions: rows sum to 1.
+        temperature: the student's, above 0.
+
+    Returns:
+        A scalar of at least 0. Half precision is computed in float32.
+    """
+    return -(target * (student / temperature).log_softmax(dim=1)).sum(dim=1).mean()
+
+
+class Prototypes(nn.Module):
+    """Cosines with learned directions: float (B, P) -> float32 (B, M). The paper's weight-normalised last layer."""
+
+    def __init__(self, width: int, count: int):
+        super().__init__()
+        self.rows = nn.Parameter(unit(torch.randn(count, width)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return cosine(z, self.rows)
+
+
+class DINO(Method):
+    """Encoder, projector and prototypes, a target of all three, and the centre of its scores."""
+
+    Settings = DINOSettings
+    centre: Tensor
+
+    def __init__(self, encoder: nn.Module, settings: DINOSettings):
+        super().__init__()
+        s = settings
+        self.encoder = encoder
+        self.projector = mlp([out_dim(encoder), s.hidden, s.projection], activation=nn.GELU)
+        self.prototypes = Prototypes(s.projection, s.prototypes)
+        self.target = Target(
+            encoder, self.projector, self.prototypes, start=s.target_momentum, end=s.target_momentum_end
+        )
+        self.register_buffer("centre", torch.zeros(s.prototypes))  # (M,)
+        self.settings = s
+
+    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        s = self.settings
+        z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
+        student = self.prototypes(z).unflatten(0, (len(views), -1))  # (V, B, M)
+        teacher = self.target(views)  # (V, B, M)
+        targets = sharpened(teacher, self.centre, s.target_temperature)
+        if self.training:
+            self.centre = self.centre.lerp(teacher.mean(dim=(0, 1)), 1 - s.centre_momentum)  # equation 4
+        loss = over_pairs(lambda a, b: cross_entropy(a, b, s.temperature), student, targets)
+        return loss, {"spread": spread(z), "teacher_entropy": torch.special.entr(targets).sum(dim=-1).mean()}
+
+    def after_step(self, progress: float) -> None:
+        self.target.follow(self.encoder, self.projector, self.prototypes, progress=progress)

@@ -1,0 +1,73 @@
+"""SupCon: SimCLR with labels; every view of every image of the same class is a positive.
+
+Khosla et al., Supervised Contrastive Learning, NeurIPS 2020, https://arxiv.org/abs/2004.11362. The one method that is
+given labels: an upper mark for the others, not one of them.
+
+Defaults: the authors' code on CIFAR-10: temperature 0.1, a head of 512 and 128 without batch norm.
+
+Shapes: V views, B images, D embedding, P projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crlf.methods.base import TEMPERATURE, WIDTH, SupervisedMethod, cosine, in_float32, mlp, out_dim, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupConSettings:
+    """The loss and the projection head."""
+
+    temperature: float = 0.1
+    """Divides the cosine similarities."""
+    hidden: int = 512
+    """Width of the projector's hidden layer."""
+    projection: int = 128
+    """Width of what the loss compares."""
+
+    def __post_init__(self) -> None:
+        require(self, temperature=TEMPERATURE, hidden=WIDTH, projection=WIDTH)
+
+
+@in_float32
+def sup_con(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """The supervised contrastive loss (SupCon, equation 2: the sum over positives outside of the logarithm).
+
+    Args:
+        z: float (V, B, P), projections, V at least 2; they need not be normalised.
+        labels: int64 (B,).
+        temperature: above 0.
+
+    Returns:
+        A scalar of at least 0, the mean over all V B views; log(V B - 1) when all projections are equal. Half
+        precision is computed in float32. Memory grows with the square of V B.
+    """
+    V = len(z)
+    z, labels = z.flatten(0, 1), labels.repeat(V)  # (V B, P), (V B,)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    logits = (cosine(z, z) / temperature).masked_fill(itself, -torch.inf)  # (V B, V B)
+    positive = (labels[:, None] == labels) & ~itself
+    log_share = logits - logits.logsumexp(dim=1, keepdim=True)
+    return -(log_share.masked_fill(~positive, 0).sum(dim=1) / positive.sum(dim=1)).mean()
+
+
+class SupCon(SupervisedMethod):
+    """Encoder and projector under the supervised contrastive loss."""
+
+    Settings = SupConSettings
+
+    def __init__(self, encoder: nn.Module, settings: SupConSettings):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = mlp([out_dim(encoder), settings.hidden, settings.projection], norm=False)
+        self.temperature = settings.temperature
+
+    def forward(self, views: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        h = self.encoder(torch.cat(list(views)))  # (V B, D)
+        z = self.projector(h).unflatten(0, (len(views), -1))  # (V, B, P)
+        return sup_con(z, labels, self.temperature), {}
