@@ -1,8 +1,8 @@
 """What each choice of the default recipe is worth: one change at a time, on a held-out 5,000 of the training images.
 
 One epoch over the other 45,000, two views unless the row says otherwise; the test set is not touched. Three seeds: mean
-and standard deviation. Runs go side by side, each on one core. The probes see 15,000 of the 45,000; the linear one's C is fixed at 1 / (0.001 N), where the
-choice of it nearly always ends.
+and standard deviation. Runs go side by side, each on one core. The probes see 15,000 of the 45,000; the linear one's C
+is fixed at 1 / (0.001 N), where the choice of it nearly always ends.
 """
 
 from __future__ import annotations
