@@ -65,7 +65,15 @@ STYLE: dict[str, Any] = {
     "ytick.color": SOFT,
     "legend.frameon": False,
 }
-LOSSES = {"simclr": "NT-Xent"}  # what a method's loss is called in its paper
+LOSSES = {
+    "simclr": "NT-Xent",
+    "dcl": "DCL",
+    "mocov2": "InfoNCE",
+    "mocov3": "InfoNCE",
+    "barlow": "Barlow Twins",
+    "vicreg": "VICReg",
+    "supcon": "SupCon",
+}  # what a method's loss is called in its paper
 SHOWN = 5000  # points in a scatter plot
 NAMED = 16  # classes whose names fit into a scatter plot
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from crlf.errors import InputError, unknown
 
+LARGEST = 1024  # smaller side of a matrix that Muon takes; its cost grows with the cube
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
@@ -166,11 +168,15 @@ def trust_ratio(weight: Tensor, gradient: Tensor, weight_decay: float) -> Tensor
 
 
 def muon(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.optim.Optimizer]:
+    """Muon for matrices, AdamW at `vector_lr` for biases, norms and what is too large to orthogonalise every step."""
     matrices, vectors = _groups(named, s)
+    large = [p for p in matrices["params"] if min(p.flatten(1).shape) > LARGEST]
+    matrices["params"] = [p for p in matrices["params"] if min(p.flatten(1).shape) <= LARGEST]
     vectors["base_lr"] = s.vector_lr
+    others = [{**matrices, "params": large, "base_lr": s.vector_lr}] if large else []
     return [
         Muon([matrices], lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay),
-        torch.optim.AdamW([vectors], lr=s.vector_lr),
+        torch.optim.AdamW([vectors, *others], lr=s.vector_lr),
     ]
 
 
@@ -192,9 +198,13 @@ def lars(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.
 
 
 def split(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Trainable parameters with two dimensions or more, and the rest (biases, norms)."""
+    """Trainable parameters that are matrices, and the rest: biases, norms, a ViT's class token and positions."""
     trainable = [p for _, p in named if p.requires_grad]
-    return [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
+    return [p for p in trainable if _is_matrix(p)], [p for p in trainable if not _is_matrix(p)]
+
+
+def _is_matrix(p: Tensor) -> bool:
+    return p.ndim > 1 and min(p.flatten(1).shape) > 1
 
 
 def _groups(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[dict[str, Any]]:

@@ -138,6 +138,21 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     raise InputError(f"setting {name!r} must be of type {getattr(hint, '__name__', hint)}, not {value!r}")
 
 
+PLAIN = EmbeddingSettings(regions=1, mirror=False)  # as the literature embeds
+HALF = ViewSettings(resolution=1.0, crop_min=0.08)  # SimCLR's colours at half strength (appendix B.9), no blur
+MILD = ViewSettings(resolution=1.0, crop_min=0.08, saturation=0.2)  # solo-learn's for CIFAR, without solarisation
+
+
+def lars(lr: float, weight_decay: float, trust: float = 0.02) -> OptimSettings:
+    """As for 1000 epochs, the first ten of which warm up; lr is per 256 images."""
+    return OptimSettings(optimizer="lars", lr=lr, momentum=0.9, weight_decay=weight_decay, trust=trust, warmup=0.01)
+
+
+def published(method: str, encoder: str, optim: OptimSettings, views: ViewSettings, **others: Any) -> Recipe:
+    """A recipe with two views of full size, embedded as the literature does."""
+    return Recipe(method=method, encoder=encoder, optim=optim, views=2, augmentation=views, embedding=PLAIN, **others)
+
+
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(),
     # The project that this one grew from: SimCLR on CIFAR-10 in 10 epochs, 45.3 % linear accuracy.
@@ -146,7 +161,29 @@ RECIPES: dict[str, Recipe] = {
         views=2,
         augmentation=ViewSettings(resolution=1.0, blur=1.0, blur_kernel=3),
         optim=OptimSettings(optimizer="adam", lr=3e-4, warmup=0.0, final_lr=1.0),
-        embedding=EmbeddingSettings(regions=1, mirror=False),
+        embedding=PLAIN,
         head=SimCLRSettings(temperature=0.5),
     ),
-}
+    # What follows is published for CIFAR-10 and serves CIFAR-100 as well; docs/recipe.md names the sources.
+    "simclr-r18": published(
+        "simclr", "resnet18",
+        OptimSettings(optimizer="sgd", lr=0.06, momentum=0.9, weight_decay=5e-4, warmup=0.1),
+        ViewSettings(resolution=1.0, grayscale=0.1),
+        epochs=100, batch_size=512, head=SimCLRSettings(temperature=0.2, hidden=512),
+    ),
+    "simclr-r50": published(
+        "simclr", "resnet50", lars(1.0, 1e-4, trust=0.001), HALF,
+        epochs=1000, batch_size=1024, head=SimCLRSettings(temperature=0.5, hidden=2048),
+    ),
+    "simclr-vit": published(
+        "simclr", "vit_tiny",
+        OptimSettings(optimizer="adamw", lr=3e-4, weight_decay=0.1, warmup=0.1), HALF,
+        epochs=200, batch_size=512, head=SimCLRSettings(temperature=0.2, hidden=2048, projection=256),
+    ),
+    "mocov3-r18": published("mocov3", "resnet18", lars(0.3, 1e-6), MILD, epochs=1000, batch_size=256),
+    "byol-r18": published("byol", "resnet18", lars(1.0, 1e-5), MILD, epochs=1000, batch_size=256),
+    "barlow-r18": published("barlow", "resnet18", lars(0.3, 1e-4), MILD, epochs=1000, batch_size=256),
+    "vicreg-r18": published(
+        "vicreg", "resnet18", lars(0.3, 1e-4), ViewSettings(resolution=1.0, saturation=0.2), epochs=1000, batch_size=256
+    ),
+}  # fmt: skip

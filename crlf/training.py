@@ -20,7 +20,7 @@ from crlf.errors import InputError
 from crlf.estimate import embedding_bytes, estimate
 from crlf.interrupts import Interrupted, stop_requests
 from crlf.methods import METHODS
-from crlf.methods.base import SupervisedMethod, forward_flops, loss_of
+from crlf.methods.base import SupervisedMethod, loss_of, training_flops
 from crlf.optim import OPTIMIZERS, schedule, set_decay, set_lr
 from crlf.progress import Progress
 from crlf.randomness import generator
@@ -255,7 +255,7 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
     runs.save_array(run.file(runs.LOSS), np.array(losses, dtype=np.float64))
     images_seen = state.step * recipe.batch_size
     view = [view_size(side, recipe.augmentation) for side in data.images.shape[2:]]
-    flops = forward_flops(state.method, recipe.views, data.images.shape[1], *view)
+    flops = training_flops(state.method, recipe.views, data.images.shape[1], *view)
     run.update_scores(
         method=recipe.method,
         supervised=isinstance(state.method, SupervisedMethod),
@@ -266,7 +266,7 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
         views_seen=images_seen * recipe.views,
         train_seconds=state.seconds,
         images_per_second=images_seen / state.seconds,
-        pflop=3 * flops * images_seen * recipe.views / 1e15,  # backward costs two forwards
+        pflop=flops * images_seen * recipe.views / 1e15,
         loss=losses[-1],
         device=describe(state.device),
         torch=torch.__version__,

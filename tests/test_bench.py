@@ -150,3 +150,23 @@ def test_the_curve_of_accuracy_is_drawn(tmp_path):
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.size[0] > 800
     assert accuracy.last_point(tmp_path / "none.jsonl") == []
+
+
+def test_the_ablation_gives_means_spreads_and_gains(ablation):
+    rows = [
+        {"change": name, "linear_%": value, "kNN_%": value - 10, "PFLOP": 0.01}
+        for name, value in ((ablation.BASE, 70.0), ("more", 73.0), (ablation.BASE, 71.0), ("more", 75.0))
+    ]
+    base, more = ablation.summaries(rows)
+    assert base["linear_%"] == "70.5 ± 0.7" and base["gain"] == ""
+    assert more["gain"] == "+3.5" and more["kNN_%"] == "64.0 ± 1.4"
+
+
+def test_what_the_ablation_has_done_is_not_done_again(ablation, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "DONE", tmp_path / "done.jsonl")
+    calls = []
+    monkeypatch.setattr(ablation, "trained", lambda name, recipe: calls.append(name) or [{"change": name}])
+    recipe = ablation.changes()[ablation.BASE]
+    assert [ablation.score("a", recipe) for _ in range(2)] == [[{"change": "a"}]] * 2
+    ablation.score("b", recipe)
+    assert calls == ["a", "b"]

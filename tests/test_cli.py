@@ -63,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "vit_small, vit_tiny. Did you mean 'resnet18'?",
         ),
         (["--method", "simcrl"], "Did you mean 'simclr'?"),
-        (["--recipe", "sed"], "recipe 'sed' is not known: choose from default, seed. Did you mean 'seed'?"),
+        (["--recipe", "sed"], "Did you mean 'seed'?"),
         (["--recipe"], "recipe '' is not known"),
         (["--recipe", "missing.json"], "cannot be read"),
         (["--device", "cdua"], "Did you mean 'cuda'?"),

@@ -20,7 +20,7 @@ from crlf.embeddings import embed
 from crlf.encoders import ENCODERS, EmbeddingSettings
 from crlf.errors import InputError
 from crlf.methods import METHODS
-from crlf.methods.base import forward_flops
+from crlf.methods.base import training_flops
 from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import Recipe
 from crlf.training import pretrain
@@ -225,14 +225,23 @@ def test_an_encoder_that_does_not_take_the_images_or_their_views(tmp_path: Path)
     assert "'vit_tiny' does not take 29 × 29 px: " in line
 
 
-def test_forward_flops_are_those_counted_by_hand():
-    """A view through the light CNN at 32 px and its projector: two operations for each multiply-add."""
+def test_training_flops_are_those_counted_by_hand():
+    """A view through the light CNN at 32 px and its projector: two operations for each multiply-add, and backward."""
     encoder = encoders.CNN(3, widths=(4, 8))
     method = METHODS["simclr"](encoder, METHODS["simclr"].Settings(hidden=16, projection=8))
     convolutions = 32 * 32 * 4 * 27 + 16 * 16 * 8 * 36  # the pool comes after the first
     projector = encoder.out_dim * 16 + 16 * 8
     logits = 4 * 4 * 8 / 4  # of the two images and two views it is counted on, by view
-    assert forward_flops(method, 2, 3, 32, 32) == 2 * (convolutions + projector + logits)
+    assert training_flops(method, 2, 3, 32, 32) == 3 * 2 * (convolutions + projector + logits)
+
+
+def test_a_target_costs_a_forward_pass_and_no_backward():
+    encoder = encoders.CNN(3, widths=(4, 8))
+    method = METHODS["byol"](encoder, METHODS["byol"].Settings(hidden=16, projection=8))
+    convolutions = 32 * 32 * 4 * 27 + 16 * 16 * 8 * 36
+    projector, predictor = encoder.out_dim * 16 + 16 * 8, 2 * 8 * 16
+    trained = convolutions + projector + predictor
+    assert training_flops(method, 2, 3, 32, 32) == 2 * (3 * trained + convolutions + projector)
 
 
 def tinted(channels: int) -> tuple[ImageSet, ImageSet]:

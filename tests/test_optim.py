@@ -189,3 +189,13 @@ def test_wrong_settings_name_themselves(wrong: dict):
 def test_a_misspelt_optimizer_is_offered_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'muon'"):
         OptimSettings(optimizer="moun")
+
+
+def test_muon_leaves_the_largest_matrices_to_adamw():
+    large, wide, small = (nn.Parameter(torch.randn(*shape)) for shape in ((1025, 1030), (1025, 8), (8, 8)))
+    named = [("large", large), ("wide", wide), ("small", small), ("bias", nn.Parameter(torch.zeros(8)))]
+    matrices, rest = OPTIMIZERS["muon"](named, OptimSettings(weight_decay=0.1))
+    assert [p is q for p, q in zip(matrices.param_groups[0]["params"], (wide, small), strict=True)] == [True, True]
+    vectors, others = rest.param_groups
+    assert others["params"][0] is large and others["weight_decay"] == 0.1 and others["base_lr"] == 3e-3
+    assert vectors["weight_decay"] == 0.0

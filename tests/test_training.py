@@ -19,7 +19,7 @@ from crlf import data, runs
 from crlf.embeddings import embed_images, load_encoder
 from crlf.errors import InputError
 from crlf.interrupts import Interrupted
-from crlf.methods.simclr import SimCLR
+from crlf.methods import METHODS
 from crlf.recipe import Recipe
 from crlf.training import epoch_order
 
@@ -40,16 +40,17 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> crlf.Run:
     return crlf.pretrain(TINY, out=tmp_path_factory.mktemp("straight"), device="cpu")
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act, method: str = "simclr") -> None:
     """Let `act(loss)` replace the loss of one step, counted from 0 in this process."""
-    forward, count = SimCLR.forward, [0]
+    kind, count = METHODS[method], [0]
+    forward = kind.forward
 
-    def planted(self, views):
-        loss, stats = forward(self, views)
+    def planted(self, *batch):
+        loss, stats = forward(self, *batch)
         count[0] += 1
         return (act(loss) if count[0] == step + 1 else loss), stats
 
-    monkeypatch.setattr(SimCLR, "forward", planted)
+    monkeypatch.setattr(kind, "forward", planted)
     monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)  # its trial is not counted
 
 
@@ -114,6 +115,19 @@ def test_a_resumed_run_equals_a_straight_one(straight, tmp_path, monkeypatch, st
     assert same_bits(weights(run), weights(straight))
     steps = [row["step"] for row in run.log()]
     assert steps == sorted(set(steps)) and steps[-1] == 6
+
+
+@pytest.mark.parametrize("method", ["mocov2", "dino", "nnclr", "supcon"])
+def test_targets_queues_centres_and_labels_survive_a_resume(tmp_path, monkeypatch, method: str):
+    recipe = dataclasses.replace(TINY, method=method, head=None, views=2)
+    straight = crlf.pretrain(recipe, out=tmp_path / "straight", device="cpu")
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, interrupt, method)
+        with pytest.raises(Interrupted, match="after step 4 of 6"):
+            crlf.pretrain(recipe, out=tmp_path / "run", device="cpu")
+    run = crlf.pretrain(recipe, out=tmp_path / "run", device="cpu", resume=True)
+    assert run.file("loss.npy").read_bytes() == straight.file("loss.npy").read_bytes()
+    assert same_bits(weights(run), weights(straight))
 
 
 def test_resuming_a_finished_run_changes_nothing(straight: crlf.Run, tmp_path: Path):

@@ -63,17 +63,19 @@ def loss_of(method: Method, views: Sequence[Tensor], labels: Tensor | None) -> t
     return method(views)
 
 
-def forward_flops(method: Method, views: int, channels: int, height: int, width: int) -> float:
-    """Floating-point operations of a view's forward pass through a method, two for each multiply-add.
+def training_flops(method: Method, views: int, channels: int, height: int, width: int) -> float:
+    """Floating-point operations that a view costs in training, two for each multiply-add.
 
-    Counted by torch on one pass; elementwise operations, norms and pools are not in it.
+    Torch counts one forward pass; elementwise operations, norms and pools are not in it. A backward pass costs two
+    forwards, and a target (the attribute of that name) has none.
     """
     method = copy.deepcopy(method).eval()
     device = next(method.parameters()).device
     pair = torch.zeros(2, channels, height, width, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         loss_of(method, [pair] * views, torch.arange(2, device=device))
-    return counter.get_total_flops() / (2 * views)
+    target = sum(counter.get_flop_counts().get(f"{type(method).__name__}.target", {}).values())
+    return (3 * counter.get_total_flops() - 2 * target) / (2 * views)
 
 
 def require(settings: object, **limits: tuple[float, float]) -> None:

@@ -3,7 +3,8 @@
 Caron, Touvron, Misra, Jegou, Mairal, Bojanowski and Joulin, Emerging Properties in Self-Supervised Vision Transformers,
 ICCV 2021, https://arxiv.org/abs/2104.14294. Centring and a sharp teacher together keep it from collapse: the logged
 `teacher_entropy` falls to 0 or stays at log M, and `spread` to 0, if they fail. With V views of one size (no
-multi-crop) the loss is the mean over all ordered pairs of views. The last layer learns from the first step.
+multi-crop) the loss is the mean over all ordered pairs of views. The last layer learns from the first step;
+the paper's gradient clipping and warm-up of the teacher's temperature are left out.
 
 Defaults: the head of lightly's CIFAR-10 benchmark (2048 and 256, with batch norm; 2,048 prototypes) and the paper's
 temperatures (0.1, 0.04), momenta of target (0.996 to 1) and centre (0.9).
