@@ -24,9 +24,9 @@ def embed(
     """Embed the training and the test images of a run with its frozen encoder.
 
     Writes train_emb.npy and test_emb.npy, float32 (N, D), the frozen encoder's output (no projector); row i is image i
-    of the data set, and entry i of train_ids.json and test_ids.json is its name, for files the relative path. Where there
-    are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json; where there are none the test set may be
-    empty.
+    of the data set, and entry i of train_ids.json and test_ids.json is its name, for files the relative path. Where
+    there are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json; where there are none the test
+    set may be empty.
     """
     keep_freed_memory()
     run, place = Run.open(run), pick_device(device)

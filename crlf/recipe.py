@@ -36,8 +36,8 @@ class Recipe:
     encoder: str = "cnn"
     """What learns it; one of crlf.encoders.ENCODERS, or timm:NAME for any model of timm."""
     data: str = "cifar10"
-    """What it is learned from; one of crlf.data.SOURCES, or the path of a folder of images, of a list of such (.txt), or of
-    an array (.npy, .npz). On the command line it may stand without --data as the first word."""
+    """What it is learned from; one of crlf.data.SOURCES, or the path of a folder of images, a list of such (.txt) or an
+    array (.npy, .npz). On the command line it may stand without --data as the first word."""
     subset: int = 0
     """At most this many training and as many test images, the first ones; 0 for all."""
     epochs: int = 10

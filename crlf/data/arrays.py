@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +39,12 @@ def load(path: Path, image_size: int = 0) -> ImageSet:
 def read(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:
-            zipped = zipfile.is_zipfile(file)
+            if file.read(2) == b"PK":  # an .npz file is a zip archive
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as found:
+                    return found[only(found.files)]
         # Copy on write: torch wants memory that it may write to, and the file stays as it is.
-        found = np.load(path, mmap_mode=None if zipped else "c", allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            return found[only(found.files)]
+        return np.load(path, mmap_mode="c", allow_pickle=False)
     except InputError as error:
         raise InputError(f"array {str(path)!r} cannot be used: {error}") from error
     except OSError as error:

@@ -45,7 +45,8 @@ def decode(data: bytes, side: int, max_pixels: int = PILLOW) -> np.ndarray:
     """An image file's bytes as uint8 (3, side, side).
 
     Raises:
-        InputError: as `open_image`, or it is empty, damaged, or of a kind of pixels that has no known white. Says only why.
+        InputError: as `open_image`, or it is empty, damaged, or of numbers of which none is known to be white. Says
+            only why.
     """
     if not data:
         raise InputError("it is empty")

@@ -94,7 +94,7 @@ def finished(folder: Path, side: int) -> Index | None:
 
 
 def mapped(path: Path, side: int, mode: str) -> np.ndarray:
-    return np.memmap(path, np.uint8, mode).reshape(-1, 3, side, side)  # type: ignore[call-overload, no-any-return]
+    return np.memmap(path, np.uint8, mode).reshape(-1, 3, side, side)  # type: ignore[call-overload]
 
 
 # Decoding
@@ -218,7 +218,9 @@ def write_table(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(head)
-    table.writerows([f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in row] for row in rows)
+    table.writerows(
+        [f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in row] for row in rows
+    )
     write_whole(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 

@@ -147,9 +147,9 @@ def tell(path: Path, folder: Path, index: Index, side: int) -> None:
     count = len(index.ids)
     found = [f"{count:,} images of {side} × {side} pixels"]
     if index.skipped:
-        found.append(f"{index.skipped:,} files skipped, listed in {str(folder / SKIPPED)!r}")
+        found.append(f"files skipped: {index.skipped:,}, listed in {str(folder / SKIPPED)!r}")
     if index.duplicates:
-        found.append(f"{index.duplicates:,} copies of others, listed in {str(folder / DUPLICATES)!r}")
+        found.append(f"copies of other images: {index.duplicates:,}, listed in {str(folder / DUPLICATES)!r}")
     say(f"data {str(path)!r}: {'; '.join(found)}")
     if index.labels is None:
         say("no labels: all images are for training, and no test set is held out")
