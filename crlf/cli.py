@@ -88,6 +88,7 @@ def with_recipe(function: Callable[..., Any], arguments: list[str]) -> tuple[Cal
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--recipe", nargs="?", const="")
     known, rest = first.parse_known_args(arguments)
+    rest = with_data(rest)
     for flag in ("--out", "--method"):
         first.add_argument(flag, nargs="?")
     first.add_argument("--resume", action="store_true")
@@ -104,6 +105,15 @@ def with_recipe(function: Callable[..., Any], arguments: list[str]) -> tuple[Cal
     if asked.method in METHODS and asked.method != recipe.method:
         recipe = dataclasses.replace(recipe, method=asked.method, head=METHODS[asked.method].Settings())
     return functools.partial(function, recipe=recipe), rest
+
+
+def with_data(arguments: list[str]) -> list[str]:
+    """`--data` before a first word that is no flag: `crlf pretrain PATH` names what to learn from."""
+    if not arguments or arguments[0].startswith("-"):
+        return arguments
+    if any(word.partition("=")[0] == "--data" for word in arguments):
+        raise InputError(f"data is given twice, as {arguments[0]!r} and with --data: give it once")
+    return ["--data", *arguments]
 
 
 def parse(function: Callable[..., Any], arguments: list[str], prog: str) -> dict[str, Any]:

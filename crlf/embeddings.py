@@ -24,13 +24,15 @@ def embed(
     """Embed the training and the test images of a run with its frozen encoder.
 
     Writes train_emb.npy and test_emb.npy, float32 (N, D), the frozen encoder's output (no projector); row i is image i
-    of the data set. Where there are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json.
+    of the data set, and entry i of train_ids.json and test_ids.json is its name, for files the relative path. Where
+    there are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json; where there are none the test
+    set may be empty.
     """
     keep_freed_memory()
     run, place = Run.open(run), pick_device(device)
     recipe = Recipe.from_dict(run.recipe)
     start = time.perf_counter()
-    splits = dict(zip(("train", "test"), load(recipe.data, data_dir), strict=True))
+    splits = dict(zip(("train", "test"), load(recipe.data, data_dir, recipe.images), strict=True))
     encoder: encoders.Frozen | None = None
     for name, split in splits.items():
         split = split.first(recipe.subset)
@@ -38,6 +40,7 @@ def embed(
             encoder = load_encoder(run, recipe, split.images.shape[1:]).to(place)
         embeddings = embed_images(encoder, split.images, recipe.augmentation, batch_size)
         runs.save_array(run.file(f"{name}_emb.npy"), embeddings)
+        runs.write_json(run.file(f"{name}_ids.json"), list(split.ids))
         if split.labels is not None:
             runs.save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
             runs.write_json(run.file(runs.CLASSES), list(split.classes))

@@ -176,7 +176,7 @@ def chance_loss(recipe: dict[str, Any]) -> list[tuple[float, str]]:
 @styled()
 def confusion_matrix(run: Run) -> Figure:
     """What the linear probe took each class for: counts, and the share of each class that it got right."""
-    if run.file("test_emb.npy").exists() and not run.file("test_lbl.npy").exists():
+    if run.unlabelled:
         raise NotDrawn("the data set has no labels")
     names = class_names(run)
     labels = class_indices(run, "test_lbl.npy", names)
@@ -238,13 +238,13 @@ def accuracy_bars(axes: Axes, counts: np.ndarray) -> None:
 @styled()
 def pca_embedding(run: Run) -> Figure:
     """The test embeddings along their two directions of greatest variance."""
-    embeddings, labels, names = embedded(run, least=2)
+    split, embeddings, labels, names = embedded(run, least=2)
     N = len(embeddings)
     pca, points = principal(embeddings, 2)
     shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
-    title = f"PCA of {N:,} test embeddings: 2 components hold {percent(sum(shares))} of the variance"
+    title = f"PCA of {N:,} {split} embeddings: 2 components hold {percent(sum(shares))} of the variance"
     rows = sample(N)
-    figure = sheet((8, 6.6), title, f"{origin(len(rows), N)}. {reading(labels, names)} {tag(run.recipe)}")
+    figure = sheet((8, 6.6), title, f"{origin(len(rows), N, split)}. {reading(labels, names)} {tag(run.recipe)}")
     axes = figure.subplots()
     axes.set(xlabel=f"first component, {percent(shares[0])} of the variance")
     axes.set(ylabel=f"second component, {percent(shares[1])} of the variance")
@@ -255,15 +255,15 @@ def pca_embedding(run: Run) -> Figure:
 @styled()
 def tsne_embedding(run: Run) -> Figure:
     """The test embeddings, or 5,000 of them drawn at random, in a plane that keeps neighbours (t-SNE)."""
-    embeddings, labels, names = embedded(run, least=3)
+    split, embeddings, labels, names = embedded(run, least=3)
     N, D = embeddings.shape
     rows = sample(N)
     points, perplexity = tsne(embeddings[rows])
     knn = run.scores.get("knn_accuracy")
     judged = f": kNN in all {D:,} dimensions is {percent(knn)} right" if knn else ""
     how = f"cosine, perplexity {perplexity:.3g}. Near means alike; the size and distance of clusters mean little"
-    caption = f"{origin(len(rows), N)}; {how}. {reading(labels, names)} {tag(run.recipe)}"
-    figure = sheet((8, 6.6), f"t-SNE of {len(rows):,} test embeddings{judged}", caption)
+    caption = f"{origin(len(rows), N, split)}; {how}. {reading(labels, names)} {tag(run.recipe)}"
+    figure = sheet((8, 6.6), f"t-SNE of {len(rows):,} {split} embeddings{judged}", caption)
     axes = figure.subplots()
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -288,7 +288,7 @@ def tsne(embeddings: np.ndarray) -> tuple[np.ndarray, float]:
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     _, reduced = principal(embeddings / np.maximum(lengths, 1e-12), 50)
     if not np.ptp(reduced, axis=0).any():
-        raise NotDrawn(f"all {len(reduced)} test embeddings point the same way: they have no neighbours to keep")
+        raise NotDrawn(f"all {len(reduced)} embeddings point the same way: they have no neighbours to keep")
     perplexity = min(30.0, (len(reduced) - 1) / 3)
     with threadpool_limits(1):
         model = TSNE(init="pca", perplexity=perplexity, angle=0.8, random_state=0)
@@ -356,19 +356,26 @@ def needed(run: Run, name: str) -> np.ndarray:
         raise error if run.file(name).exists() else NotDrawn(str(error)) from None
 
 
-def embedded(run: Run, least: int) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-    """The test embeddings (N, D), their labels (N,) or None, and the names of the classes."""
-    embeddings = needed(run, "test_emb.npy")
+def embedded(run: Run, least: int) -> tuple[str, np.ndarray, np.ndarray | None, list[str]]:
+    """The embeddings that are shown.
+
+    Returns:
+        "test", or "training" where no test images were held out; the embeddings (N, D), their labels (N,) or None, and
+        the names of the classes.
+    """
+    split, name, embeddings = "test", "test_emb.npy", needed(run, "test_emb.npy")
+    if run.unlabelled and not len(embeddings) and run.file("train_emb.npy").exists():
+        split, name, embeddings = "training", "train_emb.npy", run.array("train_emb.npy")
     if embeddings.ndim != 2 or 0 in embeddings.shape[1:]:
-        raise InputError(f"test_emb.npy must be (N, D), not {embeddings.shape}")
+        raise InputError(f"{name} must be (N, D), not {embeddings.shape}")
     if len(embeddings) < least:
-        raise NotDrawn(f"test_emb.npy has {len(embeddings)} rows, at least {least} are needed")
+        raise NotDrawn(f"{name} has {len(embeddings)} rows, at least {least} are needed")
     if not np.isfinite(embeddings).all():
-        raise InputError("test_emb.npy must be finite, but holds NaN or infinite values")
-    if not run.file("test_lbl.npy").exists():
-        return embeddings, None, []
+        raise InputError(f"{name} must be finite, but holds NaN or infinite values")
+    if run.unlabelled:
+        return split, embeddings, None, []
     names = class_names(run)
-    return embeddings, class_indices(run, "test_lbl.npy", names, rows=len(embeddings)), names
+    return split, embeddings, class_indices(run, "test_lbl.npy", names, rows=len(embeddings)), names
 
 
 def class_names(run: Run) -> list[str]:
@@ -430,8 +437,8 @@ def tag(recipe: dict[str, Any]) -> str:
     )
 
 
-def origin(shown: int, N: int) -> str:
-    return f"A point is a test image, {shown:,} of {N:,} drawn at random" if shown < N else "A point is a test image"
+def origin(shown: int, N: int, split: str) -> str:
+    return f"A point is a {split} image" + (f", {shown:,} of {N:,} drawn at random" if shown < N else "")
 
 
 def reading(labels: np.ndarray | None, names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ Shapes: N training and M test images, D embedding, K classes.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -255,7 +256,7 @@ PROBES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Result]] = {
 
 
 def probe(run: Run | str | Path) -> dict[str, Any]:
-    """Measure the embeddings of a run with every probe.
+    """Measure the embeddings of a run with every probe; of images without labels, say that there is nothing to measure.
 
     Writes NAME_accuracy of each probe (a fraction), chance and the protocols to scores.json, and the linear probe's
     predictions to test_pred.npy, int64 (M,).
@@ -268,6 +269,9 @@ def probe(run: Run | str | Path) -> dict[str, Any]:
     """
     keep_freed_memory()
     run = Run.open(run)
+    if run.unlabelled and not run.file("train_lbl.npy").exists():
+        print(f"nothing is probed: the images of {str(run.path)!r} have no labels", file=sys.stderr)
+        return run.scores
     start = time.perf_counter()
     train_emb, train_lbl = rows_and_labels(run, "train")
     test_emb, test_lbl = rows_and_labels(run, "test")

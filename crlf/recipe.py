@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from crlf import encoders
-from crlf.data import SOURCES
+from crlf.data import ImageSettings, named
 from crlf.encoders import EmbeddingSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
@@ -36,7 +36,8 @@ class Recipe:
     encoder: str = "cnn"
     """What learns it; one of crlf.encoders.ENCODERS, or timm:NAME for any model of timm."""
     data: str = "cifar10"
-    """What it is learned from; one of crlf.data.SOURCES."""
+    """What it is learned from; one of crlf.data.SOURCES, or the path of a folder of images, a list of such (.txt) or an
+    array (.npy, .npz). On the command line it may stand without --data as the first word."""
     subset: int = 0
     """At most this many training and as many test images, the first ones; 0 for all."""
     epochs: int = 10
@@ -49,6 +50,7 @@ class Recipe:
     """Views of each image in a step; all pairs are positive."""
     seed: int = 0
     """Of the weights, the order and the views."""
+    images: ImageSettings = field(default_factory=ImageSettings)
     augmentation: ViewSettings = field(default_factory=ViewSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
@@ -56,9 +58,9 @@ class Recipe:
     """The method's own settings; None takes its defaults."""
 
     def __post_init__(self) -> None:
-        for kind, table in (("method", METHODS), ("data", SOURCES)):
-            if getattr(self, kind) not in table:
-                raise unknown(kind, getattr(self, kind), table)
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        object.__setattr__(self, "data", named(self.data))  # a whole path: the run is used from other folders too
         encoders.find(self.encoder)
         if self.head is None:
             object.__setattr__(self, "head", METHODS[self.method].Settings())
@@ -94,6 +96,7 @@ class Recipe:
         if method not in METHODS:
             raise unknown("method", str(method), METHODS)
         sections = {
+            "images": ImageSettings,
             "augmentation": ViewSettings,
             "optim": OptimSettings,
             "embedding": EmbeddingSettings,

@@ -30,6 +30,8 @@ HOLDS = {
     runs.SCORES: "every measured number, its protocol beside it",
     "train_emb.npy": "embeddings of the training images, float32 (N, D); row i is image i",
     "test_emb.npy": "embeddings of the test images, float32 (N, D); row i is image i",
+    "train_ids.json": "the name of each training image, in the order of the rows",
+    "test_ids.json": "the name of each test image, in the order of the rows",
     "train_lbl.npy": "labels of the training images, int64 (N,)",
     "test_lbl.npy": "labels of the test images, int64 (N,)",
     runs.CLASSES: "the names of the classes",
@@ -135,13 +137,9 @@ def section(title: str, html: str) -> str:
 
 def verdict(run: Run, scores: dict[str, Any]) -> str:
     """The sentence and the bars that open the report."""
-    sentences = [how_good(scores, unlabelled(run)), how_long(scores)]
+    sentences = [how_good(scores, run.unlabelled), how_long(scores)]
     lines = "".join(f"<p class=lead>{escape(text)}</p>\n" for text in sentences if text)
     return f"\n<section>\n{lines}{bars(scores)}</section>"
-
-
-def unlabelled(run: Run) -> bool:
-    return run.file("test_emb.npy").exists() and not run.file("test_lbl.npy").exists()
 
 
 def how_good(scores: dict[str, Any], without_labels: bool) -> str:
@@ -199,10 +197,10 @@ def missing(run: Run, scores: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield "the trained encoder", f"crlf pretrain --resume --out {quoted(run)}"
     if not run.file("test_emb.npy").exists():
         yield "embeddings", f"crlf embed {quoted(run)}"
-    if "linear_accuracy" not in scores and not unlabelled(run):
+    if "linear_accuracy" not in scores and not run.unlabelled:
         yield "scores", f"crlf probe {quoted(run)}"
     absent = [name for name in runs.FIGURES if not readable(run.file(name))]
-    absent = [name for name in absent if not (unlabelled(run) and name == "confusion_matrix.png")]
+    absent = [name for name in absent if not (run.unlabelled and name == "confusion_matrix.png")]
     if absent:
         yield "figures (" + ", ".join(absent) + ")", f"crlf draw {quoted(run)}"
 

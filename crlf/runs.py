@@ -26,6 +26,8 @@ VIEWS, REPORT = "views.npy", "report.html"
 MADE_BY = {
     "train_emb.npy": "embed",
     "test_emb.npy": "embed",
+    "train_ids.json": "embed",
+    "test_ids.json": "embed",
     "train_lbl.npy": "embed",
     "test_lbl.npy": "embed",
     CLASSES: "embed",
@@ -68,6 +70,11 @@ class Run:
     @property
     def scores(self) -> dict[str, Any]:
         return self._json(SCORES) if self.file(SCORES).exists() else {}
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether the images were embedded and have no labels."""
+        return self.file("test_emb.npy").exists() and not self.file("test_lbl.npy").exists()
 
     def update_scores(self, **values: Any) -> None:
         """Merge these into scores.json. Dicts, such as `protocol`, are merged one level deep."""

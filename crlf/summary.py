@@ -17,7 +17,9 @@ def summary(run: Run | str | Path) -> None:
 
 def table(scores: dict[str, Any], run: Run) -> str:
     def percent(name: str) -> str:
-        return f"{100 * scores[name]:.1f} %" if name in scores else "not measured: run `crlf probe`"
+        if name in scores:
+            return f"{100 * scores[name]:.1f} %"
+        return "not measured: the images have no labels" if run.unlabelled else "not measured: run `crlf probe`"
 
     stages = [scores.get(f"{stage}_seconds") for stage in ("train", "embed", "probe", "draw")]
     training = stages[0]

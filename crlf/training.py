@@ -46,7 +46,7 @@ def pretrain(
     Args:
         recipe: every setting of the run.
         out: the run folder, made if need be.
-        data_dir: where the data set lies; by default the cache.
+        data_dir: where a data set known by name lies; by default the cache.
         device: "cpu", "cuda", "mps", or "auto" for the first that is there of cuda, mps and cpu.
         resume: continue the run in `out` from its checkpoint.
         overwrite: remove the run in `out` first.
@@ -61,7 +61,7 @@ def pretrain(
     started = time.perf_counter()
     keep_freed_memory()
     place = pick_device(device)
-    data = load_for_pretraining(recipe.data, data_dir).first(recipe.subset)
+    data = load_for_pretraining(recipe.data, data_dir, recipe.images).first(recipe.subset)
     recipe.steps_per_epoch(len(data))
     require_labels(recipe, data)
     state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images

@@ -1,17 +1,20 @@
-"""Sources of images by name. A source is one file here and one line in `SOURCES`."""
+"""Sources of images: by name, one file here and one line in `SOURCES` each; or by path, images of one's own."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from crlf.data import cifar, shapes, stl10, svhn
+from crlf.data import cifar, folder, shapes, stl10, svhn
 from crlf.data.cache import cache_dir
+from crlf.data.folder import ImageSettings
 from crlf.data.imageset import ImageSet
-from crlf.errors import unknown
+from crlf.errors import InputError, unknown
 
-__all__ = ["SOURCES", "ImageSet", "cache_dir", "load", "load_for_pretraining"]
+__all__ = ["SOURCES", "ImageSet", "ImageSettings", "cache_dir", "load", "load_for_pretraining", "named"]
 
 SOURCES: dict[str, Callable[[str | Path | None], tuple[ImageSet, ImageSet]]] = {
     "cifar10": cifar.load,
@@ -25,24 +28,56 @@ UNLABELLED: dict[str, Callable[[str | Path | None], ImageSet]] = {
 }  # the sources with images that are there for pretraining alone
 
 
-def load(name: str, data_dir: str | Path | None = None) -> tuple[ImageSet, ImageSet]:
+def named(data: str) -> str:
+    """What a recipe calls its data: a name of `SOURCES`, or the whole path of images of one's own.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if data in SOURCES:
+        return data
+    if not folder.is_path(data):
+        raise unknown("data set", data, [*SOURCES, "the path of a folder, a list or an array of images"])
+    return os.path.abspath(os.path.expanduser(data))
+
+
+def load(
+    data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None
+) -> tuple[ImageSet, ImageSet]:
     """The training and the test images of a source.
 
     Args:
-        name: one of `SOURCES`.
-        data_dir: where the data set lies; by default the cache, which is filled if need be.
+        data: one of `SOURCES`, or the path of images of one's own (crlf.data.folder).
+        data_dir: where a data set known by name lies; by default the cache, which is filled if need be.
+        settings: how images of one's own are read.
 
     Raises:
         InputError: no source has that name, or its data are missing, damaged or out of reach.
     """
-    if name not in SOURCES:
-        raise unknown("data set", name, SOURCES)
-    return SOURCES[name](data_dir)
+    data, settings = named(data), settings or ImageSettings()
+    if data not in SOURCES:
+        if data_dir is not None:
+            raise InputError(f"data_dir is for data sets known by name, and data is the path {data!r}")
+        return folder.load(Path(data), settings)
+    refuse(settings, data)
+    return SOURCES[data](data_dir)
 
 
-def load_for_pretraining(name: str, data_dir: str | Path | None = None) -> ImageSet:
+def refuse(settings: ImageSettings | None, data: str) -> None:
+    """Raise InputError when settings are given that a data set known by name would not heed."""
+    given = [f.name for f in dataclasses.fields(ImageSettings) if settings and getattr(settings, f.name) != f.default]
+    if given:
+        raise InputError(f"{given[0]} is for images of one's own, not for the data set {data!r}")
+
+
+def load_for_pretraining(
+    data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None
+) -> ImageSet:
     """The images of a source to learn from: its unlabelled ones if it has such, else its training images.
 
     Arguments and errors are those of `load`, whose training and test images stay for the probes.
     """
-    return UNLABELLED[name](data_dir) if name in UNLABELLED else load(name, data_dir)[0]
+    if data not in UNLABELLED:
+        return load(data, data_dir, settings)[0]
+    refuse(settings, data)
+    return UNLABELLED[data](data_dir)

@@ -1,0 +1,91 @@
+"""Images in an array: a .npy file, which is mapped from the disk where it can be, or an .npz file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from crlf.data.decode import line, square
+from crlf.data.imageset import ImageSet
+from crlf.errors import InputError
+
+SUFFIXES = (".npy", ".npz")
+SHAPES = "uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1, 3 or 4"
+CHANNELS = (1, 3, 4)
+
+
+def load(path: Path, image_size: int = 0) -> ImageSet:
+    """The images in an array, in its order, without labels.
+
+    Args:
+        path: a .npy file, or an .npz file of one array, or with one named "images".
+        image_size: pixels a side, as for files (`crlf.data.decode`); 0 leaves them as they are.
+
+    Returns:
+        uint8 (N, 3, H, W): gray three times, and what is transparent on white.
+
+    Raises:
+        InputError: it cannot be read, holds Python objects, or is of another shape or dtype.
+    """
+    images = three_channels(read(path), path)  # (N, 3, H, W)
+    if image_size and images.shape[2:] != (image_size, image_size):
+        images = np.stack([square(Image.fromarray(image.transpose(1, 2, 0)), image_size) for image in images])
+    return ImageSet(torch.from_numpy(images), None, (), tuple(f"{path.name}/{i:05}" for i in range(len(images))))
+
+
+def read(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":  # an .npz file is a zip archive
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as found:
+                    return found[only(found.files)]
+        # Copy on write: torch wants memory that it may write to, and the file stays as it is.
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except InputError as error:
+        raise InputError(f"array {str(path)!r} cannot be used: {error}") from error
+    except OSError as error:
+        raise InputError(f"array {str(path)!r} cannot be read: {error.strerror or line(error)}") from error
+    except Exception as error:  # a damaged file raises almost any kind; a pickled one ValueError
+        raise InputError(f"array {str(path)!r} cannot be read: {line(error)}") from error
+
+
+def only(names: list[str]) -> str:
+    """Which array of an .npz file holds the images."""
+    if "images" in names:
+        return "images"
+    if len(names) != 1:
+        listed = ", ".join(names[:5]) or "none"
+        raise InputError(f"it must hold one array, or one named 'images', not {len(names)} ({listed})")
+    return names[0]
+
+
+def three_channels(array: np.ndarray, path: Path) -> np.ndarray:
+    """Any of `SHAPES` as uint8 (N, 3, H, W), contiguous; (N, 3, H, W) stays where it is."""
+    refused = InputError(f"array {str(path)!r} must be {SHAPES}, not {array.dtype} {array.shape}")
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
+        raise refused
+    if array.ndim == 3:
+        array = array[:, None]
+    else:
+        first, last = array.shape[1] in CHANNELS, array.shape[3] in CHANNELS
+        if first == last:
+            raise refused
+        array = array if first else array.transpose(0, 3, 1, 2)
+    if array.shape[1] == 1:
+        array = array.repeat(3, axis=1)
+    if array.shape[1] == 4:
+        array = on_white(array)
+    return np.ascontiguousarray(array)
+
+
+def on_white(array: np.ndarray) -> np.ndarray:
+    """uint8 (N, 4, H, W) with opacity last -> (N, 3, H, W)."""
+    result = np.empty((len(array), 3, *array.shape[2:]), dtype=np.uint8)
+    for place, image in zip(result, array, strict=True):  # one at a time: floats of all would be eight times as large
+        colours, opacity = image[:3].astype(np.float32), image[3:].astype(np.float32) / 255
+        place[:] = np.rint(colours * opacity + 255 * (1 - opacity))
+    return result

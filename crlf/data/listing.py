@@ -1,0 +1,100 @@
+"""Which files a folder or a list names, in an order that is always the same."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from crlf.errors import InputError
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that may be an image, or the reason why it is not looked into."""
+
+    name: str
+    """Relative to the folder, with slashes; in a list, the line."""
+    path: str
+    size: int = 0
+    """Bytes."""
+    mtime: int = 0
+    """Of the last change, in nanoseconds."""
+    skipped: str = ""
+    """Why it is not looked into; empty if it is."""
+
+
+def in_folder(root: Path, follow_links: bool) -> list[File]:
+    """Every file below a folder, by name. What begins with a dot, such as .DS_Store, is not there for us.
+
+    Raises:
+        InputError: the folder cannot be read, or is empty.
+    """
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        raise InputError(f"data folder {str(root)!r} cannot be read: {error.strerror}") from error
+    files = sorted(walk(str(root), "", os.path.realpath(root), follow_links, set()), key=lambda file: file.name)
+    if not files:
+        raise InputError(f"data folder {str(root)!r} is empty")
+    return files
+
+
+def walk(folder: str, prefix: str, root: str, follow_links: bool, seen: set[str]) -> Iterator[File]:
+    """The files below `folder`, whose names begin with `prefix`; a folder that links lead to twice is read once."""
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    try:
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        yield File(prefix.rstrip("/"), folder, skipped=f"the folder cannot be read: {error.strerror}")
+        return
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        name, link = prefix + entry.name, entry.is_symlink()
+        outside = link and not inside(entry.path, root)
+        if outside and not follow_links:
+            yield File(name, entry.path, skipped="a link out of the folder, which --follow-links would follow")
+        elif not os.path.isdir(entry.path):
+            yield look_at(name, entry.path)
+        elif outside or not link:  # a link to a folder inside shows nothing new
+            yield from walk(entry.path, f"{name}/", root, follow_links, seen)
+
+
+def inside(path: str, root: str) -> bool:
+    return os.path.join(os.path.realpath(path), "").startswith(os.path.join(root, ""))
+
+
+def look_at(name: str, path: str) -> File:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return File(name, path, skipped=f"it cannot be read: {error.strerror}")
+    if not stat.S_ISREG(found.st_mode):
+        return File(name, path, skipped="it is no regular file")
+    return File(name, path, found.st_size, found.st_mtime_ns)
+
+
+def in_list(path: Path) -> list[File]:
+    """The files that a list names, one a line, relative to the list's own folder; in its order. Blank lines are none.
+
+    Raises:
+        InputError: the list cannot be read, is empty, or names a file that is not there.
+    """
+    try:
+        lines = [text for text in path.read_text(encoding="utf-8-sig").splitlines() if text.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise InputError(f"list {str(path)!r} cannot be read: {why}") from error
+    if not lines:
+        raise InputError(f"list {str(path)!r} is empty: it must name an image a line")
+    files = [look_at(text, os.path.join(path.parent, text)) for text in lines]
+    missing = [file.name for file in files if not os.path.exists(file.path)]
+    if missing:
+        count = f"{len(missing):,} of {len(files):,} files" if len(files) > 1 else "a file"
+        raise InputError(f"list {str(path)!r} names {count} that are not there, the first {missing[0]!r}")
+    return files

@@ -1,0 +1,666 @@
+"""Images of one's own: every kind of file becomes the right pixels, in the right row, and only once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crlf import cli, data
+from crlf.data import ImageSettings, arrays, decoded, listing
+from crlf.data.classes import arrange
+from crlf.data.decode import decode, open_image
+from crlf.errors import InputError
+
+RANDOM = np.random.default_rng(0)
+RGB = RANDOM.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+GRAY = RGB[..., 0]
+WIDE = RANDOM.integers(0, 65536, (32, 32), dtype=np.uint16)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CRLF_CACHE", str(folder))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    return folder
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels(seed: int, height: int = 32, width: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def put(folder: Path, names: list[str]) -> list[bytes]:
+    """Different PNG files of these names."""
+    files = []
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        files.append(encoded(pixels(seed), "PNG"))
+        (folder / name).write_bytes(files[-1])
+    return files
+
+
+def load(path: Path, **settings: object) -> tuple[data.ImageSet, data.ImageSet]:
+    return data.load(str(path), None, ImageSettings(**settings))  # type: ignore[arg-type]
+
+
+def table(cache: Path, name: str) -> list[list[str]]:
+    [path] = cache.rglob(name)
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+# Pixels
+
+HALF = np.dstack([RGB, np.where(np.arange(32) < 16, 0, 255).astype(np.uint8)[None].repeat(32, 0)])  # clear on the left
+ON_WHITE = np.where(np.arange(32)[None, :, None] < 16, 255, RGB)
+
+
+def lossless(kind: str) -> Callable[[], tuple[bytes, np.ndarray]]:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    return lambda: (encoded(Image.fromarray(RGB), kind, **options), RGB)
+
+
+def palette(**options: object) -> tuple[bytes, np.ndarray]:
+    """A picture of 16 colours; with transparency=3, colour 3 is clear."""
+    places = (GRAY % 16).astype(np.uint8)
+    colours = RANDOM.integers(0, 256, (16, 3), dtype=np.uint8)
+    image = Image.frombytes("P", (32, 32), places.tobytes())
+    image.putpalette(colours.tobytes())
+    expected = colours[places]
+    if "transparency" in options:
+        expected[places == options["transparency"]] = 255
+    return encoded(image, str(options.pop("kind")), **options), expected
+
+
+def frames(kind: str) -> tuple[bytes, np.ndarray]:
+    first, second = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (32, 32), "blue")
+    expected = np.zeros((32, 32, 3), dtype=np.uint8)
+    expected[..., 0] = 255
+    return encoded(first, kind, save_all=True, append_images=[second]), expected
+
+
+def deep_rgb() -> tuple[bytes, np.ndarray]:
+    """A PNG of 16 bits a channel, which Pillow cannot write: made by hand."""
+    deep = (RGB.astype(np.uint16) * 256 + 77).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    return png(32, 32, 16, 2, zlib.compress(rows)), RGB
+
+
+def png(width: int, height: int, depth: int, colours: int, content: bytes) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+def turned(orientation: int, expected: np.ndarray) -> Callable[[], tuple[bytes, np.ndarray]]:
+    def make() -> tuple[bytes, np.ndarray]:
+        image, exif = Image.fromarray(RGB), Image.Exif()
+        exif[0x0112] = orientation
+        return encoded(image, "PNG", exif=exif), expected
+
+    return make
+
+
+def gray(values: np.ndarray) -> np.ndarray:
+    return np.dstack([values] * 3)
+
+
+FILES: dict[str, Callable[[], tuple[bytes, np.ndarray]]] = {
+    **{kind.lower(): lossless(kind) for kind in ("PNG", "WEBP", "TIFF", "BMP")},
+    "gray": lambda: (encoded(Image.fromarray(GRAY), "PNG"), gray(GRAY)),
+    "one bit": lambda: (encoded(Image.fromarray(GRAY > 99), "PNG"), gray(np.where(GRAY > 99, 255, 0))),
+    "16-bit gray png": lambda: (encoded(Image.fromarray(WIDE), "PNG"), gray(np.rint(WIDE / 257))),
+    "16-bit gray tiff": lambda: (encoded(Image.fromarray(WIDE), "TIFF"), gray(np.rint(WIDE / 257))),
+    "16-bit colour": deep_rgb,
+    "fractions": lambda: (
+        encoded(Image.fromarray((GRAY / 255).astype(np.float32)), "TIFF"),
+        gray(GRAY),
+    ),
+    "clear half": lambda: (encoded(Image.fromarray(HALF), "PNG"), ON_WHITE),
+    "clear half webp": lambda: (encoded(Image.fromarray(HALF), "WEBP", lossless=True), ON_WHITE),
+    "gray, clear half": lambda: (
+        encoded(Image.fromarray(np.dstack([GRAY, HALF[..., 3]])), "PNG"),
+        np.where(np.arange(32)[None, :, None] < 16, 255, gray(GRAY)),
+    ),
+    "palette": lambda: palette(kind="PNG"),
+    "palette gif": lambda: palette(kind="GIF"),
+    "palette with a clear colour": lambda: palette(kind="PNG", transparency=3),
+    "first frame of a gif": lambda: frames("GIF"),
+    "first page of a tiff": lambda: frames("TIFF"),
+    "cmyk": lambda: (
+        encoded(Image.frombytes("CMYK", (32, 32), np.dstack([255 - RGB, np.zeros_like(GRAY)]).tobytes()), "TIFF"),
+        RGB,
+    ),
+    "mirrored": turned(2, RGB[:, ::-1]),
+    "upside down": turned(3, RGB[::-1, ::-1]),
+    "to be turned right": turned(6, np.rot90(RGB, -1)),
+    "to be turned left": turned(8, np.rot90(RGB)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_has_the_pixels_that_were_drawn(name: str):
+    content, expected = FILES[name]()
+    assert np.array_equal(decode(content, 32).transpose(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_as_pillow_reads_it(mode: str):
+    content = encoded(Image.fromarray(RGB).convert(mode), "JPEG", quality=95)
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(decode(content, 32).transpose(1, 2, 0), expected)
+    assert abs(expected.mean() - np.asarray(Image.fromarray(RGB).convert(mode).convert("RGB")).mean()) < 3
+
+
+def test_the_shorter_side_is_scaled_and_the_middle_is_kept():
+    y, x = np.mgrid[:80, :200] / 200
+    smooth = Image.fromarray(
+        (127 + 120 * np.dstack([np.sin(9 * x), np.cos(7 * y), np.sin(5 * x * y)])).astype(np.uint8)
+    )
+    expected = np.asarray(smooth.resize((80, 32), Image.Resampling.BICUBIC).crop((24, 0, 56, 32)), dtype=int)
+    ours = decode(encoded(smooth, "PNG"), 32).transpose(1, 2, 0).astype(int)
+    assert abs(ours - expected)[:, 2:-2].max() <= 1  # at the cut Pillow's filter sees no further
+    upright = decode(encoded(smooth.transpose(Image.Transpose.TRANSPOSE), "PNG"), 32)
+    assert np.array_equal(upright.transpose(2, 1, 0), ours)
+
+
+def test_shrinking_is_antialiased():
+    checks = np.indices((256, 256)).sum(0) % 2 * 255  # a pixel in two: without a filter it would be all black or white
+    assert abs(decode(encoded(Image.fromarray(checks.astype(np.uint8)), "PNG"), 32).astype(int) - 127).max() < 3
+
+
+def test_a_large_jpeg_decoded_at_a_fraction_is_the_same_image():
+    y, x = np.mgrid[:640, :960] / 640
+    smooth = (127 + 120 * np.dstack([np.sin(9 * x), np.cos(7 * y), np.sin(9 * x * y)])).astype(np.uint8)
+    exact = decode(encoded(Image.fromarray(smooth), "PNG"), 64).astype(int)
+    assert abs(decode(encoded(Image.fromarray(smooth), "JPEG", quality=95), 64) - exact).max() < 8
+
+
+def whole_png() -> bytes:
+    return encoded(Image.fromarray(RGB), "PNG")
+
+
+BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty": (lambda: b"", "it is empty"),
+    "text": (lambda: b"a,b\n1,2\n", "it is no JPEG, PNG, WebP"),
+    "cut": (lambda: whole_png()[:900], "damaged"),
+    "cut jpeg": (lambda: encoded(Image.fromarray(RGB), "JPEG")[:700], "damaged"),
+    "header only": (lambda: whole_png()[:20], "it is"),
+    "postscript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no"),
+    "svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is no"),
+    "bomb": (lambda: png(60_000, 60_000, 1, 0, b""), "more than"),
+    "large": (lambda: png(2000, 1000, 1, 0, zlib.compress(b"\0" * 251_000)), "2,000 × 1,000 pixels, more than 1,000"),
+    "float of no known white": (
+        lambda: encoded(Image.fromarray(np.full((9, 9), 7.5, dtype=np.float32)), "TIFF"),
+        "no white is known",
+    ),
+    "not a number": (lambda: encoded(Image.fromarray(np.full((9, 9), np.nan, dtype=np.float32)), "TIFF"), "no white"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_image_says_why(name: str):
+    make, reason = BROKEN[name]
+    with pytest.raises(InputError, match=reason) as refused:
+        decode(make(), 32, max_pixels=1_000_000)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_header_is_enough_to_refuse_a_bomb():
+    with pytest.raises(InputError, match="pixels"):
+        open_image(io.BytesIO(png(20_000, 5_001, 1, 0, b"")), 100_000_000)
+
+
+def test_random_damage_is_an_image_or_a_reason():
+    damage = random.Random(0)
+    for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"):
+        content = encoded(Image.fromarray(RGB), kind)
+        for _ in range(20):
+            spoiled = bytearray(content)
+            for _ in range(5):
+                spoiled[damage.randrange(len(spoiled))] = damage.randrange(256)
+            try:
+                assert decode(bytes(spoiled), 32, 10_000).shape == (3, 32, 32)
+            except InputError as reason:
+                assert str(reason)
+
+
+# Rows
+
+
+def test_rows_are_in_the_order_of_the_relative_paths(tmp_path: Path):
+    names = ["10.png", "9.png", "a/x.png", "b.png", "sub/deep/er/z.PNG"]
+    files = put(tmp_path, names)
+    train, test = load(tmp_path, image_size=32)
+    assert list(train.ids) == names and len(test) == 0 and train.labels is None
+    assert test.images.shape == (0, 3, 32, 32)
+    for row, content in zip(train.images, files, strict=True):
+        with Image.open(io.BytesIO(content)) as image:
+            assert np.array_equal(row.permute(1, 2, 0).numpy(), np.asarray(image))
+
+
+def test_names_of_any_kind(tmp_path: Path):
+    names = [f"{'n' * 240}.png", "Grüße 🐈.png", "a b  c.png", "new\nline.png", "no suffix", "wrong.jpg", "日本/語.png"]
+    put(tmp_path, sorted(names))
+    assert sorted(load(tmp_path)[0].ids) == sorted(names)
+
+
+def test_hidden_files_are_not_there(tmp_path: Path):
+    put(tmp_path, ["a.png", ".hidden.png", ".thumbnails/a.png"])
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    assert load(tmp_path, max_skipped=0)[0].ids == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [
+        ((20, 900, 30), 32),
+        ((63, 63), 32),
+        ((64, 65, 10), 64),
+        ((100,), 96),
+        ((128, 500, 200), 128),
+        ((4000, 3000), 224),
+    ],
+)
+def test_the_size_suits_the_images(tmp_path: Path, sides: tuple[int, ...], expected: int):
+    for i, side in enumerate(sides):
+        Image.new("L", (side, side + 40 * i)).save(tmp_path / f"{i}.png")
+    assert load(tmp_path)[0].images.shape == (len(sides), 3, expected, expected)
+
+
+# The cache
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, until: int = 10**9) -> list[int]:
+    """The sizes of the files that are decoded from now on; the one after the `until`th is a Ctrl-C."""
+    calls: list[int] = []
+
+    def counting(content: bytes, side: int, max_pixels: int) -> np.ndarray:
+        if len(calls) == until:
+            raise KeyboardInterrupt
+        calls.append(len(content))
+        return decode(content, side, max_pixels)
+
+    monkeypatch.setattr(decoded, "decode", counting)
+    return calls
+
+
+def test_a_second_load_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put(tmp_path, [f"{i}.png" for i in range(9)])
+    (tmp_path / "note.txt").write_text("x")
+    calls = counted(monkeypatch)
+    first = load(tmp_path, max_skipped=0.2)[0]
+    assert len(calls) == 10
+    again = load(tmp_path, max_skipped=0.2)[0]
+    assert len(calls) == 10 and torch.equal(first.images, again.images) and first.ids == again.ids
+    load(tmp_path, max_skipped=0.2, image_size=16)
+    assert len(calls) == 20  # another size is another place in the cache
+
+
+def test_a_changed_file_is_decoded_again(tmp_path: Path):
+    put(tmp_path, ["a.png", "b.png"])
+    before = load(tmp_path)[0].images.clone()
+    pixels(7).save(tmp_path / "b.png")
+    after = load(tmp_path)[0].images
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
+
+
+def test_writing_to_the_images_changes_no_cache(tmp_path: Path):
+    put(tmp_path, ["a.png", "b.png"])
+    images = load(tmp_path)[0].images
+    before = images.clone()
+    images.zero_()
+    assert torch.equal(load(tmp_path)[0].images, before)
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "a cut line", "more rows than told", "fewer rows than told"])
+def test_a_killed_run_goes_on(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, spoil: str):
+    put(tmp_path, [f"{i:02}.png" for i in range(20)])
+    monkeypatch.setattr(decoded, "BATCH", 4)
+    with monkeypatch.context() as killing:
+        counted(killing, until=10)
+        with pytest.raises(KeyboardInterrupt):
+            load(tmp_path)
+    [rows], [told] = cache.rglob(decoded.ROWS), cache.rglob(decoded.TOLD)
+    assert len(told.read_text().splitlines()) == 8 and not list(cache.rglob(decoded.INDEX))
+    if spoil == "a cut line":
+        told.write_bytes(told.read_bytes()[:-9])
+    if spoil == "more rows than told":
+        rows.write_bytes(rows.read_bytes() + b"x" * 5000)
+    if spoil == "fewer rows than told":
+        rows.write_bytes(rows.read_bytes()[:-1])
+    calls = counted(monkeypatch)
+    resumed = load(tmp_path)[0]
+    assert len(calls) == {"nothing": 12, "a cut line": 13, "more rows than told": 12, "fewer rows than told": 20}[spoil]
+    for name, row in zip(resumed.ids, resumed.images, strict=True):
+        assert np.array_equal(row.numpy(), decode((tmp_path / name).read_bytes(), 32)), name
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path, cache: Path):
+    put(tmp_path, ["a.png", "b.png"])
+    before = load(tmp_path)[0].images.clone()
+    [images] = cache.rglob(decoded.IMAGES)
+    images.write_bytes(b"short")
+    assert torch.equal(load(tmp_path)[0].images, before)
+    [index] = cache.rglob(decoded.INDEX)
+    index.write_text('{"ids": 3')
+    assert torch.equal(load(tmp_path)[0].images, before)
+
+
+# What is skipped, and what is there twice
+
+
+def test_skipped_files_are_listed_with_their_reason(tmp_path: Path, cache: Path, capsys):
+    put(tmp_path, [f"{i}.png" for i in range(5)])
+    (tmp_path / "=1+1.png").write_bytes(b"")
+    (tmp_path / '@x, "y".jpg').write_bytes(b"text")
+    os.mkfifo(tmp_path / "pipe")
+    train, _ = load(tmp_path, max_skipped=0.5)
+    assert list(train.ids) == [f"{i}.png" for i in range(5)]
+    assert "files skipped: 3" in capsys.readouterr().err
+    rows = dict(table(cache, "skipped.csv"))
+    assert set(rows) == {"'=1+1.png", '\'@x, "y".jpg', "pipe"}
+    assert rows["'=1+1.png"] == "it is empty" and rows["pipe"] == "it is no regular file"
+
+
+def test_too_many_skipped_files_stop_the_run(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    put(tmp_path, [f"{i}.png" for i in range(9)])
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    assert len(load(tmp_path)[0]) == 9  # a tenth is allowed
+    (tmp_path / "worse.png").write_bytes(b"bad")
+    with pytest.raises(InputError, match=r"2 of 11 files were skipped, more than max_skipped 0\.1: .*skipped\.csv'"):
+        load(tmp_path)
+    calls = counted(monkeypatch)
+    assert len(load(tmp_path, max_skipped=0.2)[0]) == 9 and not calls
+
+
+def test_copies_are_listed_and_kept(tmp_path: Path, cache: Path, capsys):
+    put(tmp_path, ["a.png", "b.png", "c.png"])
+    for name in ("d.png", "e.png"):
+        (tmp_path / name).write_bytes((tmp_path / "b.png").read_bytes())
+    assert len(load(tmp_path)[0]) == 5
+    assert table(cache, "duplicates.csv") == [["d.png", "b.png"], ["e.png", "b.png"]]
+    assert "copies of other images: 2" in capsys.readouterr().err
+
+
+# Links
+
+
+def test_links_out_of_the_folder_are_followed_only_if_asked(tmp_path: Path, cache: Path):
+    put(tmp_path / "out", ["far.png", "more/deep.png"])
+    put(tmp_path / "in", ["a.png", "sub/b.png"])
+    own = tmp_path / "in"
+    (own / "link.png").symlink_to(tmp_path / "out" / "far.png")
+    (own / "more").symlink_to(tmp_path / "out" / "more")
+    (own / "inside.png").symlink_to("a.png")
+    (own / "again").symlink_to("sub")
+    (own / "loop").symlink_to(".")
+    (tmp_path / "out" / "more" / "up").symlink_to("..")
+    (own / "self").symlink_to("self")
+    with pytest.raises(InputError, match="3 of 6 files were skipped"):
+        load(own)
+    rows = dict(table(cache, "skipped.csv"))
+    assert set(rows) == {"link.png", "more", "self"} and "--follow-links" in rows["more"]
+    followed = load(own, follow_links=True, max_skipped=0.2)[0]
+    expected = {"a.png", "inside.png", "link.png", "sub/b.png", "more/deep.png", "more/up/far.png"}
+    assert set(followed.ids) == expected
+
+
+# Classes
+
+
+def test_class_folders_are_labels_and_a_tenth_is_held_out(tmp_path: Path, capsys):
+    put(tmp_path, [f"{k}/{i}.png" for k in ("cat", "dog", "eel") for i in range(20 if k == "cat" else 5)])
+    train, test = load(tmp_path)
+    assert train.classes == test.classes == ("cat", "dog", "eel")
+    assert len(train) == 26 and sorted(test.labels.tolist()) == [0, 0, 1, 2]
+    for part in (train, test):
+        for name, label, image in zip(part.ids, part.labels, part.images, strict=True):
+            assert part.classes[label] == name.split("/")[0]
+            assert np.array_equal(image.numpy(), decode((tmp_path / name).read_bytes(), 32))
+    assert train.labels[:6].tolist() == [0, 1, 2, 0, 1, 2]
+    assert not set(train.ids) & set(test.ids)
+    assert load(tmp_path)[1].ids == test.ids
+    assert "to evaluate only; 4 images" in capsys.readouterr().err
+
+
+def test_no_image_with_a_copy_is_held_out():
+    names = [f"{k}/{i}" for k in "ab" for i in range(20)]
+    digests = [f"{i % 15:02}{k}" for k in "ab" for i in range(20)]  # the first five of each are there twice
+    train, test, labels, classes = arrange(names, digests)
+    assert classes == ["a", "b"] and labels == [0] * 20 + [1] * 20
+    assert sorted(train + test) == list(range(40))
+    assert {digests[row] for row in test} == {"05a", "06a", "05b", "06b"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a/1", "a/2", "b/1", "b/2", "loose"],
+        ["a/1", "a/2", "a/3"],
+        ["a/1", "a/2", "b/1"],
+        ["1", "2", "3"],
+    ],
+)
+def test_folders_that_are_not_obviously_classes(names: list[str]):
+    assert arrange(names, names) is None
+
+
+def test_classes_of_nothing_but_copies_are_none():
+    assert arrange(["a/1", "a/2", "b/1", "b/2"], ["x", "y", "z", "z"]) is None
+
+
+# Lists and arrays
+
+
+def test_a_list_names_files_in_its_own_order(tmp_path: Path):
+    put(tmp_path, ["x/b.png", "x/a b.png", "ü.png"])
+    (tmp_path / "list.txt").write_text(f"\ufeffü.png\n\nx/a b.png\r\n{tmp_path / 'x' / 'b.png'}\n", encoding="utf-8")
+    train, test = load(tmp_path / "list.txt")
+    assert list(train.ids) == ["ü.png", "x/a b.png", str(tmp_path / "x" / "b.png")] and not len(test)
+    assert np.array_equal(train.images[1].numpy(), decode((tmp_path / "x/a b.png").read_bytes(), 32))
+
+
+COLOURS = RANDOM.integers(0, 256, (5, 12, 14, 3), dtype=np.uint8)
+CLEAR = np.concatenate([COLOURS, np.zeros((5, 12, 14, 1), dtype=np.uint8)], axis=3)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (COLOURS, COLOURS),
+        (COLOURS.transpose(0, 3, 1, 2), COLOURS),
+        (np.asfortranarray(COLOURS), COLOURS),
+        (COLOURS[..., 0], COLOURS[..., :1].repeat(3, 3)),
+        (COLOURS[..., :1], COLOURS[..., :1].repeat(3, 3)),
+        (CLEAR, np.full_like(COLOURS, 255)),
+        (np.dstack([COLOURS[0], np.full((12, 14), 255, np.uint8)])[None], COLOURS[:1]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_arrays_of_any_layout(tmp_path: Path, array: np.ndarray, expected: np.ndarray, suffix: str):
+    path = tmp_path / f"a{suffix}"
+    np.save(path, array) if suffix == ".npy" else np.savez(path, images=array, labels=np.zeros(3))
+    train, test = load(path)
+    assert np.array_equal(train.images.permute(0, 2, 3, 1).numpy(), expected)
+    assert train.ids[0] == f"{path.name}/00000" and len(test) == 0
+    assert load(path, image_size=8)[0].images.shape == (len(expected), 3, 8, 8)
+
+
+def test_an_array_is_mapped_and_its_file_stays_as_it_is(tmp_path: Path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.ascontiguousarray(COLOURS.transpose(0, 3, 1, 2)))
+    before = path.read_bytes()
+    images = load(path)[0].images
+    mapped = arrays.read(path)
+    assert isinstance(mapped, np.memmap) and np.shares_memory(arrays.three_channels(mapped, path), mapped)
+    images.zero_()
+    assert path.read_bytes() == before
+
+
+# Bad input
+
+
+def save(folder: Path, array: np.ndarray, **options: object) -> None:
+    np.save(folder / "a.npy", array, **options)
+
+
+def bad(make: Callable[[Path], object], reason: str, name: str = "a.npy") -> tuple[object, str, str]:
+    return make, name, reason
+
+
+BAD = {
+    "missing": bad(lambda folder: None, "does not exist", "nowhere/at all"),
+    "missing list": bad(lambda folder: None, "does not exist", "a.txt"),
+    "a name that is too long": bad(lambda folder: None, "does not exist", "x/" + "n" * 5000),
+    "empty folder": bad(lambda folder: (folder / "f").mkdir(), "is empty", "f"),
+    "no image": bad(lambda folder: (folder / "f.d").mkdir() or (folder / "f.d/x").write_text("hi"),
+                    "none of 1 files is an image; the first is 'x': it is no JPEG", "f.d"),
+    "a file of another kind": bad(lambda folder: (folder / "a.zip").write_bytes(b"PK"), "must be a folder", "a.zip"),
+    "empty list": bad(lambda folder: (folder / "a.txt").write_text("\n \n"), "is empty", "a.txt"),
+    "binary list": bad(lambda folder: (folder / "a.txt").write_bytes(b"\xff\xfe\xfa"), "no UTF-8", "a.txt"),
+    "list of missing files": bad(
+        lambda folder: (folder / "a.txt").write_text("no.png\nneither.png\n"),
+        "names 2 of 2 files that are not there, the first 'no.png'", "a.txt"),
+    "float array": bad(lambda folder: save(folder, np.zeros((4, 8, 8))), "must be uint8 (N, H, W)"),
+    "flat array": bad(lambda folder: save(folder, np.zeros((4, 8), np.uint8)), "not uint8 (4, 8)"),
+    "two channels": bad(lambda folder: save(folder, np.zeros((4, 8, 8, 2), np.uint8)), "not uint8 (4, 8, 8, 2)"),
+    "either layout": bad(lambda folder: save(folder, np.zeros((4, 3, 8, 3), np.uint8)), "not uint8 (4, 3, 8, 3)"),
+    "no images": bad(lambda folder: save(folder, np.zeros((0, 8, 8), np.uint8)), "not uint8 (0, 8, 8)"),
+    "pickled": bad(lambda folder: save(folder, np.array([{}], object), allow_pickle=True), "Python objects"),
+    "damaged array": bad(lambda folder: (folder / "a.npy").write_bytes(b"\x93NUMPY\x01\x00v"), "cannot be read"),
+    "several arrays": bad(
+        lambda folder: np.savez(folder / "a.npz", x=np.zeros(1), y=np.zeros(1)), "not 2 (x, y)", "a.npz"),
+    "damaged npz": bad(lambda folder: (folder / "a.npz").write_bytes(b"PK\x05\x06"), "cannot be read", "a.npz"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case: str, tmp_path: Path, capsys):
+    make, name, reason = BAD[case]
+    make(tmp_path)  # type: ignore[operator]
+    assert cli.main(["pretrain", str(tmp_path / name), "--out", str(tmp_path / "run")]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert reason in line and (name in line or len(name) > 1000)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["photos", "--image-size", "7"], "image_size must be 0 or in 8..1024, not 7"),
+        (["photos", "--max-skipped", "1.5"], "max_skipped must be in 0..1, not 1.5"),
+        (["photos", "--max-pixels", "0"], "max_pixels must be in 1..178956970, not 0"),
+        (["photos", "--data", "cifar10"], "data is given twice"),
+        (["photos", "--data-dir", "photos"], "data_dir is for data sets known by name"),
+        (["cifar10", "--image-size", "64"], "image_size is for images of one's own, not for the data set 'cifar10'"),
+        (["stl10", "--follow-links"], "follow_links is for images of one's own"),
+        (["cifar1"], "Did you mean 'cifar10'?"),
+        (["photos", "--batch-size", "9"], "batch_size must be at most the 8 training images, not 9"),
+    ],
+)
+def test_settings_that_do_not_fit(arguments: list[str], reason: str, tmp_path: Path, capsys, monkeypatch):
+    put(tmp_path / "photos", [f"{i}.png" for i in range(8)])
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["pretrain", *arguments, "--out", "run"]) == 2
+    assert reason in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_that_cannot_be_read(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    put(tmp_path, ["a.png", "shut/b.png"])
+    scandir, shut = os.scandir, str(tmp_path / "shut")
+
+    def refusing(folder: str) -> object:
+        if str(folder) == shut:
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(listing.os, "scandir", refusing)
+    assert load(tmp_path, max_skipped=0.5)[0].ids == ["a.png"]
+    assert table(cache, "skipped.csv") == [["shut", "the folder cannot be read: Permission denied"]]
+    with pytest.raises(InputError, match=r"'.*shut' cannot be read: Permission denied"):
+        load(tmp_path / "shut")
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put(tmp_path, ["a.png"])
+    monkeypatch.setenv("CRLF_CACHE", "/dev/null/cache")
+    with pytest.raises(InputError, match=r"cannot be written: .*CRLF_CACHE can name another"):
+        load(tmp_path)
+
+
+# From the folder to the report
+
+
+def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *more: str) -> Path:
+    """Every stage, each from another folder than the one in which the run was started; the run's folder."""
+    run = tmp_path / "run"
+    tiny = ["--epochs", "1", "--batch-size", "16", "--views", "2", "--device", "cpu", *more]
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["pretrain", "my photos", "--out", str(run), *tiny]) == 0
+    monkeypatch.chdir("/")
+    for stage in ("embed", "probe", "draw", "report", "summary"):
+        assert cli.main([stage, str(run)]) == 0, stage
+    return run
+
+
+def test_unlabelled_images_end_in_embeddings_and_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    names = [f"album {i % 3}/{i:02}.png" if i else "cover.png" for i in range(40)]
+    put(tmp_path / "my photos", names)
+    run = stages(monkeypatch, tmp_path, "--subset", "32")
+    said = capsys.readouterr()
+    assert "nothing is probed" in said.err and "not measured: the images have no labels" in said.out
+    ids = json.loads((run / "train_ids.json").read_text())
+    assert ids == sorted(names)[:32] and json.loads((run / "test_ids.json").read_text()) == []
+    assert np.load(run / "train_emb.npy").shape[0] == 32 and np.load(run / "test_emb.npy").shape[0] == 0
+    for figure in ("loss_curve", "pca_embedding", "tsne_embedding", "views"):
+        assert (run / f"{figure}.png").is_file()
+    page = (run / "report.html").read_text()
+    assert "not measured: the data set has no labels" in page and "Not there yet" not in page
+    assert "PCA of 32 training embeddings" in page
+
+
+def test_class_folders_end_in_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put(tmp_path / "my photos", [f"{k}/{i:02}.png" for k in "ab" for i in range(20)])
+    run = stages(monkeypatch, tmp_path, "--subset", "20", "--image-size", "16")
+    assert {"linear_accuracy", "knn_accuracy", "chance"} <= set(json.loads((run / "scores.json").read_text()))
+    assert sorted(set(np.load(run / "train_lbl.npy"))) == [0, 1] and len(np.load(run / "test_lbl.npy")) == 4
+    names = json.loads((run / "train_ids.json").read_text())
+    assert [name[0] for name in names] == ["ab"[label] for label in np.load(run / "train_lbl.npy")]
+
+
+def test_a_row_is_the_embedding_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put(tmp_path / "my photos", [f"{i:02}.png" for i in range(16)])
+    run = stages(monkeypatch, tmp_path)
+    rows = dict(zip(json.loads((run / "train_ids.json").read_text()), np.load(run / "train_emb.npy"), strict=True))
+    from crlf.embeddings import embed_images, load_encoder
+    from crlf.recipe import Recipe
+    from crlf.runs import Run
+
+    recipe = Recipe.from_dict(Run.open(run).recipe)
+    encoder = load_encoder(Run.open(run), recipe, torch.Size((3, 32, 32)))
+    for name in ("03.png", "15.png"):
+        image = torch.from_numpy(decode((tmp_path / "my photos" / name).read_bytes(), 32))[None]
+        assert np.allclose(embed_images(encoder, image, recipe.augmentation)[0], rows[name], atol=1e-5)
