@@ -49,6 +49,8 @@ class Recipe:
     """Views of each image in a step; all pairs are positive."""
     seed: int = 0
     """Of the weights, the order and the views."""
+    stop_on_collapse: bool = False
+    """End the run when its features collapse; without it a warning says so."""
     augmentation: ViewSettings = field(default_factory=ViewSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
