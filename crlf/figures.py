@@ -179,7 +179,6 @@ HEALTH = {
     "uniformity": "uniformity (low is even)",
     "spread": "spread (0 is collapse)",
 }  # measures of `crlf.health`, each in a panel of its own
-PLACES = {"h": "h, kept", "z": "z, compared"}
 
 
 @styled()
@@ -189,8 +188,8 @@ def health(run: Run) -> Figure:
     if not rows:
         raise NotDrawn(f"{str(run.file(runs.LOG))!r} holds no health yet: `crlf pretrain` logs it after an epoch")
     caption = (
-        "Of a sample of training images, two views each, no label: h is the embedding, z what the loss compares. Below: "
-        "cosines of views at the end, and the singular values of h against the first, whose slow fall is a high rank. "
+        "From two views each of some training images, no label; h is the embedding, z what the loss compares. Last two "
+        "panels: cosines at the end, and singular values of h as shares of the first: a slow fall is a high rank. "
     )
     figure = sheet((8, 6.2), health_title(rows), caption + tag(run.recipe))
     panels = list(figure.subplots(2, 3).flat)
@@ -199,7 +198,7 @@ def health(run: Run) -> Figure:
         axes.set(xlabel="epoch", ylabel=label)
     cosines(panels[4], rows[-1])
     decay(panels[5], rows)
-    for axes in panels:
+    for axes in (axes for axes in panels if axes.get_legend_handles_labels()[0]):
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0.2, fontsize=8.5,
                     handlelength=1.2, handletextpad=0.5, columnspacing=1.0)  # fmt: skip
     return figure
@@ -215,17 +214,17 @@ def health_title(rows: list[dict[str, Any]]) -> str:
         for key, form in texts.items()
         if isinstance(last.get(f"{place}_{key}"), float)
     )
-    return f"Health: RankMe of h {ranks} by epoch {last['epoch']:.3g}; {place} has {numbers or 'no numbers'}"
+    return f"Health by epoch {last['epoch']:.3g}: RankMe {ranks}; {place}: {numbers or 'no numbers'}"
 
 
 def over_epochs(axes: Axes, rows: list[dict[str, Any]], measure: str) -> None:
     """A line for h and one for z, where they were measured."""
-    for (place, name), colour, marker in zip(PLACES.items(), PALETTE, MARKERS, strict=False):
+    for place, colour, marker in zip("hz", PALETTE, MARKERS, strict=False):
         known = [(r["epoch"], r[f"{place}_{measure}"]) for r in rows if isinstance(r.get(f"{place}_{measure}"), float)]
         if known:
-            axes.plot(*zip(*known, strict=True), f"{marker}-", color=colour, ms=3.5, lw=1.3, label=name)
+            axes.plot(*zip(*known, strict=True), f"{marker}-", color=colour, ms=3.5, lw=1.3, label=place)
     axes.set(xlim=(0, 1.03 * rows[-1]["epoch"]), **({"ylim": (0, 1.05)} if measure == "spread" else {}))
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.grid(axis="y", lw=0.6)
 
 
@@ -241,12 +240,13 @@ def cosines(axes: Axes, row: dict[str, Any]) -> None:
 
 def decay(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """The singular values of h at the start and at the end, both axes logarithmic."""
-    ends = {row["epoch"]: row for row in (rows[0], rows[-1])}
-    for (epoch, row), colour in zip(ends.items(), (PALETTE[8], PALETTE[0])[-len(ends) :], strict=True):
+    ends = {"first": rows[0], "last": rows[-1]} if len(rows) > 1 else {"last": rows[-1]}
+    for (name, row), colour in zip(ends.items(), (PALETTE[8], PALETTE[0])[-len(ends) :], strict=True):
         values = [max(value or 0.0, 1e-6) for value in row.get("h_spectrum") or [1.0]]
-        axes.plot(2.0 ** np.arange(len(values)), values, "o-", ms=3.5, lw=1.3, color=colour, label=f"epoch {epoch:.3g}")
+        axes.plot(2.0 ** np.arange(len(values)), values, "o-", ms=3.5, lw=1.3, color=colour, label=name)
     axes.set(xlabel="rank", ylabel="singular value of h", xscale="log", yscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.grid(axis="y", lw=0.6)
 

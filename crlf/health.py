@@ -29,6 +29,7 @@ from crlf.views import Views
 SAMPLE = 512  # images, of which two views each are embedded
 SHARE = 0.02  # of the training time that measuring may take, after the first epoch's
 DEAD = 1e-3  # of the root mean square of all features: one that deviates less says nothing
+ROUNDING = 1e-12  # a squared distance of normalised float32 features below this is none
 BINS = 20  # of a histogram of cosines, over -1..1
 
 # What is called a collapse. Healthy runs of every method and spoiled ones lie on either side: tests/test_health.py.
@@ -102,7 +103,7 @@ def participation_ratio(values: Tensor) -> float:
 
 def spectrum(values: Tensor) -> list[float]:
     """The singular values (K,) of rank 1, 2, 4, 8, … as shares of the first: the shape of the decay, in 0..1."""
-    picked = values[[2**i - 1 for i in range(len(values).bit_length())]]
+    picked = values.double()[[2**i - 1 for i in range(len(values).bit_length())]]
     return (picked / picked[0].clamp(min=1e-300)).tolist()
 
 
@@ -121,8 +122,8 @@ def alignment(a: Tensor, b: Tensor) -> float:
 def uniformity(h: Tensor) -> float:
     """The log of the mean Gaussian potential exp(-2 |x - y|²) over pairs of different rows, normalised.
 
-    (N, D) -> -8..0. Wang and Isola 2020, section 4.1, with their t of 2. 0 when all are equal; nearly -4 when they lie evenly on a
-    sphere of many dimensions.
+    (N, D) -> -8..0. Wang and Isola 2020, section 4.1, with their t of 2. 0 when all are equal; nearly -4 when they lie
+    evenly on a sphere of many dimensions.
     """
     similar = off_diagonal(cosine(h, h)).clamp(max=1)
     return (4 * (similar - 1)).exp().mean().log().item()
@@ -142,14 +143,14 @@ def agreement(a: Tensor, b: Tensor) -> float:
 
     1 - (mean squared distance of the former) / (that of the latter). It estimates the share of the variance that tells
     images, the intraclass correlation of one rating (Shrout and Fleiss 1979, ICC(1,1)): 0 when what differs is chance,
-    1 when views of an image are equal. 0 when all rows are.
+    1 when views of an image are equal. 0 when all rows are equal, but for rounding.
     """
     a, b = unit(a), unit(b)
     same = (a - b).square().sum(dim=1).mean()
     any_two = sum((x - x.mean(dim=0)).square().sum(dim=1).mean() for x in (a, b))
     any_two = any_two + (a.mean(dim=0) - b.mean(dim=0)).square().sum()  # without the cancellation of 2 - 2 cosine
     other = (len(a) * any_two - same) / (len(a) - 1)
-    return (1 - same / other).item() if other != 0 else 0.0
+    return (1 - same / other).item() if other > ROUNDING else 0.0
 
 
 def similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -241,7 +241,7 @@ def test_loss_curve_shows_every_value(tiny: Run):
 
 
 def test_health_title(tiny: Run):
-    expected = "Health: RankMe of h 49 → 67 by epoch 3; z has alignment 0.17, uniformity −1.50, spread 0.45"
+    expected = "Health by epoch 3: RankMe 49 → 67; z: alignment 0.17, uniformity −1.50, spread 0.45"
     assert title("health", tiny) == expected
 
 
@@ -271,7 +271,7 @@ def test_health_of_features_that_were_not_finite(tmp_path: Path, monkeypatch: py
     row = {"step": 10, "epoch": 1.0, "h_rankme": 12.0, "h_alignment": None, "h_spectrum": [None, None]}
     run.file(runs.LOG).write_text(json.dumps(row))
     figure = FIGURES["health"](run)
-    assert figure.get_suptitle() == "Health: RankMe of h 12 by epoch 1; h has no numbers"
+    assert figure.get_suptitle() == "Health by epoch 1: RankMe 12; h: no numbers"
     assert faults(figure, monkeypatch) == []
 
 

@@ -441,7 +441,7 @@ def test_no_look_takes_more_than_its_share_of_the_time(monkeypatch: pytest.Monke
 def test_the_sample_is_drawn_from_all_images(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(health, "SAMPLE", 6)
     watch, other = (health.Watch(dataclasses.replace(TINY, seed=seed), IMAGES) for seed in (0, 1))
-    rows = [int((IMAGES == image).flatten(1).all(dim=1).nonzero()) for image in watch.images]
+    rows = [int((image == IMAGES).flatten(1).all(dim=1).nonzero()) for image in watch.images]
     assert len(set(rows)) == 6 and rows != sorted(rows) and max(rows) > 6
     assert not torch.equal(watch.images, other.images)
     assert len(health.Watch(TINY, IMAGES[:3]).images) == 3
