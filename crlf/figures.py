@@ -225,6 +225,7 @@ def over_epochs(axes: Axes, rows: list[dict[str, Any]], measure: str) -> None:
             axes.plot(*zip(*known, strict=True), f"{marker}-", color=colour, ms=3.5, lw=1.3, label=place)
     axes.set(xlim=(0, 1.03 * rows[-1]["epoch"]), **({"ylim": (0, 1.05)} if measure == "spread" else {}))
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes.ticklabel_format(style="plain", useOffset=False)  # a power above the axis would meet the legend
     axes.grid(axis="y", lw=0.6)
 
 
