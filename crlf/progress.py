@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -33,13 +34,14 @@ class Progress:
             leave=False,
         )
 
-    def log(self, step: int, losses: Tensor, seconds: float, lr: float, stats: dict[str, Tensor]) -> None:
+    def log(self, step: int, losses: Tensor, seconds: float, lr: float, stats: dict[str, Any]) -> None:
         """Say how far the run is.
 
         Args:
             step: steps done.
             losses: those of this epoch so far; the new ones are its end.
             seconds: of training so far.
+            stats: what else the row shall hold; scalars may be tensors.
         """
         new = losses[-max(1, step - self.done) :]
         self.done = step
@@ -51,7 +53,7 @@ class Progress:
             "lr": lr,
             "seconds": round(seconds, 3),
             "images_per_second": round(rate, 1),
-            **{name: value.item() for name, value in stats.items()},
+            **{name: value.item() if isinstance(value, Tensor) else value for name, value in stats.items()},
         }
         try:
             with self.run.file(runs.LOG).open("a", encoding="utf-8") as file:

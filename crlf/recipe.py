@@ -50,6 +50,8 @@ class Recipe:
     """Views of each image in a step; all pairs are positive."""
     seed: int = 0
     """Of the weights, the order and the views."""
+    stop_on_collapse: bool = False
+    """End the run when its features collapse; without it a warning says so."""
     images: ImageSettings = field(default_factory=ImageSettings)
     augmentation: ViewSettings = field(default_factory=ViewSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)

@@ -37,6 +37,7 @@ HOLDS = {
     runs.CLASSES: "the names of the classes",
     "test_pred.npy": "what the linear probe predicts for the test images, int64 (N,)",
     "loss_curve.png": "the loss over training",
+    "health.png": "rank, alignment, uniformity and spread of the features over training",
     "confusion_matrix.png": "what the linear probe took each class for",
     "pca_embedding.png": "test embeddings along their two directions of greatest variance",
     "tsne_embedding.png": "test embeddings in a plane that keeps neighbours",
@@ -199,8 +200,10 @@ def missing(run: Run, scores: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield "embeddings", f"crlf embed {quoted(run)}"
     if "linear_accuracy" not in scores and not run.unlabelled:
         yield "scores", f"crlf probe {quoted(run)}"
-    absent = [name for name in runs.FIGURES if not readable(run.file(name))]
-    absent = [name for name in absent if not (run.unlabelled and name == "confusion_matrix.png")]
+    never = {"confusion_matrix.png"} if run.unlabelled else set()
+    if run.log() and not any("h_rankme" in row for row in run.log()):  # a run from before health was logged
+        never.add("health.png")
+    absent = [name for name in runs.FIGURES if name not in never and not readable(run.file(name))]
     if absent:
         yield "figures (" + ", ".join(absent) + ")", f"crlf draw {quoted(run)}"
 

@@ -33,7 +33,10 @@ MADE_BY = {
     CLASSES: "embed",
     "test_pred.npy": "probe",
 }  # whatever is not here is made by pretrain
-FIGURES = ("loss_curve.png", "confusion_matrix.png", "pca_embedding.png", "tsne_embedding.png", "views.png")
+FIGURES = (
+    *("loss_curve.png", "health.png", "confusion_matrix.png"),
+    *("pca_embedding.png", "tsne_embedding.png", "views.png"),
+)
 FILES = (RECIPE, LOG, CHECKPOINT, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, *FIGURES, REPORT)
 
 

@@ -18,6 +18,7 @@ from crlf.data import ImageSet, load_for_pretraining
 from crlf.devices import describe, keep_freed_memory, memory_there, pick_device
 from crlf.errors import InputError
 from crlf.estimate import embedding_bytes, estimate
+from crlf.health import Watch, gradient_norm
 from crlf.interrupts import Interrupted, stop_requests
 from crlf.methods import METHODS
 from crlf.methods.base import SupervisedMethod, loss_of, training_flops
@@ -55,7 +56,8 @@ def pretrain(
         The run; its folder now holds the encoder, the losses, the log, the recipe and the checkpoint.
 
     Raises:
-        InputError: a wrong setting, data set or folder, or a loss that is not finite; nothing is lost.
+        InputError: a wrong setting, data set or folder, a loss that is not finite, or a collapse that the recipe asks
+            to stop at; nothing is lost.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     started = time.perf_counter()
@@ -167,7 +169,7 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
         course = ByClock(60 * recipe.minutes - startup, state.step, state.share, state.seconds)
     pixels = data.images.to(state.device)  # uint8 (N, C, H, W)
     labels = data.labels if isinstance(state.method, SupervisedMethod) else None  # no other method has them in reach
-    make_view = Views(recipe.augmentation)
+    make_view, watch = Views(recipe.augmentation), Watch(recipe, pixels)
     method, optimizers, device = state.method.train(), state.optimizers, state.device
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     with (
@@ -186,23 +188,29 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
             with bf16:
                 loss, stats = loss_of(method, views, None if labels is None else labels[rows].to(device))
             loss.backward()
+            last = i == steps - 1
+            if last:
+                stats["gradient_norm"] = gradient_norm(method.parameters())
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             state.step += 1
             method.after_step(course.share(state.step))
             state.losses[i] = loss.detach()
-            last = i == steps - 1
             if last or stop or course.due(state.step):
                 require_finite(state.losses[: i + 1], state.step - i, run)  # waits for the device
                 state.seconds = time.perf_counter() - clock
                 course.look(state.step, state.seconds)
                 state.share = course.share(state.step)
+                if last or course.over(state.step):
+                    with bf16:
+                        stats |= watch.look(method, state.step, state.seconds)
                 progress.log(state.step, state.losses[: i + 1].cpu(), state.seconds, lr(optimizers), stats)
             if last:
                 state.epoch_losses.append(mean(state.losses))
             if last or stop or course.over(state.step):  # a clock may end within an epoch
                 state.save(run)
+                watch.stop(run)
             if stop:
                 where = f"step {state.step} of {course.steps(state.step):.0f}"
                 raise Interrupted(stop[0], f"stopped after {where}: --resume continues it")

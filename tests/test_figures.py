@@ -29,6 +29,15 @@ CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 HOSTILE = ("<script>alert(1)</script>", "$\\frac{", 'a"b\nc & d', "日本語", "e\ud800f", "")
 
 
+def fake_health(epoch: float) -> dict[str, object]:
+    """What a look at the features logs, as `crlf.health.examine` gives it."""
+    numbers = {"rankme": 40 + 9 * epoch, "alignment": 1 / epoch, "uniformity": -epoch, "spread": 0.3 * epoch}
+    both = {f"{place}_{key}": value / k for k, place in ((1, "h"), (2, "z")) for key, value in numbers.items()}
+    counts = [i * i for i in range(20)]
+    histograms = {"positive_histogram": counts, "negative_histogram": counts[::-1]}
+    return {**both, **histograms, "h_spectrum": [1.0, 0.5, 0.3 / epoch, 0.1, 0.01, 0.0]}
+
+
 def fake_run(path: Path, names: tuple[str, ...] = CIFAR, n: int = 100, views: int = 2, side: int = 8) -> Run:
     """A run folder as the stages leave it: n test images in one tight cluster a class, 9 of 10 predicted well."""
     random = np.random.default_rng(0)
@@ -41,6 +50,9 @@ def fake_run(path: Path, names: tuple[str, ...] = CIFAR, n: int = 100, views: in
     sections = {"augmentation": {"crop_min": 0.2, "flip": 0.5, "blur": 0.0}, "head": {"temperature": 0.25}}
     runs.write_json(run.file(runs.RECIPE), {**recipe, "seed": 7, **sections})
     rows = [{"step": i, "epoch": i / 10, "loss": 4 - math.log(i) / 3, "lr": 0.01} for i in range(2, 31, 2)]
+    for row in rows:
+        if row["step"] % 10 == 0:
+            row.update(fake_health(row["epoch"]))
     run.file(runs.LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
     runs.save_array(run.file(runs.LOSS), np.array([3.412, 3.123, 2.918]))
     runs.save_array(run.file("test_emb.npy"), (centres[labels] + random.normal(size=(n, 12))).astype(np.float32))
@@ -162,9 +174,11 @@ def test_no_text_is_cut_off_with_great_numbers(tmp_path: Path, monkeypatch: pyte
     run = fake_run(tmp_path, views=40, side=100)
     recipe = {**run.recipe, "epochs": 100_000, "encoder": "a_name_of_an_encoder_" * 4, "seed": 2**62}
     runs.write_json(run.file(runs.RECIPE), recipe)
-    rows = [{"step": 10**9 * i, "epoch": 99_000.5 * i, "loss": 12345.678 / i} for i in (1, 2)]
+    rows = [
+        {"step": 10**9 * i, "epoch": 99_000.5 * i, "loss": 12345.678 / i, **fake_health(99_000 * i)} for i in (1, 2)
+    ]
     run.file(runs.LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("loss_curve", "views"):
+    for name in ("loss_curve", "health", "views"):
         assert faults(FIGURES[name](run), monkeypatch) == [], name
 
 
@@ -225,6 +239,41 @@ def test_loss_curve_shows_every_value(tiny: Run):
     assert means.get_ydata().tolist() == [3.412, 3.123, 2.918]
     assert means.get_xdata().tolist() == [0.5, 1.5, 2.5]  # the middle of each epoch
     assert chance.get_ydata() == pytest.approx([math.log(63)] * 2)
+
+
+def test_health_title(tiny: Run):
+    expected = "Health by epoch 3: RankMe 49 → 67; z: alignment 0.17, uniformity −1.50, spread 0.45"
+    assert title("health", tiny) == expected
+
+
+def test_health_shows_every_value(tiny: Run):
+    axes = FIGURES["health"](tiny).axes
+    rows = [row for row in tiny.log() if "h_rankme" in row]
+    for panel, measure in zip(axes[:4], figures.HEALTH, strict=True):
+        for line, place in zip(panel.lines, "hz", strict=True):
+            assert line.get_xdata().tolist() == [1, 2, 3]
+            assert line.get_ydata().tolist() == [row[f"{place}_{measure}"] for row in rows]
+    positive, negative = (stairs.get_data().values for stairs in axes[4].patches)
+    assert positive.sum() == pytest.approx(1) and positive.tolist() == negative.tolist()[::-1]
+    assert [line.get_ydata()[2] for line in axes[5].lines] == pytest.approx([0.3, 0.1])
+
+
+def test_a_log_without_health_has_no_such_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = fake_run(tmp_path, n=30)
+    rows = [{key: row[key] for key in ("step", "epoch", "loss")} for row in run.log()]
+    run.file(runs.LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert {path.stem for path in draw(run)} == set(FIGURES) - {"health"}
+    assert "health is not drawn" in capsys.readouterr().err
+
+
+def test_health_of_features_that_were_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One look, no projector, and NaN, which the log holds as null."""
+    run = fake_run(tmp_path)
+    row = {"step": 10, "epoch": 1.0, "h_rankme": 12.0, "h_alignment": None, "h_spectrum": [None, None]}
+    run.file(runs.LOG).write_text(json.dumps(row))
+    figure = FIGURES["health"](run)
+    assert figure.get_suptitle() == "Health by epoch 1: RankMe 12; h: no numbers"
+    assert faults(figure, monkeypatch) == []
 
 
 def test_confusion_title(tiny: Run):

@@ -22,6 +22,7 @@ FLOORS = {
     "methods": 4,
     "recipe": 5,
     "estimate": 6,
+    "health": 6,
     "training": 7,
     "embeddings": 7,
     "probes": 8,
