@@ -20,7 +20,7 @@ from crlf.embeddings import embed
 from crlf.encoders import ENCODERS, EmbeddingSettings
 from crlf.errors import InputError
 from crlf.methods import METHODS
-from crlf.methods.base import training_flops
+from crlf.methods.base import loss_of, training_flops
 from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import Recipe
 from crlf.training import pretrain
@@ -65,7 +65,7 @@ def test_every_encoder_takes_a_step_of_every_method(name: str, method: str):
     model = METHODS[method](fresh(name, 3, 16), METHODS[method].Settings())
     before = {key: p.detach().clone() for key, p in model.encoder.named_parameters()}
     optimizers = OPTIMIZERS["sgd"](list(model.named_parameters()), OptimSettings(optimizer="sgd", lr=0.1))
-    loss, _ = model([torch.randn(4, 3, 16, 16) for _ in range(2)])
+    loss, _ = loss_of(model, [torch.randn(4, 3, 16, 16) for _ in range(2)], torch.tensor([0, 0, 1, 1]))
     assert loss.isfinite()
     loss.backward()
     for optimizer in optimizers:
