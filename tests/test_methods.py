@@ -156,7 +156,8 @@ def test_bf16_autocast_is_finite_and_near_float32(name: str):
     with torch.autocast("cpu", torch.bfloat16):
         loss, stats = loss_of(method, views_of(), LABELS)
     loss.backward()
-    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected, rel=0.1, abs=0.05)
+    near = pytest.approx(expected, rel=0.1, abs=0.15)  # a cosine is off by up to 0.01, and logits are ten cosines
+    assert loss.dtype == torch.float32 and loss.item() == near
     assert all(value.isfinite() for value in stats.values())
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
     assert all(value.isfinite().all() and value.dtype != torch.bfloat16 for value in method.state_dict().values())

@@ -136,8 +136,10 @@ def test_resuming_a_finished_run_changes_nothing(straight: crlf.Run, tmp_path: P
     assert same_bits(weights(crlf.pretrain(TINY, out=copy, device="cpu", resume=True)), weights(straight))
 
 
-def test_handlers_are_put_back(straight: crlf.Run):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_handlers_are_put_back(tmp_path: Path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    crlf.pretrain(TINY, out=tmp_path, device="cpu")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
