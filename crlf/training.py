@@ -162,7 +162,6 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
         started: when the run did, on the clock of `time.perf_counter`; a time budget counts from then.
     """
     steps = len(state.losses)  # in an epoch
-    clock = time.perf_counter() - state.seconds
     course: BySteps | ByClock = BySteps(recipe.epochs * steps)
     if recipe.minutes:
         startup = 0.0 if started is None else time.perf_counter() - started
@@ -176,6 +175,7 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
         stop_requests() as stop,
         Progress(run, course, steps, recipe.batch_size, state.step) as progress,
     ):
+        clock = time.perf_counter() - state.seconds
         while not course.over(state.step):
             epoch, i = divmod(state.step, steps)
             rows = epoch_order(recipe.seed, epoch, len(data))[i * recipe.batch_size : (i + 1) * recipe.batch_size]
