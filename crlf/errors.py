@@ -25,3 +25,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return InputError(f"{kind} {name!r} is not known: choose from {', '.join(known)}.{hint}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line short enough for a message or a cell of a table; its kind if it says nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

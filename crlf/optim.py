@@ -225,13 +225,9 @@ OPTIMIZERS: dict[str, Callable[..., list[torch.optim.Optimizer]]] = {
 LINEAR = ("sgd", "lars")  # whose learning rate is proportional to the batch
 
 
-def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+def set_rates(optimizers: list[torch.optim.Optimizer], lr: float, decay: float) -> None:
+    """Set each group's learning rate and weight decay to these factors of its own `base_lr` and `base_decay`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-
-
-def set_decay(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["weight_decay"] = group["base_decay"] * factor
+            group["lr"] = group["base_lr"] * lr
+            group["weight_decay"] = group["base_decay"] * decay

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from crlf.errors import InputError
+from crlf.errors import InputError, first_line
 
 RECIPE, SCORES, LOG, CLASSES = "recipe.json", "scores.json", "log.jsonl", "classes.json"
 ENCODER, CHECKPOINT, LOSS = "encoder_simclr.pth", "checkpoint.pt", "loss.npy"
@@ -99,7 +99,7 @@ class Run:
         try:
             return np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{str(path)!r} cannot be read as an array: {_line(error)}") from error
+            raise InputError(f"{str(path)!r} cannot be read as an array: {first_line(error)}") from error
 
     def log(self) -> list[dict[str, Any]]:
         """The lines of log.jsonl, oldest first; a last line that a crash cut short is left out."""
@@ -127,7 +127,7 @@ class Run:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise InputError(f"{str(path)!r} is damaged or holds more than tensors: {_line(error)}") from error
+            raise InputError(f"{str(path)!r} is damaged or holds more than tensors: {first_line(error)}") from error
 
     def _maker(self, name: str) -> str:
         command = MADE_BY.get(name, "pretrain")
@@ -138,7 +138,7 @@ class Run:
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
-            raise InputError(f"{str(path)!r} cannot be read as JSON: {_line(error)}") from error
+            raise InputError(f"{str(path)!r} cannot be read as JSON: {first_line(error)}") from error
         if not isinstance(value, dict):
             raise InputError(f"{str(path)!r} must hold a JSON object, not a {type(value).__name__}")
         return value
@@ -199,10 +199,6 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         flat |= value if isinstance(value, dict) else {key: value}
     return flat
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 @contextlib.contextmanager

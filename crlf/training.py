@@ -22,7 +22,7 @@ from crlf.health import Watch, gradient_norm
 from crlf.interrupts import Interrupted, stop_requests
 from crlf.methods import METHODS
 from crlf.methods.base import SupervisedMethod, loss_of, training_flops
-from crlf.optim import OPTIMIZERS, schedule, set_decay, set_lr
+from crlf.optim import OPTIMIZERS, schedule, set_rates
 from crlf.progress import Progress
 from crlf.randomness import generator
 from crlf.recipe import RECIPES, Recipe
@@ -183,8 +183,11 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
             stream = generator(device, "views", recipe.seed, state.step)
             views = make_view(batch.repeat(recipe.views, 1, 1, 1), stream).chunk(recipe.views)  # each (B, C, h, w)
             share = course.share(state.step + 0.5)
-            set_lr(optimizers, schedule(share, recipe.optim.warmup, recipe.optim.final_lr))
-            set_decay(optimizers, schedule(share, 0.0, recipe.optim.final_weight_decay))
+            set_rates(
+                optimizers,
+                lr=schedule(share, recipe.optim.warmup, recipe.optim.final_lr),
+                decay=schedule(share, 0.0, recipe.optim.final_weight_decay),
+            )
             with bf16:
                 loss, stats = loss_of(method, views, None if labels is None else labels[rows].to(device))
             loss.backward()

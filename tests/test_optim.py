@@ -10,7 +10,7 @@ from torch import nn
 
 from crlf import encoders
 from crlf.errors import InputError
-from crlf.optim import LARS, OPTIMIZERS, Muon, OptimSettings, orthogonalise, schedule, set_decay, set_lr, split
+from crlf.optim import LARS, OPTIMIZERS, Muon, OptimSettings, orthogonalise, schedule, set_rates, split
 
 
 def test_schedule_in_closed_form():
@@ -133,11 +133,11 @@ def test_weight_decay_follows_its_schedule_and_stays_off_norms_and_biases(name: 
     network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     optimizers = OPTIMIZERS[name](list(network.named_parameters()), OptimSettings(optimizer=name, weight_decay=0.04))
     for progress, expected in ((0.0, 0.04), (0.5, 0.22), (1.0, 0.4)):  # DINO's, from 0.04 to 0.4
-        set_decay(optimizers, schedule(progress, 0.0, 10.0))
+        set_rates(optimizers, lr=1.0, decay=schedule(progress, 0.0, 10.0))
         for group in (group for o in optimizers for group in o.param_groups):
             matrices = all(p.ndim > 1 for p in group["params"])
             assert group["weight_decay"] == pytest.approx(expected if matrices else 0)
-    set_decay(optimizers, schedule(0.7, 0.0, 1.0))
+    set_rates(optimizers, lr=1.0, decay=schedule(0.7, 0.0, 1.0))
     assert {group["weight_decay"] for o in optimizers for group in o.param_groups} == {0.04, 0.0}
 
 
@@ -156,7 +156,7 @@ def test_every_optimizer_holds_each_weight_once_and_lowers_a_loss(name: str):
             assert group["weight_decay"] == 0 or all(p.ndim > 1 for p in group["params"])
     losses = []
     for step in range(20):
-        set_lr(optimizers, schedule(step / 20, 0.1))
+        set_rates(optimizers, lr=schedule(step / 20, 0.1), decay=1.0)
         loss = nn.functional.cross_entropy(network(x), y)
         losses.append(loss.item())
         loss.backward()
@@ -166,10 +166,10 @@ def test_every_optimizer_holds_each_weight_once_and_lowers_a_loss(name: str):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_set_lr_scales_each_groups_own_peak():
+def test_set_rates_scales_each_groups_own_peak():
     network = encoders.build("cnn", 3, 32)
     optimizers = OPTIMIZERS["muon"](list(network.named_parameters()), OptimSettings(lr=0.02, vector_lr=0.004))
-    set_lr(optimizers, 0.5)
+    set_rates(optimizers, lr=0.5, decay=1.0)
     assert [o.param_groups[0]["lr"] for o in optimizers] == [0.01, 0.002]
     matrices, vectors = split(network.named_parameters())
     assert all(p.ndim == 4 for p in matrices) and all(p.ndim == 1 for p in vectors)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from crlf.data.decode import line, square
+from crlf.data.decode import square
 from crlf.data.imageset import ImageSet
-from crlf.errors import InputError
+from crlf.errors import InputError, first_line
 
 SUFFIXES = (".npy", ".npz")
 SHAPES = "uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1, 3 or 4"
@@ -48,9 +48,9 @@ def read(path: Path) -> np.ndarray:
     except InputError as error:
         raise InputError(f"array {str(path)!r} cannot be used: {error}") from error
     except OSError as error:
-        raise InputError(f"array {str(path)!r} cannot be read: {error.strerror or line(error)}") from error
+        raise InputError(f"array {str(path)!r} cannot be read: {error.strerror or first_line(error)}") from error
     except Exception as error:  # a damaged file raises almost any kind; a pickled one ValueError
-        raise InputError(f"array {str(path)!r} cannot be read: {line(error)}") from error
+        raise InputError(f"array {str(path)!r} cannot be read: {first_line(error)}") from error
 
 
 def only(names: list[str]) -> str:

@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from crlf.errors import InputError
+from crlf.errors import InputError, first_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 PILLOW = 178_956_970  # pixels from which Pillow itself takes an image for a decompression bomb
@@ -33,7 +33,7 @@ def open_image(file: IO[bytes], max_pixels: int = PILLOW) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise InputError(f"it has more than {max_pixels:,} pixels") from error
     except Exception as error:  # a damaged header raises almost any kind
-        raise InputError(f"it is damaged: {line(error)}") from error
+        raise InputError(f"it is damaged: {first_line(error)}") from error
     if image.width * image.height > max_pixels:
         raise InputError(f"it has {image.width:,} × {image.height:,} pixels, more than {max_pixels:,}")
     if not image.width * image.height:
@@ -58,7 +58,7 @@ def decode(data: bytes, side: int, max_pixels: int = PILLOW) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # damaged pixels raise almost any kind
-        raise InputError(f"it is damaged: {line(error)}") from error
+        raise InputError(f"it is damaged: {first_line(error)}") from error
 
 
 def square(image: Image.Image, side: int) -> np.ndarray:
@@ -89,8 +89,3 @@ def eight_bits(image: Image.Image) -> Image.Image:
     if not (values.min() >= 0 and values.max() <= white):  # NaN fails too
         raise InputError(f"its pixels are {values.min():g}..{values.max():g}, not 0..{white:g}: no white is known")
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
-
-
-def line(error: Exception) -> str:
-    """The first line of what an error says, short enough for a cell of a table."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from crlf.data import archives, pickles
+from crlf.data import archives
 from crlf.data.pickles import SIDE
-from crlf.errors import InputError
+from crlf.errors import InputError, first_line
 
 HIGHEST = 50_000  # rows of a picture; with 1024 pixels each this is below Pillow's own limit, which stays as it is
 SPLITS = ("train", "test")  # the ones with labels
@@ -151,7 +151,7 @@ def recorded(folder: Path, keys: Sequence[str], spec: Official) -> dict[str, str
     except OSError:
         raise
     except Exception as error:  # a damaged file raises almost any kind
-        raise InputError(f"{RECORD} cannot be used: {pickles.line(error)}") from error
+        raise InputError(f"{RECORD} cannot be used: {first_line(error)}") from error
     return sha256
 
 
@@ -164,7 +164,7 @@ def read_array(path: Path, spec: Official) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:  # a damaged header raises almost any kind
-        raise InputError(f"{path.name} cannot be read: {pickles.line(error)}") from error
+        raise InputError(f"{path.name} cannot be read: {first_line(error)}") from error
     rest = spec.shape if path.stem.endswith("images") else ()
     if array.dtype != np.uint8 or array.ndim == 0 or array.shape[1:] != rest:
         raise InputError(f"{path.name} holds {array.dtype} {array.shape}, not uint8 {('N', *rest)}")
@@ -243,7 +243,7 @@ def picture(name: str, data: bytes) -> np.ndarray:
                 raise ValueError(f"it is {image.mode}, {image.width} × {image.height}, not RGB, {SIDE * SIDE} wide")
             pixels = np.asarray(image).reshape(-1, SIDE, SIDE, 3)
     except Exception as error:  # a damaged picture raises almost any kind
-        raise InputError(f"{name} cannot be read as a picture: {pickles.line(error)}") from error
+        raise InputError(f"{name} cannot be read as a picture: {first_line(error)}") from error
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
@@ -252,4 +252,4 @@ def label_list(name: str, data: bytes) -> np.ndarray:
     try:
         return np.array(json.loads(data), dtype=np.uint8)
     except Exception as error:  # a damaged list raises almost any kind
-        raise InputError(f"{name} cannot be read as labels: {pickles.line(error)}") from error
+        raise InputError(f"{name} cannot be read as labels: {first_line(error)}") from error

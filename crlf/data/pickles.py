@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from crlf.errors import InputError
+from crlf.errors import InputError, first_line
 
 SIDE = 32  # pixels
 
@@ -102,7 +102,7 @@ def batch(name: str, data: bytes, label_key: str) -> tuple[np.ndarray, np.ndarra
         images = told["data"].numpy().reshape(-1, 3, SIDE, SIDE)
         labels = np.array(told[label_key], dtype=np.uint8)
     except Exception as error:  # a damaged pickle raises almost any kind
-        raise InputError(f"{name} cannot be read as a batch: {line(error)}") from error
+        raise InputError(f"{name} cannot be read as a batch: {first_line(error)}") from error
     return images, labels
 
 
@@ -110,7 +110,3 @@ def batches(files: Sequence[tuple[str, bytes]], label_key: str) -> tuple[np.ndar
     """The images and labels of a split, from the names and contents of its batches: see `batch`."""
     images, labels = zip(*(batch(name, data, label_key) for name, data in files), strict=True)
     return np.concatenate(images), np.concatenate(labels)
-
-
-def line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from crlf.data import official, pickles
+from crlf.data import official
 from crlf.data.forms import SPLITS, Official
 from crlf.data.imageset import ImageSet
-from crlf.errors import InputError
+from crlf.errors import InputError, first_line
 
 SIDE = 96  # pixels
 
@@ -37,7 +37,7 @@ def decode(files: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray |
         if labels is not None and (len(labels) != len(images) or labels.max(initial=0) > 9):
             raise ValueError(f"{len(images)} images have {len(labels)} labels in 1..{int(labels.max(initial=0)) + 1}")
     except ValueError as error:
-        raise InputError(f"{name} cannot be read as images of STL-10: {pickles.line(error)}") from error
+        raise InputError(f"{name} cannot be read as images of STL-10: {first_line(error)}") from error
     return images, labels
 
 

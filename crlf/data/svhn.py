@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from crlf.data import official, pickles
+from crlf.data import official
 from crlf.data.forms import SPLITS, Official
 from crlf.data.imageset import ImageSet
-from crlf.errors import InputError
+from crlf.errors import InputError, first_line
 
 
 def decode(files: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +38,7 @@ def decode(files: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray]:
         if images.dtype != np.uint8 or images.shape != (len(labels), *SVHN.shape):
             raise ValueError(f"X is {images.dtype} {told['X'].shape}, y has {len(labels)} labels")
     except Exception as error:  # a damaged file raises almost any kind
-        raise InputError(f"{name} cannot be read as a MATLAB file of SVHN: {pickles.line(error)}") from error
+        raise InputError(f"{name} cannot be read as a MATLAB file of SVHN: {first_line(error)}") from error
     return images, labels
 
 

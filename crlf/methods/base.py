@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise, permutations
 from typing import Any, ParamSpec, TypeVar
@@ -29,7 +30,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """An encoder in training: it owns what else the paper needs (projector, predictor, target, queue).
 
     A subclass has a `Settings` dataclass and takes `(encoder, settings)`. It never sees labels. All views go through
@@ -39,9 +40,9 @@ class Method(nn.Module):
     Settings: type[Any]
     encoder: nn.Module
 
+    @abstractmethod
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Two or more views, each float (B, C, h, w) -> the scalar loss, and detached scalars for the log."""
-        raise NotImplementedError  # the one abstract method
 
     def after_step(self, progress: float) -> None:
         """Called after the optimizer, with the share of the steps done; for targets that follow the weights."""
@@ -50,9 +51,9 @@ class Method(nn.Module):
 class SupervisedMethod(Method):
     """The exception: a method that is given the labels of its batch. What it learns is not learned without labels."""
 
+    @abstractmethod
     def forward(self, views: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         """As `Method.forward`, with int64 (B,) labels."""
-        raise NotImplementedError  # the one abstract method
 
 
 def loss_of(method: Method, views: Sequence[Tensor], labels: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
