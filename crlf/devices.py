@@ -12,6 +12,7 @@ import torch
 from crlf.errors import InputError, unknown
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "float32", "bf16")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -39,6 +40,27 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are faster there than float32: NVIDIA from Ampere on, CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(is_there() for is_there in asked if is_there is not None)
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """What a precision of `PRECISIONS` means on a device: torch.bfloat16 or torch.float32."""
+    bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(device))
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """A context in which the network's products have this precision; weights, losses and statistics are float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype_of(precision, device) is torch.bfloat16)
 
 
 def wait_for(device: torch.device) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crlf import encoders
 from crlf.data import ImageSet
-from crlf.devices import memory_used, wait_for
+from crlf.devices import autocast, memory_used, wait_for
 from crlf.methods import Method
 from crlf.methods.base import loss_of
 from crlf.randomness import generator
@@ -93,7 +93,7 @@ def forward(recipe: Recipe, data: ImageSet, method: Method, images: int, device:
     """The loss of the first images, on a training step's path."""
     batch = data.images[:images].to(device).repeat(recipe.views, 1, 1, 1)
     views = Views(recipe.augmentation)(batch, generator(device, "views", recipe.seed, "estimate"))
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with autocast(recipe.precision, device):
         labels = None if data.labels is None else data.labels[:images].to(device)
         return loss_of(method, views.chunk(recipe.views), labels)[0]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from crlf.errors import InputError, unknown
 
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steepest slope at 0 that still ends in 0.7..1.2 (Jordan et al. 2024)
 LARGEST = 1024  # smaller side of a matrix that Muon takes; its cost grows with the cube
 
 
@@ -88,26 +89,51 @@ def schedule(progress: float, warmup: float, final: float = 0.0) -> float:
     return final + (1 - final) * cosine
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor) -> Tensor:
     """Bring the singular values of each matrix near 1 by a quintic Newton-Schulz iteration (Jordan et al. 2024, Muon).
 
     Args:
         matrices: float (..., M, N).
 
     Returns:
-        The same shape and dtype; singular values in about 0.7..1.2.
+        The same shape and dtype; singular values in about 0.7..1.2, if they were above 0.003 of the matrix's norm.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315  # steepest slope at 0 that still keeps the values in that band
     # bf16 is what tensor cores want; on a CPU without bf16 units it made a step of torch.optim.Muon take
     # 565 ms where float32 takes 20 ms (four matrices of the light CNN, two AVX2 cores).
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    x = _newton_schulz(x) if matrices.is_cuda else _newton_schulz_on_gram(x)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _newton_schulz(x: Tensor) -> Tensor:
+    """Five times X <- P X with P = a + b G + c G^2 and G = X X^T: float (..., M, N), of norm 1."""
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x
+
+
+def _newton_schulz_on_gram(x: Tensor) -> Tensor:
+    """The same with G alone carried from step to step, G <- P G P, and all P applied at once.
+
+    Everything but X is then symmetric, (M, M) and a polynomial of the first G, so the order of products is free. For
+    a 3x3 convolution (N = 4.5 M or 9 M) that takes half of the products. In float32 it is within 2e-3 of the other,
+    with singular values down to 1e-6 of the largest; in bf16 it would not be.
+    """
+    a, b, c = NEWTON_SCHULZ
+    gram = x @ x.mT  # (..., M, M)
+    eye = torch.eye(gram.size(-1), dtype=x.dtype, device=x.device)
+    product = a * eye + b * gram + c * gram @ gram
+    factor = product
+    for _ in range(4):
+        gram = factor @ gram @ factor
+        factor = a * eye + b * gram + c * gram @ gram
+        product = factor @ product
+    return product @ x
 
 
 class Muon(torch.optim.Optimizer):

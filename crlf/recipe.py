@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from crlf import encoders
 from crlf.data import ImageSettings, named
+from crlf.devices import PRECISIONS
 from crlf.encoders import EmbeddingSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
@@ -50,6 +51,9 @@ class Recipe:
     """Views of each image in a step; all pairs are positive."""
     seed: int = 0
     """Of the weights, the order and the views."""
+    precision: str = "auto"
+    """Of the network's products in training: float32, bf16, or auto for bf16 where the device is faster with it.
+    Weights, losses and statistics are float32 in any case, and so is what is embedded."""
     stop_on_collapse: bool = False
     """End the run when its features collapse; without it a warning says so."""
     images: ImageSettings = field(default_factory=ImageSettings)
@@ -64,6 +68,8 @@ class Recipe:
             raise unknown("method", self.method, METHODS)
         object.__setattr__(self, "data", named(self.data))  # a whole path: the run is used from other folders too
         encoders.find(self.encoder)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
         if self.head is None:
             object.__setattr__(self, "head", METHODS[self.method].Settings())
         if not isinstance(self.head, METHODS[self.method].Settings):

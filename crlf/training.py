@@ -15,7 +15,7 @@ from torch import Tensor
 from crlf import encoders, runs
 from crlf.course import ByClock, BySteps
 from crlf.data import ImageSet, load_for_pretraining
-from crlf.devices import describe, keep_freed_memory, memory_there, pick_device
+from crlf.devices import autocast, describe, dtype_of, keep_freed_memory, memory_there, pick_device
 from crlf.errors import InputError
 from crlf.estimate import embedding_bytes, estimate
 from crlf.health import Watch, gradient_norm
@@ -170,7 +170,7 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
     labels = data.labels if isinstance(state.method, SupervisedMethod) else None  # no other method has them in reach
     make_view, watch = Views(recipe.augmentation), Watch(recipe, pixels)
     method, optimizers, device = state.method.train(), state.optimizers, state.device
-    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    in_precision = autocast(recipe.precision, device)
     with (
         stop_requests() as stop,
         Progress(run, course, steps, recipe.batch_size, state.step) as progress,
@@ -188,7 +188,7 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
                 lr=schedule(share, recipe.optim.warmup, recipe.optim.final_lr),
                 decay=schedule(share, 0.0, recipe.optim.final_weight_decay),
             )
-            with bf16:
+            with in_precision:
                 loss, stats = loss_of(method, views, None if labels is None else labels[rows].to(device))
             loss.backward()
             last = i == steps - 1
@@ -206,7 +206,7 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
                 course.look(state.step, state.seconds)
                 state.share = course.share(state.step)
                 if last or course.over(state.step):
-                    with bf16:
+                    with in_precision:
                         stats |= watch.look(method, state.step, state.seconds)
                 progress.log(state.step, state.losses[: i + 1].cpu(), state.seconds, lr(optimizers), stats)
             if last:
@@ -280,5 +280,6 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
         pflop=flops * images_seen * recipe.views / 1e15,
         loss=losses[-1],
         device=describe(state.device),
+        precision=str(dtype_of(recipe.precision, state.device)).removeprefix("torch."),
         torch=torch.__version__,
     )

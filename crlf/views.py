@@ -155,8 +155,7 @@ def apply(images: Tensor, p: Parameters, settings: ViewSettings) -> Tensor:
     H, W = images.shape[-2:]
     h, w = (view_size(side, settings) for side in (H, W))
     rows = resize_matrix(p.top, p.height, H, h)  # (B, h, H)
-    columns = resize_matrix(p.left, p.width, W, w)  # (B, w, W)
-    columns = torch.where(p.flip[:, None, None], columns.flip(1), columns)
+    columns = resize_matrix(p.left, p.width, W, w, p.flip)  # (B, w, W)
     if settings.blur:
         rows = blur_matrix(p.sigma, h, settings.blur_kernel) @ rows
         columns = blur_matrix(p.sigma, w, settings.blur_kernel) @ columns
@@ -173,7 +172,7 @@ def view_size(side: int, settings: ViewSettings) -> int:
     return max(1, round(side * settings.resolution))
 
 
-def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:
+def resize_matrix(start: Tensor, length: Tensor, source: int, target: int, flip: Tensor | bool = False) -> Tensor:
     """Weights that resize the pixels [start, start + length) of a line of `source` pixels to `target` pixels.
 
     Bilinear with antialiasing: a triangle as wide as the larger of a source and a target pixel, cut at the crop's
@@ -181,6 +180,7 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Te
 
     Args:
         start, length: float (B,), whole pixels.
+        flip: bool (B,), of which lines the target is reversed.
 
     Returns:
         float (B, target, source); each row sums to 1.
@@ -188,12 +188,14 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Te
     pixel = torch.arange(source, device=start.device) + 0.5
     place = torch.arange(target, device=start.device) + 0.5
     scale = length / target  # (B,)
-    centre = start[:, None] + place * scale[:, None]  # (B, target)
+    step = torch.where(flip, -scale, scale) if isinstance(flip, Tensor) else scale
+    first = torch.where(flip, start + length, start) if isinstance(flip, Tensor) else start
+    centre = first[:, None] + place * step[:, None]  # (B, target)
     reach = scale.clamp(min=1)[:, None, None]
-    weights = (1 - (pixel - centre[:, :, None]).abs() / reach).clamp(min=0)  # (B, target, source)
+    weights = (reach - (pixel - centre[:, :, None]).abs_()).clamp_(min=0)  # (B, target, source)
     inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])  # (B, source)
-    weights = weights * inside[:, None]
-    return weights / weights.sum(dim=2, keepdim=True)
+    weights *= inside[:, None]
+    return weights.div_(weights.sum(dim=2, keepdim=True))
 
 
 def blur_matrix(sigma: Tensor, size: int, kernel: int) -> Tensor:
@@ -242,16 +244,16 @@ def colour_matrix(p: Parameters, average: Tensor, settings: ViewSettings) -> tup
         dim=1,
     )  # (B, 4, C, C)
     steps = steps.gather(1, p.order[:, :, None, None].expand(-1, -1, C, C))  # in each view's own order
-    matrix, offset = eye.expand(B, C, C), average.new_zeros(B, C)
+    towards_gray = torch.where(p.order == CONTRAST, (1 - p.contrast)[:, None], 0.0)  # (B, 4)
+    mean_colour = torch.cat([average, average.new_ones(B, 1)], dim=1)[:, :, None]  # (B, C + 1, 1)
+    affine = torch.cat([eye, eye.new_zeros(C, 1)], dim=1).expand(B, -1, -1)  # (B, C, C + 1): matrix and offset
     for k in range(4):
-        mean_gray = (torch.einsum("bij,bj->bi", matrix, average) + offset) @ luma  # (B,)
-        towards_gray = torch.where(p.order[:, k] == CONTRAST, (1 - p.contrast) * mean_gray, 0.0)
-        matrix = steps[:, k] @ matrix
-        offset = torch.einsum("bij,bj->bi", steps[:, k], offset) + towards_gray[:, None]
-    last = torch.where(p.gray[:, None, None], gray, eye)  # (B, C, C)
+        mean_gray = luma @ (affine @ mean_colour)  # (B, 1)
+        affine = steps[:, k] @ affine
+        affine[:, :, C] += towards_gray[:, k, None] * mean_gray
     mean, std = _channel_statistics(settings, average, C)
-    last = last / std[:, None]
-    return last @ matrix, torch.einsum("bij,bj->bi", last, offset) - mean / std
+    affine = torch.where(p.gray[:, None, None], gray, eye) / std[:, None] @ affine
+    return affine[:, :, :C], affine[:, :, C] - mean / std
 
 
 def hue_matrix(turns: Tensor) -> Tensor:

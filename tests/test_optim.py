@@ -29,15 +29,36 @@ def test_schedule_never_jumps():
     assert max(abs(a - b) for a, b in zip(values[1:], values[:-1], strict=True)) < 0.0101
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (3, 8, 40)])
-def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_vectors(shape: tuple):
-    g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    update = orthogonalise(g, steps=10)
+def of_singular_values(values: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    u, _, vh = torch.linalg.svd(torch.randn(rows, columns, generator=generator), full_matrices=False)
+    return u * values @ vh
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8)])
+def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_vectors(shape: tuple[int, int]):
+    g = 7 * of_singular_values(torch.logspace(0, -2, min(shape)), *shape)
+    update = orthogonalise(torch.stack([g, -g]))[0]
     values = torch.linalg.svdvals(update)
-    assert values.min() > 0.6 and values.max() < 1.3
+    assert values.min() > 0.65 and values.max() < 1.25
     u, _, vh = torch.linalg.svd(g, full_matrices=False)
-    alignment = (u.mT @ update @ vh.mT).diagonal(dim1=-2, dim2=-1)  # u s v^T with every s near 1
-    assert alignment.min() > 0.6
+    alignment = (u.mT @ update @ vh.mT).diagonal()  # u s v^T with every s near 1
+    assert alignment.min() > 0.65
+
+
+@pytest.mark.parametrize("smallest", [-1, -3, -6, -30])  # powers of ten; the last is of rank one
+@pytest.mark.parametrize("shape", [(64, 576), (96, 96), (128, 27)])
+def test_orthogonalise_is_the_iteration_of_its_definition(shape: tuple[int, int], smallest: int):
+    g = of_singular_values(torch.logspace(0, smallest, min(shape)), *shape)
+    x = g.double() / g.double().norm()
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    torch.testing.assert_close(orthogonalise(g).double(), x, rtol=0, atol=2e-3 * x.abs().max().item())
+
+
+def test_orthogonalise_leaves_nothing_where_nothing_was():
+    assert orthogonalise(torch.zeros(4, 8)).abs().max() == 0
 
 
 def test_muon_step_from_its_definition():

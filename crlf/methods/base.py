@@ -177,7 +177,7 @@ def over_negatives(z: Tensor, temperature: float, loss: Callable[[Tensor, Tensor
 
     Args:
         z: float (V, B, P), V and B at least 2; need not be normalised.
-        loss: of the positives' logits (R, V - 1) and the log of the sum of the negatives' exponentials (R, 1).
+        loss: of the positives' logits (V B, V - 1) and the log of the sum of the negatives' exponentials (V B, 1).
 
     Raises:
         InputError: B is 1.
@@ -185,25 +185,33 @@ def over_negatives(z: Tensor, temperature: float, loss: Callable[[Tensor, Tensor
     V, B, _ = z.shape
     if B < 2:
         raise InputError(f"NT-Xent needs at least 2 images in a batch, not {B}: the others are the negatives")
-    z = F.normalize(z.flatten(0, 1), dim=1)  # (V B, P)
-    rows = torch.arange(V * B, device=z.device).split(max(1, LOGITS // (V * B)))
-    if len(rows) == 1:
-        return loss(*_positives_and_negatives(z, rows[0], B, temperature)).mean()
+    z = F.normalize(z, dim=2)
+    positives = _other_views(z).flatten(0, 1) / temperature  # (V B, V - 1)
+    z = z.flatten(0, 1)  # (V B, P)
+    rows = max(1, LOGITS // (V * B))  # at a time
+    if rows >= V * B:
+        return loss(positives, _log_sum_exp_of_negatives(z, 0, V * B, B, temperature)).mean()
+    parts = [
+        checkpoint(_log_sum_exp_of_negatives, z, first, rows, B, temperature, use_reentrant=False)
+        for first in range(0, V * B, rows)
+    ]
+    return loss(positives, torch.cat(parts)).mean()
 
-    def part(z: Tensor, row: Tensor) -> Tensor:
-        return loss(*_positives_and_negatives(z, row, B, temperature))
 
-    return torch.cat([checkpoint(part, z, row, use_reentrant=False) for row in rows]).mean()
+def _other_views(z: Tensor) -> Tensor:
+    """The cosine of each view with every other one of the same image: unit rows (V, B, P) -> (V, B, V - 1)."""
+    view = torch.arange(len(z), device=z.device)
+    others = view[:-1] + (view[:-1] >= view[:, None])  # (V, V - 1)
+    return torch.einsum("vbp,wbp->vbw", z, z).gather(2, others[:, None].expand(-1, z.shape[1], -1))
 
 
-def _positives_and_negatives(z: Tensor, row: Tensor, B: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Of the pairs that begin with these rows of z: (R,) of (V B, P) normalised -> (R, V - 1) and (R, 1)."""
-    V = len(z) // B
-    logits = z[row] / temperature @ z.T  # (R, V B)
-    partners = (row[:, None] + B * torch.arange(1, V, device=z.device)) % (V * B)  # (R, V - 1)
-    same_image = row[:, None] % B == torch.arange(V * B, device=z.device) % B
-    negatives = logits.masked_fill(same_image, -torch.inf).logsumexp(dim=1, keepdim=True)  # (R, 1)
-    return logits.gather(1, partners), negatives
+def _log_sum_exp_of_negatives(z: Tensor, first: int, rows: int, B: int, temperature: float) -> Tensor:
+    """Over the views of other images, of `rows` rows from `first` on: unit rows (V B, P) -> (rows, 1)."""
+    part = z[first : first + rows]
+    logits = part / temperature @ z.T  # (rows, V B)
+    image = torch.arange(len(z), device=z.device) % B
+    same = image[first : first + rows, None] == image
+    return logits.masked_fill_(same, -torch.inf).logsumexp(dim=1, keepdim=True)
 
 
 def cosine_momentum(progress: float, start: float, end: float) -> float:

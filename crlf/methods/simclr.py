@@ -62,6 +62,7 @@ def nt_xent_views(z: Tensor, temperature: float) -> Tensor:
 
 
 def _cross_entropy(positives: Tensor, negatives: Tensor) -> Tensor:
+    """-log(e^positive / (e^positive + sum of e^negative)): (V B, V - 1) and (V B, 1) -> (V B, V - 1)."""
     return torch.logaddexp(positives, negatives) - positives
 
 
