@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from bench.timing import median_ratio
 from bench.views import pipeline
 from crlf.data import load
-from crlf.devices import keep_freed_memory
+from crlf.devices import autocast, keep_freed_memory
 from crlf.encoders import build
 from crlf.errors import InputError
 from crlf.methods.simclr import SimCLR, SimCLRSettings
@@ -176,12 +176,15 @@ class Bare:
     def __init__(self, images: Tensor, size: int):
         ours = Ours(images, size)
         self.method, self.optimizers = ours.state.method.train(), ours.state.optimizers
+        self.in_precision = autocast(ours.recipe.precision, ours.state.device)
         self.views = next(iter(OurPairs(images, size)))
 
     def __call__(self) -> float:
         start = time.perf_counter()
         for _ in range(STEPS):
-            self.method(self.views)[0].backward()
+            with self.in_precision:
+                loss = self.method(self.views)[0]
+            loss.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()

@@ -16,7 +16,6 @@ Shapes: B images, C channels, H and W their height and width, h and w those of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -108,43 +107,40 @@ class Views:
 
 def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator) -> Parameters:
     """Draw the parameters of a view for each image of a batch of this shape (B, C, H, W)."""
-    s, n = settings, shape[0]
-
-    def uniform(low: float, high: float, *size: int) -> Tensor:
-        return torch.rand(*(size or (n,)), generator=generator, device=generator.device) * (high - low) + low
-
-    def factor(strength: float) -> Tensor:
-        return torch.where(jittered, uniform(max(0.0, 1 - strength), 1 + strength), 1.0)
-
-    top, left, height, width = _crop_boxes(shape[-2], shape[-1], s.crop_min, uniform, n)
-    flip = uniform(0, 1) < s.flip
-    jittered = uniform(0, 1) < s.jitter
+    s = settings
+    u = torch.rand(35, shape[0], generator=generator, device=generator.device)  # one call: a small one costs as much
+    flip, jitter, gray, blur, sigma = u[22:27]
+    bounds = [(max(0.0, 1 - strength), 1 + strength) for strength in (s.brightness, s.contrast, s.saturation)]
+    low, high = u.new_tensor([*bounds, (-s.hue, s.hue)]).T[:, :, None]  # (4, 1)
+    unchanged = u.new_tensor([1.0, 1.0, 1.0, 0.0])[:, None]
+    brightness, contrast, saturation, hue = torch.where(jitter < s.jitter, u[27:31] * (high - low) + low, unchanged)
     return Parameters(
-        top, left, height, width, flip,
-        order=uniform(0, 1, n, 4).argsort(dim=1),
-        brightness=factor(s.brightness),
-        contrast=factor(s.contrast),
-        saturation=factor(s.saturation),
-        hue=torch.where(jittered, uniform(-s.hue, s.hue), 0.0),
-        gray=uniform(0, 1) < s.grayscale,
-        sigma=torch.where(uniform(0, 1) < s.blur, uniform(s.blur_min, s.blur_max), 0.0),
+        *_crop_boxes(shape[-2], shape[-1], s.crop_min, u[:22]), flip < s.flip,
+        order=u[31:].T.argsort(dim=1),
+        brightness=brightness, contrast=contrast, saturation=saturation, hue=hue,
+        gray=gray < s.grayscale,
+        sigma=torch.where(blur < s.blur, sigma * (s.blur_max - s.blur_min) + s.blur_min, 0.0),
     )  # fmt: skip
 
 
-def _crop_boxes(
-    H: int, W: int, smallest: float, uniform: Callable[..., Tensor], n: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio, then the largest central crop."""
-    tries = (n, 10)
-    area = uniform(smallest, 1, *tries) * (H * W)
-    ratio = uniform(math.log(3 / 4), math.log(4 / 3), *tries).exp()
-    width, height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()  # (B, 10)
+def _crop_boxes(H: int, W: int, smallest: float, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio, then the largest central crop.
+
+    Args:
+        u: (22, B), uniform in 0..1.
+
+    Returns:
+        top, left, height and width in whole pixels, float (B,).
+    """
+    area = (u[:10] * (1 - smallest) + smallest) * (H * W)
+    ratio = ((u[10:20] * 2 - 1) * math.log(4 / 3)).exp()  # log-uniform in 3/4..4/3
+    width, height = (area * ratio).sqrt_().round_(), (area / ratio).sqrt_().round_()  # (10, B)
     fits = (width > 0) & (width <= W) & (height > 0) & (height <= H)
-    first = fits.int().argmax(dim=1, keepdim=True)
-    found = fits.any(dim=1)
-    width = torch.where(found, width.gather(1, first)[:, 0], float(min(W, round(H * 4 / 3))))
-    height = torch.where(found, height.gather(1, first)[:, 0], float(min(H, round(W * 4 / 3))))
-    top, left = uniform(0, 1) * (H - height + 1), uniform(0, 1) * (W - width + 1)
+    found, first = fits.int().max(dim=0, keepdim=True)  # the first that fits
+    found = found[0] == 1
+    width = torch.where(found, width.gather(0, first)[0], float(min(W, round(H * 4 / 3))))
+    height = torch.where(found, height.gather(0, first)[0], float(min(H, round(W * 4 / 3))))
+    top, left = u[20] * (H - height + 1), u[21] * (W - width + 1)
     top = torch.where(found, top.floor(), ((H - height) / 2).round())
     left = torch.where(found, left.floor(), ((W - width) / 2).round())
     return top, left, height, width
