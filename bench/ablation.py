@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import crlf
+from bench.timing import mean_and_spread
 from crlf import training
 from crlf.data import SOURCES, ImageSet, load
 from crlf.embeddings import embed_images, load_encoder
@@ -218,17 +219,12 @@ def summaries(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "change": name,
                 "gain": f"{statistics.mean(linear) - base:+.1f}" if name != BASE else "",
-                "linear_%": plus_minus(linear),
-                "kNN_%": plus_minus(knn),
+                "linear_%": mean_and_spread(linear),
+                "kNN_%": mean_and_spread(knn),
                 "PFLOP": statistics.mean(row["PFLOP"] for row in of),
             }
         )
     return rows
-
-
-def plus_minus(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def score(name: str, recipe: Recipe) -> list[dict[str, Any]]:

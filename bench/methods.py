@@ -15,6 +15,7 @@ from typing import Any
 
 import crlf
 from bench.ablation import held_out
+from bench.timing import mean_and_spread
 from crlf.data import SOURCES
 from crlf.methods import METHODS
 from crlf.recipe import Recipe
@@ -61,12 +62,10 @@ def measure(
     return [{"method": name, **summary(scores)} for name, scores in runs.items()]
 
 
-def summary(scores: list[dict[str, float]]) -> dict[str, float]:
-    """Mean and standard deviation over the seeds of each number; no deviation of one seed."""
-    found: dict[str, float] = {"seeds": len(scores)}
+def summary(scores: list[dict[str, float]]) -> dict[str, float | str]:
+    """Of each number the mean over the seeds; of percentages the standard deviation too."""
+    found: dict[str, float | str] = {"seeds": len(scores)}
     for key in scores[0]:
         values = [score[key] for score in scores]
-        found[key] = statistics.mean(values)
-        if key.endswith("%") and len(values) > 1:
-            found[f"{key} sd"] = statistics.stdev(values)
+        found[key] = mean_and_spread(values) if key.endswith("%") else statistics.mean(values)
     return found

@@ -8,6 +8,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from bench.timing import mean_and_spread
+
 ROOT = Path(__file__).parent.parent
 README, RECIPE, METHODS = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
 RUNS = {
@@ -44,9 +46,8 @@ def results(found: dict[str, dict[str, Any]]) -> str:
 def spread(rows: list[dict[str, Any]], key: str) -> str:
     """Mean ± standard deviation of a fraction, in percent, and of how many seeds."""
     values = [100 * row[key] for row in rows]
-    if len(values) == 1:
-        return f"{values[0]:.1f} % (one seed)"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} % ({len(values)} seeds)"
+    seeds = "one seed" if len(values) == 1 else f"{len(values)} seeds"
+    return f"{mean_and_spread(values)} % ({seeds})"
 
 
 def mean(rows: list[dict[str, Any]], key: str) -> float:

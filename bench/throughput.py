@@ -7,8 +7,8 @@ SGD). lightly and torchvision transform image by image in a DataLoader with one 
 training process. A round of 24 steps is timed from the first batch that arrives, so that no start-up
 counts; the batches that the workers have made ahead by then, about two, are to the DataLoaders' advantage.
 
-The parts: from lightly's loop to CRLF's, one change at a time. The bare network is the limit: forward, backward and
-optimizer on ready-made views.
+The parts: from lightly's loop to CRLF's, one change at a time; bf16 only where CRLF would use it, on a CPU that
+multiplies it faster. The bare network is the limit: forward, backward and optimizer on ready-made views.
 
 The peers are an extra: `pip install -e '.[bench]'`.
 """
@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bench.timing import median_ratio
+from bench.timing import each_in_turn, median_ratio
 from bench.views import pipeline
 from crlf.data import load
-from crlf.devices import autocast, keep_freed_memory
+from crlf.devices import autocast, keep_freed_memory, multiplies_bf16
 from crlf.encoders import build
 from crlf.errors import InputError
 from crlf.methods.simclr import SimCLR, SimCLRSettings
@@ -41,6 +41,8 @@ from crlf.training import State, train
 from crlf.views import Views, ViewSettings
 
 BATCH, STEPS = 256, 24
+CPU = torch.device("cpu")
+LIGHTLY = "lightly 1.6, its SimCLR example"
 Pair = tuple[Tensor, Tensor]
 SHARES = {24: 0.75, 32: 1.0}  # of CIFAR-10's 32 pixels
 
@@ -119,10 +121,13 @@ class OurPairs:
 class Peer:
     """lightly's documented loop over batches of two views; rounds of STEPS steps."""
 
-    def __init__(self, pairs: Iterable[Any], channels_last: bool = False, joined: bool = False):
+    def __init__(
+        self, pairs: Iterable[Any], channels_last: bool = False, joined: bool = False, precision: str = "float32"
+    ):
         from lightly.loss import NTXentLoss
 
         self.pairs, self.channels_last, self.joined = pairs, channels_last, joined
+        self.in_precision = autocast(precision, CPU)
         self.model = network()
         if not channels_last:
             self.model.to(memory_format=torch.contiguous_format)
@@ -141,7 +146,9 @@ class Peer:
     def step(self, x0: Tensor, x1: Tensor) -> None:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         x0, x1 = (x.contiguous(memory_format=layout) for x in (x0, x1))
-        self.criterion(*self.projections(x0, x1)).backward()
+        with self.in_precision:
+            z0, z1 = self.projections(x0, x1)
+        self.criterion(z0.float(), z1.float()).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -156,10 +163,11 @@ class Peer:
 class Ours:
     """CRLF's own loop, saving left out."""
 
-    def __init__(self, images: Tensor, size: int, compiled: bool = False):
-        self.recipe = Recipe(views=2, batch_size=BATCH, epochs=1, augmentation=ViewSettings(resolution=SHARES[size]))
+    def __init__(self, images: Tensor, size: int, compiled: bool = False, precision: str = "auto"):
+        views = ViewSettings(resolution=SHARES[size])
+        self.recipe = Recipe(views=2, batch_size=BATCH, epochs=1, augmentation=views, precision=precision)
         self.data = dataclasses.replace(load("cifar10")[0].first(len(images)), images=images)
-        self.state = State(self.recipe, self.data, torch.device("cpu"))
+        self.state = State(self.recipe, self.data, CPU)
         if compiled:
             self.state.method.compile()
 
@@ -176,7 +184,7 @@ class Bare:
     def __init__(self, images: Tensor, size: int):
         ours = Ours(images, size)
         self.method, self.optimizers = ours.state.method.train(), ours.state.optimizers
-        self.in_precision = autocast(ours.recipe.precision, ours.state.device)
+        self.in_precision = autocast(ours.recipe.precision, CPU)
         self.views = next(iter(OurPairs(images, size)))
 
     def __call__(self) -> float:
@@ -193,27 +201,24 @@ class Bare:
 
 def contestants(images: Tensor, size: int) -> dict[str, Callable[[], float]]:
     """Seconds a step of each, by name; the parts in the order of the changes."""
+    bf16: dict[str, Callable[[], float]] = {}
+    if multiplies_bf16(CPU):
+        bf16 = {
+            "part: and bf16": Peer(OurPairs(images, size), channels_last=True, joined=True, precision="bf16"),
+            "CRLF, float32": Ours(images, size, precision="float32"),
+        }
     return {
-        "lightly 1.6, its SimCLR example": Peer(lightly_pairs(images, size)),
+        LIGHTLY: Peer(lightly_pairs(images, size)),
         "part: CRLF's views instead": Peer(OurPairs(images, size)),
         "part: and channels last": Peer(OurPairs(images, size), channels_last=True),
         "part: and one forward for both views": Peer(OurPairs(images, size), channels_last=True, joined=True),
+        **bf16,
         "CRLF (its loop, with Muon)": Ours(images, size),
         "CRLF, torch.compile": Ours(images, size, compiled=True),
         "torchvision v2 in a DataLoader": Peer(torchvision_pairs(images, size)),
         "kornia": Peer(KorniaPairs(images, size)),
         "bare network": Bare(images, size),
     }
-
-
-def compare(things: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in things}
-    for counted in [False] + [True] * rounds:
-        for name, thing in things.items():
-            taken = thing()
-            if counted:
-                seconds[name].append(taken)
-    return seconds
 
 
 def measure(rounds: int = 3) -> list[dict[str, Any]]:
@@ -226,8 +231,8 @@ def measure(rounds: int = 3) -> list[dict[str, Any]]:
     images = load("cifar10")[0].images[: STEPS * BATCH]
     rows = []
     for size in SHARES:
-        seconds = compare(contestants(images, size), rounds)
-        peer = seconds["lightly 1.6, its SimCLR example"]
+        seconds = each_in_turn(contestants(images, size), rounds)
+        peer = seconds[LIGHTLY]
         rows += [
             {
                 "view": f"{size} px",

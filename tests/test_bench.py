@@ -84,13 +84,13 @@ def test_methods_are_measured_in_turn_with_equal_time(monkeypatch):
     rows = methods.measure()
     assert [r.method for r in seen] == list(METHODS) * 3 and [r.seed for r in seen[:: len(METHODS)]] == [0, 1, 2]
     assert {(r.encoder, r.data, r.views, r.minutes) for r in seen} == {("cnn", "held-out", 2, methods.MINUTES)}
-    assert rows == [{"method": name, "seeds": 3, "kNN %": 10.0, "kNN % sd": 10.0} for name in METHODS]
+    assert rows == [{"method": name, "seeds": 3, "kNN %": "10.0 ± 10.0"} for name in METHODS]
 
 
 def test_the_summary_of_seeds_by_hand():
     found = methods.summary([{"kNN %": 1.0, "PFLOP": 2.0}, {"kNN %": 2.0, "PFLOP": 4.0}, {"kNN %": 6.0, "PFLOP": 0.0}])
-    assert found == {"seeds": 3, "kNN %": 3.0, "kNN % sd": pytest.approx(7**0.5), "PFLOP": 2.0}
-    assert "kNN % sd" not in methods.summary([{"kNN %": 1.0}])
+    assert found == {"seeds": 3, "kNN %": "3.0 ± 2.6", "PFLOP": 2.0}  # the root of 7
+    assert methods.summary([{"kNN %": 1.0}]) == {"seeds": 1, "kNN %": "1.0"}
 
 
 @pytest.mark.parametrize("name", METHODS)
