@@ -231,7 +231,7 @@ def test_training_flops_are_those_counted_by_hand():
     method = METHODS["simclr"](encoder, METHODS["simclr"].Settings(hidden=16, projection=8))
     convolutions = 32 * 32 * 4 * 27 + 16 * 16 * 8 * 36  # the pool comes after the first
     projector = encoder.out_dim * 16 + 16 * 8
-    logits = 4 * 4 * 8 / 4  # of the two images and two views it is counted on, by view
+    logits = (4 * 4 + 2 * 2 * 2) * 8 / 4  # with negatives and with positives of two images and two views, by view
     assert training_flops(method, 2, 3, 32, 32) == 3 * 2 * (convolutions + projector + logits)
 
 

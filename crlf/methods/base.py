@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import FlopCounterMode
 
 from crlf.errors import InputError
@@ -171,9 +171,7 @@ def over_pairs(
 def over_negatives(z: Tensor, temperature: float, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The mean over all ordered pairs of two views of the same image of a loss of positive and negatives.
 
-    The negatives of a pair are the V (B - 1) views of other images; a third view of the same image is in neither. When
-    there are more than `LOGITS` logits they are made some rows at a time, and once more in the backward pass, so that
-    memory grows with V B and not with its square.
+    The negatives of a pair are the V (B - 1) views of other images; a third view of the same image is in neither.
 
     Args:
         z: float (V, B, P), V and B at least 2; need not be normalised.
@@ -182,20 +180,13 @@ def over_negatives(z: Tensor, temperature: float, loss: Callable[[Tensor, Tensor
     Raises:
         InputError: B is 1.
     """
-    V, B, _ = z.shape
+    B = z.shape[1]
     if B < 2:
         raise InputError(f"NT-Xent needs at least 2 images in a batch, not {B}: the others are the negatives")
     z = F.normalize(z, dim=2)
     positives = _other_views(z).flatten(0, 1) / temperature  # (V B, V - 1)
-    z = z.flatten(0, 1)  # (V B, P)
-    rows = max(1, LOGITS // (V * B))  # at a time
-    if rows >= V * B:
-        return loss(positives, _log_sum_exp_of_negatives(z, 0, V * B, B, temperature)).mean()
-    parts = [
-        checkpoint(_log_sum_exp_of_negatives, z, first, rows, B, temperature, use_reentrant=False)
-        for first in range(0, V * B, rows)
-    ]
-    return loss(positives, torch.cat(parts)).mean()
+    negatives: Tensor = LogSumExpOfNegatives.apply(z.flatten(0, 1), B, temperature)
+    return loss(positives, negatives).mean()
 
 
 def _other_views(z: Tensor) -> Tensor:
@@ -205,13 +196,48 @@ def _other_views(z: Tensor) -> Tensor:
     return torch.einsum("vbp,wbp->vbw", z, z).gather(2, others[:, None].expand(-1, z.shape[1], -1))
 
 
-def _log_sum_exp_of_negatives(z: Tensor, first: int, rows: int, B: int, temperature: float) -> Tensor:
-    """Over the views of other images, of `rows` rows from `first` on: unit rows (V B, P) -> (rows, 1)."""
-    part = z[first : first + rows]
-    logits = part / temperature @ z.T  # (rows, V B)
-    image = torch.arange(len(z), device=z.device) % B
-    same = image[first : first + rows, None] == image
-    return logits.masked_fill_(same, -torch.inf).logsumexp(dim=1, keepdim=True)
+class LogSumExpOfNegatives(torch.autograd.Function):
+    """Of the logits with the views of other images: unit rows (V B, P), B and a temperature -> (V B, 1).
+
+    At most `LOGITS` logits are there at a time, and they are made once more for the gradient, so that memory grows with
+    V B and not with its square. Cosines are symmetric: row i of z meets row j in logit ij and in logit ji, so the
+    gradient of row i is complete when the i-th row of logits is there. That saves a product, and any sum over blocks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, B: int, temperature: float) -> Tensor:
+        found = z.new_empty(len(z), 1)
+        for rows in _blocks(len(z)):
+            found[rows] = _logits_of_negatives(z, rows, B, temperature).logsumexp(dim=1, keepdim=True)
+        ctx.save_for_backward(z, found)
+        ctx.B, ctx.temperature = B, temperature
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        z, found = ctx.saved_tensors
+        grad_z = torch.empty_like(z)
+        for rows in _blocks(len(z)):
+            logits = _logits_of_negatives(z, rows, ctx.B, ctx.temperature)  # (R, V B)
+            weights = (logits - found.T).exp_().mul_(grad.T)  # of logit ji
+            weights += logits.sub_(found[rows]).exp_().mul_(grad[rows])  # of logit ij
+            grad_z[rows] = weights @ z / ctx.temperature
+        return grad_z, None, None
+
+
+def _blocks(count: int) -> list[slice]:
+    """Rows in blocks of at most `LOGITS` logits."""
+    size = max(1, LOGITS // count)
+    return [slice(first, first + size) for first in range(0, count, size)]
+
+
+def _logits_of_negatives(z: Tensor, rows: slice, B: int, temperature: float) -> Tensor:
+    """(R, V B); minus infinity among the views of the same image."""
+    logits = z[rows] / temperature @ z.T
+    image = torch.arange(len(z), device=z.device)[rows, None] % B
+    same_image = image + torch.arange(0, len(z), B, device=z.device)  # (R, V)
+    return logits.scatter_(1, same_image, -torch.inf)
 
 
 def cosine_momentum(progress: float, start: float, end: float) -> float:
