@@ -25,11 +25,19 @@ FLOORS = {
     "health": 6,
     "training": 7,
     "embeddings": 7,
-    "probes": 8,
+    "corruptions": 1,
+    "probes.logistic": 8,
+    "probes.intervals": 8,
+    "probes.inputs": 9,
+    **{f"probes.{name}": 10 for name in ("confidence", "neighbours", "clusters", "few_labels", "with_encoder")},
+    "probes.baselines": 11,
+    "probes": 12,
+    "compare": 13,
+    "doctor": 13,
     "figures": 8,
     "report": 9,
     "summary": 9,
-    "cli": 10,
+    "cli": 14,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 
