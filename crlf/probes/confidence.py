@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from crlf.intervals import interval
 from crlf.probes.inputs import Embedded, Found
-from crlf.probes.intervals import interval
 
 BINS = 15
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crlf.errors import InputError
+from crlf.intervals import interval
 from crlf.probes.inputs import Embedded, Found
-from crlf.probes.intervals import interval
 
 KS = (1, 10, 20, 200)
 HEADLINE = 10  # the k of knn_accuracy

@@ -6,7 +6,6 @@ They hold the run fixed: what another seed would change is not in them. M test i
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import binom
 
 LEVEL = 0.95
 DRAWS = 20_000
@@ -18,6 +17,8 @@ def interval(right: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     Efron and Tibshirani 1993, An introduction to the bootstrap, section 13.3. A sample of M images with replacement has
     a binomial number of right ones, so the quantiles are known without drawing.
     """
+    from scipy.stats import binom  # slow to import
+
     tail = (1 - level) / 2
     low, high = binom.ppf([tail, 1 - tail], len(right), right.mean())
     return float(low / len(right)), float(high / len(right))
