@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from crlf.compare import compare as compare  # now, so that the names of these modules mean the functions
+from crlf.doctor import doctor as doctor
 from crlf.report import report as report
 from crlf.summary import summary as summary
 
@@ -39,7 +40,7 @@ _HOMES = {
     "ImageSet": "data",
     "InputError": "errors",
 }
-__all__ = [*_HOMES, "__version__", "compare", "report", "summary"]
+__all__ = [*_HOMES, "__version__", "compare", "doctor", "report", "summary"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,7 @@ COMMANDS = {
     "draw": ("crlf.figures", "draw the figures of a run"),
     "report": ("crlf.report", "write the report of a run, one HTML file"),
     "compare": ("crlf.compare", "hold runs against each other: what differs, and what is noise"),
+    "doctor": ("crlf.doctor", "look for reasons of a low score, and say what to try"),
     "summary": ("crlf.summary", "print what a run reached and where its files lie"),
 }  # torch is imported with a command's module, not before
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff)

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "crlf"
 FLOORS = {
     "errors": 0,
     "words": 0,
+    "findings": 0,
     "course": 0,
     **dict.fromkeys(("randomness", "devices", "interrupts", "runs", "data", "views", "encoders", "optim"), 1),
     "progress": 2,
@@ -33,11 +34,14 @@ FLOORS = {
     "probes.baselines": 11,
     "probes": 12,
     "compare": 2,
-    "doctor": 13,
+    "checks.case": 8,
+    **{f"checks.{name}": 13 for name in ("settings", "training", "images")},
+    "checks": 14,
+    "doctor": 15,
     "figures": 8,
     "report": 9,
     "summary": 9,
-    "cli": 14,
+    "cli": 16,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 
