@@ -14,14 +14,15 @@ from crlf.embeddings import load_encoder
 from crlf.findings import Finding
 from crlf.health import SETTLED, diagnose
 from crlf.randomness import generator
-from crlf.views import normalise
+from crlf.views import Views
 
 FALLS = ("simclr", "dcl", "nnclr", "barlow", "vicreg", "supcon")  # methods whose loss falls while they learn
 ROSE = 1.05  # the last epoch's loss, as a share of the lowest
 MOVED = 0.01  # share of the loss that a run should at least take off
 POINTS = 4  # epochs that a curve needs to be extrapolated
-GAIN = 0.05  # of the fall so far, that twice the epochs should bring
+GAIN = 0.1  # of the fall so far, that twice the epochs should bring
 OFF = 0.5  # mean |log| of the ratio of variances: 0.1 after 39 steps, 1 after 8
+ENOUGH = 100  # steps, after which the first statistics are forgotten
 SAMPLE = 512  # images that statistics are taken of
 
 
@@ -98,11 +99,12 @@ def extrapolate(losses: np.ndarray, epoch: int) -> float:
 
 
 def batch_norm(case: Case) -> Finding | None:
-    """Statistics of the encoder's batch norms that are not those of the images it embeds."""
+    """Statistics of the encoder's batch norms that are not those of the views it learned from."""
     images = case.splits[0].images
     order = torch.randperm(len(images), generator=generator("cpu", "doctor", case.recipe.seed))[:SAMPLE]
     encoder = load_encoder(case.run, case.recipe, images.shape[1:]).encoder
-    found = statistics(encoder, normalise(images[order], case.recipe.augmentation))
+    views = Views(case.recipe.augmentation)(images[order], generator("cpu", "doctor views", case.recipe.seed))
+    found = statistics(encoder, views)
     if not found:
         return None
     name, off, steps = max(found, key=lambda row: row[1])
@@ -110,12 +112,12 @@ def batch_norm(case: Case) -> Finding | None:
         return None
     return Finding(
         "batch_norm",
-        "the batch-norm statistics are not those of the images",
-        f"the variances in {name} are off by a factor of {np.exp(off):.1f} on average over {len(order)} training "
-        f"images; they were gathered in {steps:,} steps, each of which replaces a tenth",
+        "the batch-norm statistics are not those of the views",
+        f"the variances in {name} are off by a factor of {np.exp(off):.1f} on average over views of {len(order)} "
+        f"training images; they were gathered in {steps:,} steps, each of which replaces a tenth",
         "more --epochs or a smaller --batch-size, for more steps"
-        if steps < 100
-        else "crlf pretrain anew, then crlf embed",
+        if steps < ENOUGH
+        else "crlf pretrain, crlf embed anew",
     )
 
 
