@@ -115,9 +115,7 @@ def batch_norm(case: Case) -> Finding | None:
         "the batch-norm statistics are not those of the views",
         f"the variances in {name} are off by a factor of {np.exp(off):.1f} on average over views of {len(order)} "
         f"training images; they were gathered in {steps:,} steps, each of which replaces a tenth",
-        "more --epochs or a smaller --batch-size, for more steps"
-        if steps < ENOUGH
-        else "crlf pretrain, crlf embed anew",
+        "more --epochs or a smaller --batch-size, for more steps" if steps < ENOUGH else "crlf pretrain anew",
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from crlf.devices import one_thread
 from crlf.probes.inputs import Embedded, Found
 from crlf.probes.logistic import linear
 
@@ -20,7 +21,8 @@ def few_label(images: Embedded) -> Found:
     smallest = int(counts.min())
     wanted: dict[str, int | float] = {f"{each} a class": each for each in EACH if each <= smallest}
     wanted |= {f"{100 * share:g} %": share for share in SHARES if round(share * smallest) >= 1}
-    table = {name: over_draws(images, amount) for name, amount in wanted.items()}
+    with one_thread():
+        table = {name: over_draws(images, amount) for name, amount in wanted.items()}
     how = f"the linear probe fitted on few labels, the same number or share of each class; mean ± sd over {DRAWS} draws"
     return Found({"few_label": table}, how)
 
