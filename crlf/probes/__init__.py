@@ -136,6 +136,8 @@ def rows_and_labels(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"{split}_lbl.npy must be int64 ({len(rows)},) as the embeddings, not {labels.dtype} {labels.shape}"
         )
+    if labels.min() < 0:
+        raise InputError(f"{split}_lbl.npy must be 0 or more, but row {(labels < 0).argmax()} is {labels.min()}")
     if not np.isfinite(rows).all():
         raise InputError(f"{split}_emb.npy must be finite, but row {np.isfinite(rows).all(axis=1).argmin()} is not")
     return rows, labels

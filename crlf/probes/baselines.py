@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crlf import encoders
-from crlf.devices import pick_device
+from crlf.devices import autocast, pick_device
 from crlf.embeddings import embed_images
 from crlf.errors import InputError
 from crlf.optim import OPTIMIZERS, schedule, set_rates
@@ -90,7 +90,7 @@ def train_classifier(images: Embedded, steps: int) -> nn.Module:
             lr=schedule(share, recipe.optim.warmup, recipe.optim.final_lr),
             decay=schedule(share, 0.0, recipe.optim.final_weight_decay),
         )
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(recipe.precision, device):
             loss = F.cross_entropy(network(views), labels[rows].to(device).repeat(recipe.views))
         loss.backward()
         for optimizer in optimizers:
