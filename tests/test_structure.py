@@ -34,14 +34,14 @@ FLOORS = {
     "probes.baselines": 11,
     "probes": 12,
     "compare": 2,
-    "checks.case": 8,
-    **{f"checks.{name}": 13 for name in ("settings", "training", "images")},
-    "checks": 14,
-    "doctor": 15,
+    "checks.case": 13,
+    **{f"checks.{name}": 14 for name in ("settings", "training", "images")},
+    "checks": 15,
+    "doctor": 16,
     "figures": 8,
     "report": 9,
     "summary": 9,
-    "cli": 16,
+    "cli": 17,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 

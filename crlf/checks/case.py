@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from crlf import runs
-from crlf.data import ImageSet, load
+from crlf.data import ImageSet
 from crlf.errors import InputError
+from crlf.probes.inputs import splits_of
 from crlf.recipe import Recipe
 from crlf.runs import Run
 
@@ -55,9 +56,7 @@ class Case:
     @functools.cached_property
     def splits(self) -> tuple[ImageSet, ImageSet]:
         """The training and test images that were embedded."""
-        found = load(self.recipe.data, self.data_dir, self.recipe.images)
-        train, test = (split.first(self.recipe.subset) for split in found)
-        return train, test
+        return splits_of(self.recipe, self.data_dir)
 
     def rows(self, split: str) -> np.ndarray:
         """The embeddings of a split, float32 (N, D)."""

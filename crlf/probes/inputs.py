@@ -28,6 +28,12 @@ class Found(NamedTuple):
     files: dict[str, np.ndarray] = {}  # noqa: RUF012, never changed
 
 
+def splits_of(recipe: Recipe, data_dir: str | Path | None) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images that a run of this recipe embeds."""
+    train, test = load(recipe.data, data_dir, recipe.images)
+    return train.first(recipe.subset), test.first(recipe.subset)
+
+
 @dataclass(frozen=True, eq=False)
 class Embedded:
     """The embeddings of a run with their labels; its images and its encoder for the probes that need them."""
@@ -63,8 +69,7 @@ class Embedded:
 
     @functools.cached_property
     def splits(self) -> tuple[ImageSet, ImageSet]:
-        found = load(self.recipe.data, self.data_dir, self.recipe.images)
-        train, test = (split.first(self.recipe.subset) for split in found)
+        train, test = splits_of(self.recipe, self.data_dir)
         for name, split, rows in (("train", train, self.train), ("test", test, self.test)):
             if len(split) != len(rows):
                 raise InputError(
