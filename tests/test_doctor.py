@@ -184,11 +184,13 @@ def collapsed(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
 
 def stuck(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
     write_log(run, [row | {"loss": 4.84 + 0.001 * (i % 3)} for i, row in enumerate(run.log())])
+    runs.save_array(run.file("loss.npy"), np.full(12, 4.84))
 
 
 def rising(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
-    rows = run.log()
-    write_log(run, [row | {"loss": 4.0 - 2 * (i < len(rows) / 2)} if i else row for i, row in enumerate(rows)])
+    losses = run.array("loss.npy")
+    losses[6:] += np.linspace(0, 1, 6)
+    runs.save_array(run.file("loss.npy"), losses)
 
 
 def write_log(run: crlf.Run, rows: list[dict]) -> None:
@@ -204,7 +206,7 @@ WRITTEN: dict[str, tuple[Callable[[crlf.Run, pytest.MonkeyPatch], None], str, st
     "stem": (coarse, "stem", "1 × 1 places"),
     "collapsed": (collapsed, "collapse", "0.000"),
     "loss stuck": (stuck, "loss", "from 4.84"),
-    "loss rose": (rising, "loss", "to 4 with muon"),
+    "loss rose": (rising, "loss", "with muon, lr 0.02"),
 }
 
 
@@ -246,7 +248,13 @@ def test_what_is_missing_or_damaged_is_said_and_ends_nothing(copy: crlf.Run, cap
     copy.file("log.jsonl").write_text("{}\n")
     assert cli.main(["doctor", str(copy.path)]) == 0
     said = capsys.readouterr().out
-    for words in ("`crlf embed", "loss.npy must hold finite numbers", "no measures of the features", "views.npy'"):
+    for words in (
+        "`crlf embed",
+        "the log holds no loss",
+        "loss.npy must hold finite numbers",
+        "no measures of the features",
+        "views.npy'",
+    ):
         assert words in " ".join(said.split()), words
     np.save(copy.file("views.npy"), np.zeros(3))
     crlf.doctor(copy)

@@ -35,13 +35,14 @@ FLOORS = {
     "probes": 12,
     "compare": 2,
     "checks.case": 13,
-    **{f"checks.{name}": 14 for name in ("settings", "training", "images")},
-    "checks": 15,
-    "doctor": 16,
+    **{f"checks.{name}": 14 for name in ("training", "images")},
+    "checks.settings": 15,
+    "checks": 16,
+    "doctor": 17,
     "figures": 8,
     "report": 9,
     "summary": 9,
-    "cli": 17,
+    "cli": 18,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 

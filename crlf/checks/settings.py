@@ -7,6 +7,7 @@ from torch import nn
 
 from crlf import encoders
 from crlf.checks.case import Case
+from crlf.checks.training import logged
 from crlf.findings import Finding
 from crlf.health import agreement
 from crlf.methods import METHODS
@@ -119,9 +120,7 @@ def learning_rate(case: Case) -> Finding | None:
 
 def course(case: Case) -> str:
     """From where to where the loss went."""
-    logged = [row["loss"] for row in case.run.log() if isinstance(row.get("loss"), float)]
-    losses = logged or list(case.losses)
-    return f"from {losses[0]:.3g} to {losses[-1]:.3g}"
+    return f"from {logged(case)[0]:.3g} to {case.losses[-1]:.3g}"
 
 
 def weak_augmentation(case: Case) -> Finding | None:

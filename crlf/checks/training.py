@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from crlf.checks.case import Case
 from crlf.embeddings import load_encoder
+from crlf.errors import InputError
 from crlf.findings import Finding
 from crlf.health import SETTLED, diagnose
 from crlf.randomness import generator
 from crlf.views import Views
 
 FALLS = ("simclr", "dcl", "nnclr", "barlow", "vicreg", "supcon")  # methods whose loss falls while they learn
-ROSE = 1.05  # the last epoch's loss, as a share of the lowest
+ROSE = 0.1  # share of the fall that the last epoch may lie above the lowest
 MOVED = 0.01  # share of the loss that a run should at least take off
 POINTS = 4  # epochs that a curve needs to be extrapolated
 GAIN = 0.1  # of the fall so far, that twice the epochs should bring
@@ -38,15 +39,15 @@ def collapse(case: Case) -> Finding | None:
 
 
 def loss(case: Case) -> Finding | None:
-    """A loss that stood still or rose."""
-    losses = [row["loss"] for row in case.run.log() if isinstance(row.get("loss"), float)]
-    if case.recipe.method not in FALLS or len(losses) < 2:
+    """A loss that stood still, or rose again: what was logged first against the means of the epochs."""
+    first, means = logged(case)[0], case.losses
+    lowest, last = float(means.min()), float(means[-1])
+    if case.recipe.method not in FALLS:
         return None
-    first, last, lowest = losses[0], losses[-1], min(losses)
     optimizer, lr = case.recipe.optim.optimizer, case.recipe.optim.lr
     if first - lowest < MOVED * abs(first):
         what, flag = "the loss barely moved", f"a higher --lr than {lr:g}, or --recipe default"
-    elif last - lowest > (ROSE - 1) * abs(lowest) and last > 0 and len(case.losses) > 1:
+    elif last - lowest > ROSE * (first - lowest):
         what, flag = "the loss rose again", f"--lr {lr / 4:g}"
     else:
         return None
@@ -56,6 +57,18 @@ def loss(case: Case) -> Finding | None:
         f"from {first:.4g} over {lowest:.4g} at the lowest to {last:.4g} with {optimizer}, lr {lr:g}",
         flag,
     )
+
+
+def logged(case: Case) -> list[float]:
+    """The logged losses, each a mean over the steps since the one before.
+
+    Raises:
+        InputError: there are none.
+    """
+    losses = [row["loss"] for row in case.run.log() if isinstance(row.get("loss"), float)]
+    if not losses:
+        raise InputError("the log holds no loss: `crlf pretrain` writes it")
+    return losses
 
 
 def too_few_epochs(case: Case) -> Finding | None:
