@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from crlf.report import report as report  # now, so that the names of these two modules mean the functions
+from crlf.compare import compare as compare  # now, so that the names of these modules mean the functions
+from crlf.doctor import doctor as doctor
+from crlf.report import report as report
 from crlf.summary import summary as summary
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ _HOMES = {
     "ImageSet": "data",
     "InputError": "errors",
 }
-__all__ = [*_HOMES, "__version__", "report", "summary"]
+__all__ = [*_HOMES, "__version__", "compare", "doctor", "report", "summary"]
 
 
 def __getattr__(name: str) -> Any:

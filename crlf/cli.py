@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import tyro
 
@@ -25,9 +25,11 @@ from crlf.errors import InputError, unknown
 COMMANDS = {
     "pretrain": ("crlf.training", "learn an encoder from images without labels"),
     "embed": ("crlf.embeddings", "turn the images of a run into embeddings"),
-    "probe": ("crlf.probes", "measure the embeddings: linear classifier and nearest neighbours"),
+    "probe": ("crlf.probes", "measure the embeddings: linear classifier, nearest neighbours and more"),
     "draw": ("crlf.figures", "draw the figures of a run"),
     "report": ("crlf.report", "write the report of a run, one HTML file"),
+    "compare": ("crlf.compare", "hold runs against each other: what differs, and what is noise"),
+    "doctor": ("crlf.doctor", "look for reasons of a low score, and say what to try"),
     "summary": ("crlf.summary", "print what a run reached and where its files lie"),
 }  # torch is imported with a command's module, not before
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff)
@@ -68,8 +70,8 @@ def command_line(function: Callable[..., Any], argv: Sequence[str] | None = None
     try:
         if "recipe" in inspect.signature(function).parameters:
             function, arguments = with_recipe(function, arguments)
-        keywords = parse(function, arguments, prog)
-        function(**keywords)
+        bound = parse(function, arguments, prog)
+        function(*bound.args, **bound.kwargs)
     except InputError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
@@ -116,15 +118,17 @@ def with_data(arguments: list[str]) -> list[str]:
     return ["--data", *arguments]
 
 
-def parse(function: Callable[..., Any], arguments: list[str], prog: str) -> dict[str, Any]:
-    """The keyword arguments that a command line asks for; help is printed and ends the program."""
-    found: dict[str, Any] = {}
+def parse(function: Callable[..., Any], arguments: list[str], prog: str) -> inspect.BoundArguments:
+    """The arguments that a command line asks for; help is printed and ends the program."""
+    found: list[inspect.BoundArguments] = []
 
     @functools.wraps(function if not isinstance(function, functools.partial) else function.func)
     def note(*positional: Any, **keywords: Any) -> None:
-        found.update(inspect.signature(function).bind(*positional, **keywords).arguments)
+        found.append(inspect.signature(function).bind(*positional, **keywords))
 
     note.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    note.__annotations__ = words_for_rest(note.__wrapped__)
+    del note.__wrapped__  # tyro would look there for the annotations
     said = io.StringIO()
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(path_rule)
@@ -135,7 +139,16 @@ def parse(function: Callable[..., Any], arguments: list[str], prog: str) -> dict
         if not end.code:
             raise
         raise InputError(one_line(said.getvalue())) from None
-    return found
+    return found[0]
+
+
+def words_for_rest(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function, in which `*rest` takes the words that no flag stands before: RUN RUN RUN."""
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            hints[name] = tyro.conf.Positional[hints[name]]  # type: ignore[misc, valid-type]
+    return hints
 
 
 def one_line(box: str) -> str:

@@ -36,6 +36,7 @@ HOLDS = {
     "test_lbl.npy": "labels of the test images, int64 (N,)",
     runs.CLASSES: "the names of the classes",
     "test_pred.npy": "what the linear probe predicts for the test images, int64 (N,)",
+    "test_prob.npy": "the probabilities that the linear probe gives each class, float32 (M, K)",
     "loss_curve.png": "the loss over training",
     "health.png": "rank, alignment, uniformity and spread of the features over training",
     "confusion_matrix.png": "what the linear probe took each class for",
@@ -293,6 +294,8 @@ def plain(value: Any) -> str:
         return f"{value:,.6g}"
     if isinstance(value, list):
         return ", ".join(map(plain, value))
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {plain(item)}" for key, item in value.items())
     return str(value)
 
 

@@ -32,6 +32,7 @@ MADE_BY = {
     "test_lbl.npy": "embed",
     CLASSES: "embed",
     "test_pred.npy": "probe",
+    "test_prob.npy": "probe",
 }  # whatever is not here is made by pretrain
 FIGURES = (
     *("loss_curve.png", "health.png", "confusion_matrix.png"),

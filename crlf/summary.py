@@ -18,7 +18,9 @@ def summary(run: Run | str | Path) -> None:
 def table(scores: dict[str, Any], run: Run) -> str:
     def percent(name: str) -> str:
         if name in scores:
-            return f"{100 * scores[name]:.1f} %"
+            limits = scores.get(name.replace("_accuracy", "_interval"))
+            between = f" ({100 * limits[0]:.1f} to {100 * limits[1]:.1f} %)" if isinstance(limits, list) else ""
+            return f"{100 * scores[name]:.1f} %{between}"
         return "not measured: the images have no labels" if run.unlabelled else "not measured: run `crlf probe`"
 
     stages = [scores.get(f"{stage}_seconds") for stage in ("train", "embed", "probe", "draw")]

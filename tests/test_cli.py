@@ -256,5 +256,7 @@ def test_the_one_command_makes_every_file_of_the_design(tmp_path: Path):
     assert promised | {"pflop", "device", "encoder", "method", "seed", "protocol"} <= set(scores)
     for line in (f"linear probe  {100 * scores['linear_accuracy']:.1f} %", "chance", "trained in", "report.html"):
         assert line in done.stdout
+    low, high = scores["linear_interval"]
+    assert f" % ({100 * low:.1f} to {100 * high:.1f} %)" in done.stdout
     again = subprocess.run(command + arguments, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert again.returncode == 2 and "--overwrite" in again.stderr and "Traceback" not in again.stderr

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 import crlf
-from crlf import probes, runs
+from crlf import runs
 from crlf.errors import InputError
-from crlf.probes import PROBES, choose_c, chunk_rows, fit_linear, held_out, knn_predict, standardise
+from crlf.probes import PROBES, QUICK, Embedded, choose_c, chosen, fit_linear, knn_predict, neighbours
+from crlf.probes.logistic import held_out, rotate, standardise
+from crlf.probes.neighbours import chunk_rows
 
 
 def blobs(
@@ -34,7 +37,7 @@ TRAIN, TEST = blobs(1500), blobs(1000, seed=1)
 @pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0])
 def test_linear_probe_equals_scikit_learn(c: float):
     (x, y), (x_test, y_test) = TRAIN, TEST
-    features, mean, scale = (t.numpy() for t in standardise(__import__("torch").from_numpy(x)))
+    features, mean, scale = (t.numpy() for t in standardise(torch.from_numpy(x)))
     theirs = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(features.astype(np.float64), y)
     ours = fit_linear(x, y, c)
     their_accuracy = theirs.score((x_test - mean) / scale, y_test)
@@ -75,26 +78,40 @@ def test_noise_asks_for_a_stronger_penalty_than_signal():
     assert choose_c(noise, y[:300])[0] * 300 < choose_c(x, y)[0] * 1500
 
 
-@pytest.mark.parametrize("name", PROBES)
-def test_every_probe_beats_chance_without_the_test_labels(name: str):
-    result = PROBES[name](*TRAIN, TEST[0])
-    assert result.predictions.dtype == np.int64 and result.predictions.shape == (1000,)
-    assert (result.predictions == TEST[1]).mean() > 0.7
-    assert "training images" in result.protocol
+def embedded(labels: np.ndarray = TRAIN[1], count: int = 1500) -> Embedded:
+    return Embedded(TRAIN[0][:count], labels[:count], *TEST)
 
 
-@pytest.mark.parametrize("name", PROBES)
+FITTED = ("linear", "knn")  # probes whose accuracy is NAME_accuracy, of the embeddings alone
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_probe_beats_chance(name: str):
+    found = PROBES[name](embedded())
+    assert found.scores[f"{name}_accuracy"] > 0.7
+    assert "1,500 training images" in found.protocol
+
+
+@pytest.mark.parametrize("name", FITTED)
 def test_shuffled_labels_give_chance(name: str):
     shuffled = np.random.default_rng(0).permutation(TRAIN[1])
-    assert abs((PROBES[name](TRAIN[0], shuffled, TEST[0]).predictions == TEST[1]).mean() - 0.2) < 0.08
+    assert abs(PROBES[name](embedded(shuffled)).scores[f"{name}_accuracy"] - 0.2) < 0.08
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", FITTED)
 @pytest.mark.parametrize("count", [2, 7, 30])
 def test_few_images(name: str, count: int):
     labels = np.arange(count) % 2
-    predictions = PROBES[name](TRAIN[0][:count], labels, TEST[0]).predictions
-    assert set(predictions) <= {0, 1}
+    assert 0 < PROBES[name](embedded(labels, count)).scores[f"{name}_accuracy"] < 0.6  # of five classes it knows two
+
+
+def test_fewer_images_than_features_are_fitted_in_what_they_span():
+    """The same optimum as scikit-learn's in all directions: the penalty keeps the weights among the images."""
+    x, y = np.random.default_rng(0).normal(size=(20, 60)).astype(np.float32) * 3 + 1, np.arange(20) % 3
+    assert rotate(x, y).axes.shape == (60, 19)  # centred
+    features = standardise(torch.from_numpy(x))[0].double().numpy()
+    theirs = LogisticRegression(C=0.1, tol=1e-9, max_iter=5000).fit(features, y)
+    np.testing.assert_allclose(fit_linear(x, y, 0.1).weights.numpy(), theirs.coef_, atol=1e-3)
 
 
 def naive_knn(x: np.ndarray, y: np.ndarray, query: np.ndarray, k: int) -> int:
@@ -119,7 +136,7 @@ def test_knn_equals_scikit_learn_where_no_vote_is_tied():
     agree = knn_predict(x, y, x_test, 10) == theirs.predict(x_test)
     assert agree[~tied].all()
     assert 0 < tied.mean() < 0.2  # where the rules differ: nearest here, smallest label there
-    assert f"ties, {100 * tied.mean():.1f} % of the test images" in PROBES["knn"](x, y, x_test).protocol
+    assert f"ties, {100 * tied.mean():.1f} % of the test images" in PROBES["knn"](embedded()).protocol
 
 
 def test_the_tie_goes_to_the_nearest():
@@ -132,7 +149,7 @@ def test_the_tie_goes_to_the_nearest():
 
 def test_chunks_do_not_change_the_result_and_bound_the_memory(monkeypatch: pytest.MonkeyPatch):
     whole = knn_predict(*TRAIN, TEST[0])
-    monkeypatch.setattr(probes, "CHUNK_BYTES", 4 * 1500 * 7)
+    monkeypatch.setattr(neighbours, "CHUNK_BYTES", 4 * 1500 * 7)
     assert chunk_rows(1500) == 7
     assert (knn_predict(*TRAIN, TEST[0]) == whole).all()
     monkeypatch.undo()
@@ -160,9 +177,12 @@ def test_probe_writes_scores_with_their_protocols_and_the_predictions(run: crlf.
     predictions = run.array("test_pred.npy")
     assert predictions.dtype == np.int64
     assert scores["linear_accuracy"] == (predictions == TEST[1]).mean()
+    probabilities = run.array("test_prob.npy")
+    assert probabilities.dtype == np.float32 and (probabilities.argmax(axis=1) == predictions).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert scores["linear_accuracy"] > 0.7 and scores["knn_accuracy"] > 0.7
     assert scores["chance"] == (TEST[1] == np.bincount(TRAIN[1]).argmax()).mean()
-    assert set(scores["protocol"]) == set(PROBES) and scores["epochs"] == 3
+    assert set(scores["protocol"]) == set(QUICK) and scores["epochs"] == 3
     assert "C = " in scores["protocol"]["linear"] and "k = 10" in scores["protocol"]["knn"]
     assert run.scores == scores
 
@@ -177,11 +197,34 @@ def test_test_labels_play_no_part_in_the_predictions(run: crlf.Run):
 
 
 @pytest.mark.parametrize(
+    "asked, expected",
+    [
+        ("quick", [*QUICK]),
+        ("all", [name for name in PROBES if name != "supervised"]),
+        ("few_label, linear", ["linear", "few_label"]),
+        ("quick,supervised", [*QUICK, "supervised"]),
+    ],
+)
+def test_probes_are_asked_for_by_name(asked: str, expected: list[str]):
+    assert chosen(asked) == expected
+
+
+@pytest.mark.parametrize(
+    "asked, match", [("lienar", "Did you mean 'linear'"), ("knn,x", "probe 'x'"), (",", "not ','")]
+)
+def test_probes_that_there_are_not(run: crlf.Run, asked: str, match: str):
+    with pytest.raises(InputError, match=match) as caught:
+        crlf.probe(run, probes=asked)
+    assert "\n" not in str(caught.value) and not run.scores
+
+
+@pytest.mark.parametrize(
     "name, value, match",
     [
         ("train_lbl.npy", TRAIN[1][:-1], r"train_lbl.npy must be int64 \(1500,\)"),
         ("train_lbl.npy", TRAIN[1] * 0, "two classes or more, not 1"),
         ("train_lbl.npy", TRAIN[1].astype(np.float32), "must be int64"),
+        ("test_lbl.npy", np.where(np.arange(1000) == 7, -1, TEST[1]), "0 or more, but row 7 is -1"),
         ("train_emb.npy", TRAIN[0].astype(np.float64), "must be float32"),
         ("test_emb.npy", TEST[0][:, :-1].copy(), "24 columns, but test_emb.npy 23"),
         ("test_emb.npy", np.where(np.arange(1000)[:, None] == 4, np.float32("nan"), TEST[0]), "row 4 is not"),

@@ -294,7 +294,15 @@ def test_sizes(count: float, text: str):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(True, "yes"), (None, "–"), (1234567, "1,234,567"), (3e-4, "0.0003"), ([0.5, 1], "0.5, 1")]
+    ("value", "text"),
+    [
+        (True, "yes"),
+        (None, "–"),
+        (1234567, "1,234,567"),
+        (3e-4, "0.0003"),
+        ([0.5, 1], "0.5, 1"),
+        ({"a": 0.5, "b": [1]}, "a: 0.5; b: 1"),
+    ],
 )
 def test_plain(value: object, text: str):
     assert plain(value) == text

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "crlf"
 FLOORS = {
     "errors": 0,
     "words": 0,
+    "findings": 0,
     "course": 0,
     **dict.fromkeys(("randomness", "devices", "interrupts", "runs", "data", "views", "encoders", "optim"), 1),
     "progress": 2,
@@ -25,11 +26,23 @@ FLOORS = {
     "health": 6,
     "training": 7,
     "embeddings": 7,
-    "probes": 8,
+    "corruptions": 1,
+    "intervals": 1,
+    "probes.logistic": 8,
+    "probes.inputs": 9,
+    **{f"probes.{name}": 10 for name in ("confidence", "neighbours", "clusters", "few_labels", "with_encoder")},
+    "probes.baselines": 11,
+    "probes": 12,
+    "compare": 2,
+    "checks.case": 13,
+    **{f"checks.{name}": 14 for name in ("training", "images")},
+    "checks.settings": 15,
+    "checks": 16,
+    "doctor": 17,
     "figures": 8,
     "report": 9,
     "summary": 9,
-    "cli": 10,
+    "cli": 18,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 

@@ -1,0 +1,143 @@
+"""Probes: what frozen embeddings are worth, measured with labels that training never saw.
+
+An entry of `PROBES` is a function of `Embedded`, the embeddings of a run with their labels, and gives what it found
+with the protocol of that. The test labels are used for counting only: what predicts never has them.
+
+Shapes: N training and M test images, D embedding, K classes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crlf import runs
+from crlf.devices import keep_freed_memory
+from crlf.errors import InputError, unknown
+from crlf.probes import baselines, clusters, confidence, few_labels, neighbours, with_encoder
+from crlf.probes.inputs import Embedded as Embedded
+from crlf.probes.inputs import Found as Found
+from crlf.probes.logistic import choose_c as choose_c
+from crlf.probes.logistic import fit_linear as fit_linear
+from crlf.probes.logistic import linear as linear
+from crlf.probes.neighbours import knn_predict as knn_predict
+from crlf.runs import Run
+
+PROBES: dict[str, Callable[[Embedded], Found]] = {
+    "linear": confidence.linear,
+    "calibration": confidence.calibration,
+    "knn": neighbours.knn,
+    "retrieval": neighbours.retrieval,
+    "clustering": clusters.clustering,
+    "few_label": few_labels.few_label,
+    "augmented": with_encoder.augmented,
+    "robustness": with_encoder.robustness,
+    "pixels": baselines.pixels,
+    "untrained": baselines.untrained,
+    "supervised": baselines.supervised,
+}
+QUICK = ("linear", "calibration", "knn")
+LONG = ("supervised",)  # as long as the training itself: asked for by name
+
+
+def probe(
+    run: Run | str | Path, *, probes: str = "quick", data_dir: str | Path | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """Measure the embeddings of a run; of images without labels, say that there is nothing to measure.
+
+    Writes NAME_accuracy of the probes (a fraction), their other numbers, chance and the protocols to scores.json, and
+    the linear probe's predictions and probabilities to test_pred.npy, int64 (M,), and test_prob.npy, float32 (M, K).
+
+    Args:
+        run: the run folder.
+        probes: names with commas between; quick for linear, calibration and knn, which take seconds; all for every one
+            but supervised, which takes as long as the training.
+        data_dir: where a data set known by name lies, for the probes that need the images.
+        device: of the encoder, for the probes that need it.
+
+    Returns:
+        The scores of the run.
+
+    Raises:
+        InputError: an unknown probe, or embeddings or labels that are missing, damaged, not finite or do not fit
+            together.
+    """
+    keep_freed_memory()
+    run, names = Run.open(run), chosen(probes)
+    if run.unlabelled and not run.file("train_lbl.npy").exists():
+        print(f"nothing is probed: the images of {str(run.path)!r} have no labels", file=sys.stderr)
+        return run.scores
+    start = time.perf_counter()
+    images = embedded(run, data_dir, device)
+    scores: dict[str, Any] = {"chance": chance(images.train_lbl, images.test_lbl), "protocol": {}}
+    files: dict[str, np.ndarray] = {}
+    for name in names:
+        found = PROBES[name](images)
+        scores |= found.scores
+        scores["protocol"][name] = found.protocol
+        files |= found.files
+    for name, array in files.items():
+        runs.save_array(run.file(name), array)
+    run.update_scores(**scores, probe_seconds=time.perf_counter() - start)
+    return run.scores
+
+
+def chosen(probes: str) -> list[str]:
+    """The probes that a word asks for, in the order of the table.
+
+    Raises:
+        InputError: a name that no probe has.
+    """
+    asked = {name.strip() for name in probes.split(",")} - {""}
+    for name in sorted(asked - {"quick", "all"}):
+        if name not in PROBES:
+            raise unknown("probe", name, [*PROBES, "quick", "all"])
+    if not asked:
+        raise InputError(f"probes must be quick, all, or names with commas between, not {probes!r}")
+    if "quick" in asked:
+        asked |= {*QUICK}
+    if "all" in asked:
+        asked |= {*PROBES} - {*LONG}
+    return [name for name in PROBES if name in asked]
+
+
+def embedded(run: Run, data_dir: str | Path | None = None, device: str = "auto") -> Embedded:
+    """The embeddings and labels of a run, checked.
+
+    Raises:
+        InputError: they are missing, damaged, not finite or do not fit together.
+    """
+    train, train_lbl = rows_and_labels(run, "train")
+    test, test_lbl = rows_and_labels(run, "test")
+    if train.shape[1] != test.shape[1]:
+        raise InputError(f"train_emb.npy has {train.shape[1]} columns, but test_emb.npy {test.shape[1]}")
+    if len(np.unique(train_lbl)) < 2:
+        raise InputError(f"train_lbl.npy must hold two classes or more, not {len(np.unique(train_lbl))}")
+    return Embedded(train, train_lbl, test, test_lbl, run, data_dir, device)
+
+
+def chance(train_lbl: np.ndarray, test_lbl: np.ndarray) -> float:
+    """The share of the test images that the most frequent training class gets right."""
+    labels, counts = np.unique(train_lbl, return_counts=True)
+    return float((test_lbl == labels[counts.argmax()]).mean())
+
+
+def rows_and_labels(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings float32 (N, D) and labels int64 (N,) of a split, checked."""
+    rows, labels = run.array(f"{split}_emb.npy"), run.array(f"{split}_lbl.npy")
+    if rows.ndim != 2 or rows.dtype != np.float32 or not len(rows):
+        raise InputError(f"{split}_emb.npy must be float32 (N, D), not {rows.dtype} {rows.shape}")
+    if labels.shape != rows.shape[:1] or labels.dtype != np.int64:
+        raise InputError(
+            f"{split}_lbl.npy must be int64 ({len(rows)},) as the embeddings, not {labels.dtype} {labels.shape}"
+        )
+    if labels.min() < 0:
+        raise InputError(f"{split}_lbl.npy must be 0 or more, but row {(labels < 0).argmax()} is {labels.min()}")
+    if not np.isfinite(rows).all():
+        raise InputError(f"{split}_emb.npy must be finite, but row {np.isfinite(rows).all(axis=1).argmin()} is not")
+    return rows, labels
