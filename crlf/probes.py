@@ -37,6 +37,7 @@ class Result(NamedTuple):
 
     predictions: np.ndarray  # int64 (M,)
     protocol: str
+    probabilities: np.ndarray | None = None  # float32 (M, K), column k of label k; where the probe has them
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ class Linear:
     def logits(self, x: np.ndarray) -> Tensor:
         """float32 (M, D) -> float32 (M, K)."""
         return (torch.from_numpy(x) - self.mean) / self.scale @ self.weights.T + self.bias
+
+    def probabilities(self, x: np.ndarray) -> np.ndarray:
+        """float32 (M, D) -> float32 (M, 1 + the largest label); a label that was not trained on has 0."""
+        found = np.zeros((len(x), int(self.classes.max()) + 1), dtype=np.float32)
+        found[:, self.classes] = self.logits(x).softmax(dim=1).numpy()
+        return found
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """float32 (M, D) -> int64 (M,)."""
@@ -173,7 +180,7 @@ def linear(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray) -
     c, how = choose_c(train_emb, train_lbl)
     model = fit_linear(train_emb, train_lbl, c)
     protocol = f"logistic regression on standardised frozen embeddings of {len(train_emb):,} training images; {how}"
-    return Result(model.predict(test_emb), protocol)
+    return Result(model.predict(test_emb), protocol, model.probabilities(test_emb))
 
 
 def nearest_labels(
@@ -259,7 +266,7 @@ def probe(run: Run | str | Path) -> dict[str, Any]:
     """Measure the embeddings of a run with every probe; of images without labels, say that there is nothing to measure.
 
     Writes NAME_accuracy of each probe (a fraction), chance and the protocols to scores.json, and the linear probe's
-    predictions to test_pred.npy, int64 (M,).
+    predictions and probabilities to test_pred.npy, int64 (M,), and test_prob.npy, float32 (M, K).
 
     Returns:
         The scores of the run.
@@ -286,6 +293,7 @@ def probe(run: Run | str | Path) -> dict[str, Any]:
         scores["protocol"][name] = result.protocol
         if name == "linear":
             runs.save_array(run.file("test_pred.npy"), result.predictions)
+            runs.save_array(run.file("test_prob.npy"), result.probabilities)
     run.update_scores(**scores, probe_seconds=time.perf_counter() - start)
     return run.scores
 

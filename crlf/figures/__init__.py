@@ -1,0 +1,67 @@
+"""What a run looks like: one function a figure, each from the files of the run alone.
+
+A figure is a matplotlib `Figure` without pyplot: no window, no global state. Its title carries the run's own numbers,
+its caption says how to read it, and both together are the description that the PNG holds for whoever cannot see it.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from crlf import runs
+from crlf.figures.confusion import confusion_matrix
+from crlf.figures.embedding import pca_embedding, tsne_embedding
+from crlf.figures.inputs import NotDrawn
+from crlf.figures.style import styled
+from crlf.figures.training import health, loss_curve
+from crlf.figures.views import views
+from crlf.runs import Run
+
+FIGURES: dict[str, Callable[[Run], Figure]] = {
+    "loss_curve": loss_curve,
+    "health": health,
+    "confusion_matrix": confusion_matrix,
+    "pca_embedding": pca_embedding,
+    "tsne_embedding": tsne_embedding,
+    "views": views,
+}
+
+
+def draw(run: Run | str | Path) -> list[Path]:
+    """Draw every figure of a run whose inputs are there: `<name>.png` in its folder.
+
+    Returns:
+        The files that were written. Why a figure is left out is said on stderr.
+
+    Raises:
+        InputError: an input is damaged.
+    """
+    run = Run.open(run)
+    start = time.perf_counter()
+    written = []
+    for name, make in FIGURES.items():
+        try:
+            figure = make(run)
+        except NotDrawn as reason:
+            print(f"{name} is not drawn: {reason}", file=sys.stderr)
+            continue
+        written.append(run.file(f"{name}.png"))
+        runs.write_bytes(written[-1], png(figure))
+    run.update_scores(draw_seconds=time.perf_counter() - start)
+    return written
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG; its title and caption are the text chunk `Description`."""
+    title, caption = figure.get_suptitle(), " ".join(figure.get_supxlabel().split())
+    text = {"Title": title, "Description": f"{title}. {caption}", "Software": None}
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format="png", metadata=text)
+    return buffer.getvalue()
