@@ -39,7 +39,7 @@ MADE_BY = {
 }  # whatever is not here is made by pretrain
 FIGURES = (
     *("loss_curve.png", "health.png", "confusion_matrix.png"),
-    *("pca_embedding.png", "tsne_embedding.png", "views.png"),
+    *("pca_embedding.png", "tsne_embedding.png", "views.png", "filters.png"),
 )
 FILES = (RECIPE, LOG, CHECKPOINT, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, *FIGURES, REPORT)
 

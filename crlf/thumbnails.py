@@ -28,4 +28,8 @@ def thumbnail(image: np.ndarray, most: int) -> np.ndarray:
     rgb = (image[:3] if C >= 3 else image[:1].repeat(3, axis=0)).transpose(1, 2, 0)
     share = min(1.0, most / max(H, W))
     size = max(1, round(W * share)), max(1, round(H * share))
-    return rgb if share == 1 else np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize(size, Image.Resampling.LANCZOS))
+    return (
+        rgb
+        if share == 1
+        else np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize(size, Image.Resampling.LANCZOS))
+    )

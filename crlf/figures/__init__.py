@@ -20,7 +20,7 @@ from crlf.figures.embedding import pca_embedding, tsne_embedding
 from crlf.figures.inputs import NotDrawn
 from crlf.figures.style import styled
 from crlf.figures.training import health, loss_curve
-from crlf.figures.views import views
+from crlf.figures.views import filters, views
 from crlf.runs import Run
 
 FIGURES: dict[str, Callable[[Run], Figure]] = {
@@ -30,6 +30,7 @@ FIGURES: dict[str, Callable[[Run], Figure]] = {
     "pca_embedding": pca_embedding,
     "tsne_embedding": tsne_embedding,
     "views": views,
+    "filters": filters,
 }
 
 

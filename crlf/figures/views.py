@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from crlf import runs
 from crlf.errors import InputError
-from crlf.figures.inputs import needed
+from crlf.figures.inputs import NotDrawn, needed
 from crlf.figures.style import sheet, styled, tag
 from crlf.runs import Run
 
@@ -54,3 +54,49 @@ def drawn(recipe: dict[str, Any]) -> str:
         if settings.get(key):
             words.append(f"{word} {100 * settings[key]:g} %")
     return f"Each view is drawn at random: {', '.join(words)}." if words else ""
+
+
+@styled()
+def filters(run: Run, most: int = 64) -> Figure:
+    """The encoder's first layer: each filter as the picture that it answers to most."""
+    tiles = first_filters(run)
+    shown, (N, _, h, w) = tiles[:most], tiles.shape
+    across = min(16, len(shown))
+    count = f"{N}" if most >= N else f"{most} of {N:,}"
+    title = f"First layer: {count} filters of {h} × {w} pixels"
+    caption = (
+        "Gray is no weight; each filter is scaled by its own largest weight. Edges and colours are what to expect. "
+    )
+    rows = -(-len(shown) // across)
+    figure = sheet((8, 0.9 + 7.4 / max(across, 5) * rows), title, caption + tag(run.recipe))
+    axes = figure.subplots()
+    axes.imshow(filter_grid(shown, across), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def first_filters(run: Run) -> np.ndarray:
+    """The first convolution of the encoder that reads images, as pictures: uint8 (n, C, h, w), 128 where it is 0.
+
+    Raises:
+        NotDrawn: the encoder is not there, or begins otherwise.
+    """
+    if not run.file(runs.ENCODER).exists():
+        raise NotDrawn(f"{str(run.file(runs.ENCODER))!r} is missing: `crlf pretrain` makes it")
+    weights = run.tensors(runs.ENCODER).values()
+    found = [w for w in weights if w.ndim == 4 and w.shape[1] in (1, 3, 4) and min(w.shape[2:]) > 1]
+    if not found:
+        raise NotDrawn("the encoder does not begin with a convolution")
+    first = found[0].float().numpy()
+    largest = np.abs(first).max(axis=(1, 2, 3), keepdims=True)
+    return np.round(128 + 127 * first / np.maximum(largest, 1e-12)).astype(np.uint8)
+
+
+def filter_grid(tiles: np.ndarray, across: int) -> np.ndarray:
+    """uint8 (n, C, h, w) -> (H, W, 3), `across` tiles in a row, white between them and where there are none."""
+    n, C, h, w = tiles.shape
+    rows = -(-n // across)
+    full = np.full((rows * across, C, h, w), 255, dtype=np.uint8)
+    full[:n] = tiles
+    return mosaic(full.reshape(rows, across, C, h, w).transpose(1, 0, 2, 3, 4), gap=1)
