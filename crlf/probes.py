@@ -292,6 +292,7 @@ def probe(run: Run | str | Path) -> dict[str, Any]:
         scores[f"{name}_accuracy"] = float((result.predictions == test_lbl).mean())
         scores["protocol"][name] = result.protocol
         if name == "linear":
+            assert result.probabilities is not None
             runs.save_array(run.file("test_pred.npy"), result.predictions)
             runs.save_array(run.file("test_prob.npy"), result.probabilities)
     run.update_scores(**scores, probe_seconds=time.perf_counter() - start)

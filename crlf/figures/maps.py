@@ -67,7 +67,7 @@ def kept(run: Run, embeddings: np.ndarray) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as held:
             found = dict(held)
-        return found if int(found["checksum"]) == zlib.crc32(np.ascontiguousarray(embeddings)) else None
+        return found if int(found["checksum"]) == zlib.crc32(np.ascontiguousarray(embeddings).data) else None
     except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{str(path)!r} cannot be read as maps: {first_line(error)}") from error
 
@@ -82,7 +82,7 @@ def chart(embeddings: np.ndarray, clusters: int) -> dict[str, np.ndarray]:
         made["tsne"] = tsne(embeddings[rows])[0]
     if len(rows) >= UMAP_FROM and importlib.util.find_spec("umap"):
         made["umap"] = umap(shown)
-    checksum = np.array(zlib.crc32(np.ascontiguousarray(embeddings)), dtype=np.uint32)
+    checksum = np.array(zlib.crc32(np.ascontiguousarray(embeddings).data), dtype=np.uint32)
     return made | {"near": near, "cosine": cosine, "cluster": cluster(shown, clusters), "checksum": checksum}
 
 
@@ -105,7 +105,7 @@ def neighbours(shown: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cluster(shown: np.ndarray, k: int) -> np.ndarray:
-    """k-means of rows of length 1 after PCA to 50 dimensions: int16 (n,), 0 the largest cluster. One thread, as t-SNE."""
+    """k-means of rows of length 1 after PCA to 50 dimensions: int16 (n,), 0 the largest. One thread, as t-SNE."""
     _, reduced = principal(shown, 50)
     k = min(k, len(np.unique(reduced, axis=0)))
     with threadpool_limits(1):

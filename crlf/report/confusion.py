@@ -31,7 +31,8 @@ def confusion(shown: Shown, labels: np.ndarray, predicted: np.ndarray) -> str:
         f"<p>{right} of {counts.sum():,} {shown.split} images are right. A row is a class, a column what the linear "
         "probe said. Choose a number to see its images.</p>\n"
         "<div class=scroll tabindex=0 role=region aria-label='Confusion matrix'><table class=confusion>"
-        f"<thead><tr><th></th>{head}<th scope=col><span>right</span></th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<thead><tr><td></td>{head}<th scope=col><span>right</span></th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>"
         "<div id=cell class=card aria-live=polite hidden></div>\n"
     )
     return section("Confusion matrix", html, "confusion")

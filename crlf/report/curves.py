@@ -22,7 +22,7 @@ H_AND_Z = {
 def curves(run: Run) -> tuple[str, dict[str, Any]]:
     """The section, and the plots in it."""
     log = [row for row in run.log() if isinstance(row.get("epoch"), float)]
-    level = (chance_loss(run.recipe) or [(None, "")])[0]
+    level: tuple[float | None, str] = next(iter(chance_loss(run.recipe)), (None, ""))
     panels = [panel("loss", loss_name(run.recipe), "lower is better" + dashed(*level), log, {"loss": "loss"}, level[0])]
     votes = sorted({key for row in log for key in row if "knn" in key and isinstance(row[key], float)})
     if votes:
@@ -63,7 +63,8 @@ def panel(
     words = "; ".join(course(text, key, rows) for text, key in lines.items())
     keys = "".join(f'<span class="key k{i}">{escape(text)}</span>' for i, text in enumerate(lines) if len(lines) > 1)
     html = (
-        f"<figure class=card><figcaption><b>{escape(title)}</b> {keys}<div class=soft>{escape(reading)}</div>"
+        f"<figure class=card><figcaption><b>{escape(title)}</b><span class=keys>{keys}</span>"
+        f"<div class=soft>{escape(reading)}</div>"
         f'</figcaption><div id="curve-{name}" class=plot role=img aria-label="{escape(title)}: {escape(words)}"></div>'
         f"<noscript><p class=soft>{escape(words)}</p></noscript></figure>\n"
     )

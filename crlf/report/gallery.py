@@ -50,9 +50,7 @@ def maps(shown: Shown) -> str:
         colours["sure"] = "confidence"
     radios += choice("Colour", "colour", colours) if len(colours) > 1 else ""
     wrong = "<label class=check><input type=checkbox id=wrong> only mistakes</label>" if "right" in colours else ""
-    text = (
-        "Map of the embeddings, a point an image. Arrow keys go from image to image, Enter holds one, Escape lets go."
-    )
+    text = "Map of the embeddings, a point an image. Arrow keys go from one to another, Enter holds it, Escape lets go."
     html = f"""<p>{escape(what_they_show(shown))}</p>
 <div class="row controls">{radios}{wrong}</div>
 <div class=chips id=chips role=group aria-label="Isolate a {colours["group"]}">{chips(shown)}</div>
@@ -63,7 +61,8 @@ def maps(shown: Shown) -> str:
 <aside id=face class=card aria-live=polite><p class=soft>Point at an image, tap it, or reach the map with Tab and go
 from image to image with the arrow keys. A click holds it. Its nearest neighbours are joined to it by lines.</p></aside>
 </div>
-<noscript><p class=missing>The maps need JavaScript; as pictures they are under <a href="#figures">Figures</a>.</p></noscript>
+<noscript><p class=missing>The maps need JavaScript; as pictures they are under
+<a href="#figures">Figures</a>.</p></noscript>
 """
     return section("Maps of the embeddings", html, "maps")
 

@@ -86,7 +86,7 @@ def shown(run: Run) -> Shown | None:
 
 
 def predictions(run: Run, names: list[str], N: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What the linear probe predicts, int64 (N,), and how sure it is of it, float32 (N,); None for what is not there."""
+    """What the linear probe predicts, int64 (N,), and how sure it is, float32 (N,); None for what is not there."""
     if not names or not run.file("test_pred.npy").exists():
         return None, None
     predicted = class_indices(run, "test_pred.npy", names, rows=N)

@@ -14,8 +14,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from bokeh.core.types import ID
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, HoverTool, Legend, PanTool, Plot, Range1d, ResetTool, Span, WheelZoomTool
+from bokeh.models import ColumnDataSource, HoverTool, PanTool, Plot, Range1d, ResetTool, WheelZoomTool
+from bokeh.models.annotations import Span
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
@@ -36,7 +38,7 @@ def library() -> str:
 
 def as_json(plot: Plot, place: str) -> dict[str, Any]:
     """What BokehJS needs to draw a plot in the element `place`; the same plot gives the same dict each time."""
-    text = json.dumps(json_item(plot, place))  # type: ignore[no-untyped-call]
+    text = json.dumps(json_item(plot, ID(place)))
     names: dict[str, str] = {}  # Bokeh counts the models of a process
     text = re.sub(
         r'"(p\d+|[0-9a-f]{8}-[0-9a-f-]{27})"', lambda m: f'"p{names.setdefault(m[1], str(len(names)))}"', text
@@ -47,15 +49,14 @@ def as_json(plot: Plot, place: str) -> dict[str, Any]:
 def map_plot(shown: Shown) -> dict[str, Any]:
     """A scatter plot of the images; script.js chooses the map, the colours and what is faded."""
     kinds = shown.cluster if shown.labels is None else shown.labels[: shown.points]
-    columns: dict[str, Any] = {"fill": np.zeros(shown.points, dtype=np.float32), "alpha": np.ones(shown.points)}
-    columns["fill"] = [PALETTE[0]] * shown.points
+    columns: dict[str, Any] = {"fill": [PALETTE[0]] * shown.points, "alpha": np.ones(shown.points)}
     columns["shape"] = [SHAPES[(k // 10) % len(SHAPES)] for k in kinds.tolist()]
     for name, points in shown.maps.items():
         columns[f"{name}_x"], columns[f"{name}_y"] = points.astype(np.float32).T
     first = next(iter(shown.maps))
     plot = figure(
-        x_range=Range1d(0, 1), y_range=Range1d(0, 1), height=560, sizing_mode="stretch_width", tools="",
-        toolbar_location="right", output_backend="canvas", name="map",
+        x_range=Range1d(start=0, end=1), y_range=Range1d(start=0, end=1), height=560, sizing_mode="stretch_width",
+        tools="", toolbar_location="right", output_backend="canvas", name="map",
     )  # fmt: skip
     zoom = WheelZoomTool()
     plot.add_tools(PanTool(), zoom, ResetTool())
@@ -85,8 +86,10 @@ def curve(
         lines: what each line is called, and its key in a row.
         level: of a dashed line.
     """
-    plot = figure(height=190, sizing_mode="stretch_width", tools="", toolbar_location=None, x_axis_label="epochs",
-                  name="curve")  # fmt: skip
+    ends = Range1d(start=0, end=1.03 * max(row["epoch"] for row in rows))
+    plot = figure(
+        height=190, sizing_mode="stretch_width", tools="", toolbar_location=None, x_range=ends, x_axis_label="epochs"
+    )
     for i, (name, key) in enumerate(lines.items()):
         known = [row for row in rows if isinstance(row.get(key), float)]
         columns = {"value": [row[key] for row in known], "epochs": [row["epoch"] for row in known]}
@@ -107,6 +110,4 @@ def bare(plot: Any) -> Plot:
     """Without a ground, a frame and a legend of its own: they are the page's."""
     plot.background_fill_color = plot.border_fill_color = plot.outline_line_color = None
     plot.min_border = 4
-    for legend in plot.select(Legend):
-        legend.visible = False
     return plot

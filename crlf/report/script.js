@@ -50,6 +50,8 @@
         if (!place.startsWith("curve-")) continue;
         for (const renderer of plot.renderers) renderer.glyph.x = { field: input.value };
         plot.below[0].axis_label = input.value;
+        const reach = Math.max(...plot.renderers.flatMap((r) => [...r.data_source.data[input.value]]));
+        plot.x_range.setv({ start: 0, end: 1.03 * reach || 1 });
       }
     });
   }

@@ -31,10 +31,12 @@ def tiles(run: Run, scores: dict[str, Any]) -> str:
         "training": duration(scores["train_seconds"]) if scores.get("train_seconds") else "",
         "images a second": f"{scores['images_per_second']:,.0f}" if scores.get("images_per_second") else "",
     }
-    made = [
-        f"<div class='tile card{{}}'><b>{escape(v)}</b><span class=soft>{k}</span></div>" for k, v in found.items() if v
-    ]
-    return f"<div class=tiles>{''.join(text.format(' first' * (i == 0)) for i, text in enumerate(made))}</div>\n"
+    made = "".join(
+        f'<div class="tile card"><b>{escape(text)}</b><span class=soft>{name}</span></div>'
+        for name, text in found.items()
+        if text
+    )
+    return f"<div class=tiles>{made}</div>\n" if made else ""
 
 
 def how_good(scores: dict[str, Any], without_labels: bool) -> str:
