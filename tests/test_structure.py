@@ -30,7 +30,7 @@ FLOORS = {
     "figures.style": 8,
     "figures.inputs": 8,
     "figures.maps": 9,
-    **dict.fromkeys(("figures.training", "figures.confusion", "figures.views"), 9),
+    **dict.fromkeys(("figures.training", "figures.confusion", "figures.network"), 9),
     "figures.embedding": 10,
     "figures": 11,
     "report.html": 12,

@@ -18,9 +18,9 @@ from crlf import runs
 from crlf.figures.confusion import confusion_matrix
 from crlf.figures.embedding import pca_embedding, tsne_embedding
 from crlf.figures.inputs import NotDrawn
+from crlf.figures.network import filters, views
 from crlf.figures.style import styled
 from crlf.figures.training import health, loss_curve
-from crlf.figures.views import filters, views
 from crlf.runs import Run
 
 FIGURES: dict[str, Callable[[Run], Figure]] = {

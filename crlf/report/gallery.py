@@ -13,7 +13,7 @@ from PIL import Image
 from crlf import runs
 from crlf.figures.inputs import NotDrawn, needed
 from crlf.figures.maps import perplexity_of
-from crlf.figures.views import drawn, filter_grid, first_filters, mosaic
+from crlf.figures.network import drawn, filter_grid, first_filters, mosaic
 from crlf.report.html import data_uri, plural, section
 from crlf.report.pictures import MISTAKES, Shown, across
 from crlf.runs import Run

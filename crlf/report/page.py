@@ -18,7 +18,7 @@ from crlf.figures.style import NIGHT, PALETTE
 from crlf.report import gallery
 from crlf.report.confusion import confusion
 from crlf.report.curves import curves
-from crlf.report.html import section
+from crlf.report.html import PROPER, section
 from crlf.report.listing import drawing, files, measured, readable, repeat, settings
 from crlf.report.pictures import Shown, across, contact_sheet, shown
 from crlf.report.plots import library, map_plot
@@ -29,7 +29,8 @@ from crlf.runs import Run
 def page(run: Run) -> str:
     """The report as HTML."""
     recipe, scores = run.recipe, run.scores
-    title = f"{recipe.get('method', '?')} on {recipe.get('data', '?')}: what the encoder learned"
+    method, data = (PROPER.get(str(recipe.get(key)), str(recipe.get(key, "?"))) for key in ("method", "data"))
+    title = f"{method} on {data}: what the encoder learned"
     images = shown(run)
     training, plots = curves(run)
     if images is not None:

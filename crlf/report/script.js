@@ -278,10 +278,13 @@
     });
     if (matchMedia("(pointer: coarse)").matches) map.toolbar.active_drag = null;
     let width = 0;
+    const glyph = map.renderers.find((r) => r.name === "points").glyph;
+    const size = glyph.size.value;
     new ResizeObserver(([entry]) => {
       if (Math.abs(entry.contentRect.width - width) < 1) return;
       width = entry.contentRect.width;
       map.height = width < 500 ? 400 : 560;
+      glyph.size = { value: width < 500 ? 0.65 * size : size };
       setTimeout(() => { fit(); peek(state.at); }, 60); // when Bokeh has laid the plot out anew
     }).observe(find("map-plot"));
     choose(document.querySelector("input[name=map]:checked").value);
