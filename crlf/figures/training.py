@@ -65,7 +65,7 @@ def loss_title(recipe: dict[str, Any], rows: list[dict[str, Any]], means: np.nda
 
 def chance_loss(recipe: dict[str, Any]) -> list[tuple[float, str]]:
     """NT-Xent when all similarities are equal: the positive is as likely as each of V (B - 1) negatives."""
-    if recipe.get("method") != "simclr":
+    if recipe.get("method") != "simclr" or not {"views", "batch_size"} <= set(recipe):
         return []
     terms = recipe["views"] * (recipe["batch_size"] - 1) + 1
     return [(float(np.log(terms)), f"ln {terms:,}")]

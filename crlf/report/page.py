@@ -48,7 +48,7 @@ def page(run: Run) -> str:
     ]
     body = "".join(sections)
     head = f"<h1>{escape(title)}</h1>\n<p class=soft>Run folder <code>{escape(str(run.path))}</code></p>"
-    opening = f"<header>{head}{verdict(run, scores)}{todo(run, scores)}</header>{contents(body)}"
+    opening = f"<header>{head}{verdict(run, scores)}{todo(run, scores, images is not None)}</header>{contents(body)}"
     return document(title, f"{opening}<main>{body}</main>", style(images), plots, images)
 
 

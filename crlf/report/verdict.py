@@ -76,9 +76,9 @@ def bars(scores: dict[str, Any]) -> str:
     return f"<div class=bars>\n{''.join(rows)}</div>\n" if found else ""
 
 
-def todo(run: Run, scores: dict[str, Any]) -> str:
+def todo(run: Run, scores: dict[str, Any], mapped: bool) -> str:
     """What is missing, and the commands that make it, in their order."""
-    steps = [*missing(run, scores)]
+    steps = [*missing(run, scores, mapped)]
     if not steps:
         return ""
     commands = "\n".join(command for _, command in [*steps, ("", f"crlf report {quoted(run)}")])
@@ -86,17 +86,21 @@ def todo(run: Run, scores: dict[str, Any]) -> str:
     return f"\n<div class=missing>\n<p>Not there yet: {escape(what)}. To make it:</p>\n{shell(commands)}</div>"
 
 
-def missing(run: Run, scores: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def missing(run: Run, scores: dict[str, Any], mapped: bool) -> Iterable[tuple[str, str]]:
     if not run.file(runs.ENCODER).exists():
         yield "the trained encoder", f"crlf pretrain --resume --out {quoted(run)}"
     if not run.file("test_emb.npy").exists():
         yield "embeddings", f"crlf embed {quoted(run)}"
+    elif not run.file(runs.THUMBNAILS).exists():  # a run from before they were kept
+        yield "pictures of the images", f"crlf embed {quoted(run)}"
     if "linear_accuracy" not in scores and not run.unlabelled:
         yield "scores", f"crlf probe {quoted(run)}"
     never = {"confusion_matrix.png"} if run.unlabelled else set()
     if run.log() and not any("h_rankme" in row for row in run.log()):  # a run from before health was logged
         never.add("health.png")
     absent = [name for name in runs.FIGURES if name not in never and not readable(run.file(name))]
+    if run.file("test_emb.npy").exists() and not mapped:
+        absent.append("maps of these embeddings")
     if absent:
         yield "figures (" + ", ".join(absent) + ")", f"crlf draw {quoted(run)}"
 
