@@ -41,7 +41,8 @@ FIGURES = (
     *("loss_curve.png", "health.png", "confusion_matrix.png"),
     *("pca_embedding.png", "tsne_embedding.png", "views.png", "filters.png"),
 )
-FILES = (RECIPE, LOG, CHECKPOINT, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, *FIGURES, REPORT)
+PDFS = tuple(name.replace(".png", ".pdf") for name in FIGURES)
+FILES = (RECIPE, LOG, CHECKPOINT, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, *FIGURES, *PDFS, REPORT)
 
 
 class Run:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 from figure_faults import faults
+from matplotlib.text import Text
 from PIL import Image
 from tiny_run import CIFAR, HOSTILE, fake_health, fake_run
 
 from crlf import figures, runs
 from crlf.errors import InputError
-from crlf.figures import FIGURES, draw
+from crlf.figures import FIGURES, draw, style
 from crlf.figures.inputs import NotDrawn
 from crlf.runs import Run
 
@@ -38,8 +40,9 @@ def test_the_table_is_the_run_folders():
 
 def test_draw_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = fake_run(tmp_path)
-    assert draw(run) == [run.file(name) for name in runs.FIGURES]
-    for path in draw(str(tmp_path)):
+    both = zip(runs.FIGURES, runs.PDFS, strict=True)
+    assert draw(run) == [run.file(name) for pair in both for name in pair]
+    for path in draw(str(tmp_path), format="png"):
         with Image.open(path) as image:
             assert image.format == "PNG"
             assert min(image.size) > 200
@@ -55,6 +58,24 @@ def test_the_same_run_gives_the_same_bytes_whatever_the_users_style(name: str, t
     assert dict(matplotlib.rcParams) == before, "a figure changed the settings of its user"
     with matplotlib.rc_context({"figure.facecolor": "black", "font.size": 20, "axes.grid": True, "savefig.dpi": 30}):
         assert figures.png(FIGURES[name](tiny)) == first
+
+
+@pytest.mark.parametrize("columns", style.WIDTHS)
+@pytest.mark.parametrize("name", FIGURES)
+def test_on_paper_a_figure_is_as_wide_as_its_columns(
+    name: str, columns: int, tiny: Run, monkeypatch: pytest.MonkeyPatch
+):
+    with style.on_paper(columns):
+        figure = FIGURES[name](tiny)
+        assert faults(figure, monkeypatch) == []
+        data = figures.pdf(figure)
+    box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+) ", data)
+    assert box and float(box[1]) == pytest.approx(72 * style.WIDTHS[columns], abs=0.1)
+    assert data.startswith(b"%PDF") and b"/Title" in data and b"/Subject" in data and b"CreationDate" not in data
+    shown = [text.get_text() for text in figure.findobj(Text) if text.get_visible()]
+    assert figure.get_suptitle() not in shown
+    assert figures.for_paper(FIGURES[name], tiny, columns) == data
+    assert style.COLUMNS.get() == 0
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -124,7 +145,7 @@ NEEDS = {
 def test_what_has_no_input_is_left_out_and_said(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = fake_run(tmp_path, n=30)
     run.file(name).unlink()
-    assert {path.stem for path in draw(run)} == set(FIGURES) - NEEDS[name]
+    assert {path.stem for path in draw(run, format="png")} == set(FIGURES) - NEEDS[name]
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(NEEDS[name])
     for line in said:
@@ -142,7 +163,7 @@ def test_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     run = fake_run(tmp_path, n=40)
     for name in ("test_lbl.npy", "test_pred.npy", "classes.json"):
         run.file(name).unlink()
-    assert {path.stem for path in draw(run)} == set(FIGURES) - {"confusion_matrix"}
+    assert {path.stem for path in draw(run, format="png")} == set(FIGURES) - {"confusion_matrix"}
     assert capsys.readouterr().err == "confusion_matrix is not drawn: the data set has no labels\n"
     figure = FIGURES["pca_embedding"](run)
     assert figure.axes[0].get_legend() is None and "no labels" in figure.get_supxlabel()
@@ -151,14 +172,14 @@ def test_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 
 def test_two_images_are_too_few_for_tsne(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = fake_run(tmp_path, n=2)
-    assert {path.stem for path in draw(run)} == set(FIGURES) - {"tsne_embedding"}
+    assert {path.stem for path in draw(run, format="png")} == set(FIGURES) - {"tsne_embedding"}
     assert "has 2 rows, at least 3 are needed" in capsys.readouterr().err
 
 
 def test_a_collapsed_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = fake_run(tmp_path)
     runs.save_array(run.file("test_emb.npy"), np.ones((100, 4), dtype=np.float32))
-    assert {path.stem for path in draw(run)} == set(FIGURES) - {"tsne_embedding"}
+    assert {path.stem for path in draw(run, format="png")} == set(FIGURES) - {"tsne_embedding"}
     assert "all 100 embeddings point the same way" in capsys.readouterr().err
     assert title("pca_embedding", run).endswith("hold 0.0 % of the variance")
 

@@ -103,7 +103,7 @@ def test_a_log_without_health_has_no_such_figure(tmp_path: Path, capsys: pytest.
     run = fake_run(tmp_path, n=30)
     rows = [{key: row[key] for key in ("step", "epoch", "loss")} for row in run.log()]
     run.file(runs.LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert {path.stem for path in draw(run)} == set(FIGURES) - {"health"}
+    assert {path.stem for path in draw(run, format="png")} == set(FIGURES) - {"health"}
     assert "health is not drawn" in capsys.readouterr().err
 
 
@@ -210,7 +210,7 @@ def test_a_single_dimension(tmp_path: Path):
     run = fake_run(tmp_path)
     runs.save_array(run.file("test_emb.npy"), run.array("test_emb.npy")[:, :1])
     assert title("pca_embedding", run).endswith("hold 100.0 % of the variance")
-    assert len(draw(run)) == len(FIGURES)
+    assert len(draw(run, format="png")) == len(FIGURES)
 
 
 def test_sample_is_random_and_repeatable():

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.figure import Figure
 
@@ -19,7 +20,7 @@ from crlf.figures.confusion import confusion_matrix
 from crlf.figures.embedding import pca_embedding, tsne_embedding
 from crlf.figures.inputs import NotDrawn
 from crlf.figures.network import filters, views
-from crlf.figures.style import styled
+from crlf.figures.style import on_paper, styled
 from crlf.figures.training import health, loss_curve
 from crlf.runs import Run
 
@@ -34,8 +35,15 @@ FIGURES: dict[str, Callable[[Run], Figure]] = {
 }
 
 
-def draw(run: Run | str | Path) -> list[Path]:
-    """Draw every figure of a run whose inputs are there: `<name>.png` in its folder.
+def draw(
+    run: Run | str | Path, *, format: Literal["both", "png", "pdf"] = "both", columns: Literal[1, 2] = 2
+) -> list[Path]:
+    """Draw every figure of a run whose inputs are there: `<name>.png` for the screen, `<name>.pdf` for papers.
+
+    Args:
+        format: png, pdf or both.
+        columns: of a paper that a PDF is as wide as: 1 is 3.25 inches, 2 are 6.75. It has letters of 8 points, and
+            title and caption as its metadata alone.
 
     Returns:
         The files that were written. Why a figure is left out is said on stderr.
@@ -48,14 +56,37 @@ def draw(run: Run | str | Path) -> list[Path]:
     written = []
     for name, make in FIGURES.items():
         try:
-            figure = make(run)
+            pictures = [
+                (kind, render(make, run, columns)) for kind, render in RENDER.items() if format in (kind, "both")
+            ]
         except NotDrawn as reason:
             print(f"{name} is not drawn: {reason}", file=sys.stderr)
             continue
-        written.append(run.file(f"{name}.png"))
-        runs.write_bytes(written[-1], png(figure))
+        for kind, picture in pictures:
+            written.append(run.file(f"{name}.{kind}"))
+            runs.write_bytes(written[-1], picture)
     run.update_scores(draw_seconds=time.perf_counter() - start)
     return written
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as vector PDF; its title and caption are the document's title and subject."""
+    text = {"Title": figure.get_suptitle(), "Subject": " ".join(figure.get_supxlabel().split())}
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format="pdf", metadata=text | {"CreationDate": None, "Creator": None, "Producer": None})
+    return buffer.getvalue()
+
+
+def for_paper(make: Callable[[Run], Figure], run: Run, columns: int) -> bytes:
+    with on_paper(columns):
+        return pdf(make(run))
+
+
+RENDER: dict[str, Callable[[Callable[[Run], Figure], Run, int], bytes]] = {
+    "png": lambda make, run, columns: png(make(run)),
+    "pdf": for_paper,
+}
 
 
 def png(figure: Figure) -> bytes:

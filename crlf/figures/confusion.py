@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from crlf.figures.inputs import NotDrawn, class_indices, class_names
-from crlf.figures.style import INK, RIGHT, WRONG, sheet, styled, tag
+from crlf.figures.style import INK, RIGHT, WRONG, narrow, points, sheet, styled, tag
 from crlf.runs import Run
 from crlf.words import percent
 
@@ -29,7 +29,7 @@ def confusion_matrix(run: Run) -> Figure:
     figure = sheet((wide + 2, high + 1.5), title, caption + tag(run.recipe))
     left, bars = figure.subplots(1, 2, width_ratios=[wide, 1.1], sharey=True)
     counts_table(left, counts, names)
-    lie_down(left, cell=150 * wide / K)
+    lie_down(left, cell=figure.bbox.width * wide / (wide + 2) / K)
     accuracy_bars(bars, counts)
     return figure
 
@@ -41,11 +41,11 @@ def counts_table(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
     worst = max(share[~same].max(initial=0), 1e-9)
     colours = np.where(same[..., None], RIGHT(share), WRONG(share / worst * (~same)))
     axes.imshow(colours, aspect="auto", interpolation="nearest")
-    size = 10.5 if K <= 12 else 7
+    size = 6.0 if narrow() else points(10.5 if K <= 12 else 7)
     for i, j in np.ndindex(K, K) if K <= 20 else ():
         colour = "white" if i == j and share[i, j] > 0.54 else INK
         axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", size=size, color=colour)
-    size, step = 9 if K <= 20 else max(5.0, 9 - K / 20), -(-K // 100)
+    size, step = points(9 if K <= 20 else max(5.0, 9 - K / 20)), -(-K // 100)
     places, shown = range(0, K, step), names[::step]
     axes.set_xticks(places, shown, size=size)
     axes.set_yticks(places, shown, size=size)
@@ -67,8 +67,8 @@ def accuracy_bars(axes: Axes, counts: np.ndarray) -> None:
     axes.barh(np.arange(K), share, height=0.72, color="#b9c0f2")
     for i in range(K) if K <= 40 else ():
         text = percent(share[i]) if sums[i] else "–"
-        axes.text(0.04, i, text, va="center", size=10 if K <= 20 else 6)
+        axes.text(0.04, i, text, va="center", size=6.0 if narrow() else points(10 if K <= 20 else 6))
     axes.set(xlim=(0, 1))
-    axes.set_xticks([0.35], ["accuracy"], size=9)
+    axes.set_xticks([0.35], ["accuracy"], size=points(9))
     axes.tick_params(length=0, labelleft=False)
     axes.spines[:].set_visible(False)

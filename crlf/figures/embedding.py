@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist
 
 from crlf.figures.inputs import NotDrawn, embedded, short
 from crlf.figures.maps import maps, perplexity_of, principal, sample
-from crlf.figures.style import INK, PALETTE, look, sheet, styled, tag
+from crlf.figures.style import INK, PALETTE, look, narrow, points, sheet, styled, tag
 from crlf.runs import Run
 from crlf.words import percent
 
@@ -26,7 +26,7 @@ def pca_embedding(run: Run) -> Figure:
     """The test embeddings along their two directions of greatest variance."""
     split, embeddings, labels, names = embedded(run, least=2)
     N = len(embeddings)
-    pca, points = principal(embeddings, 2)
+    pca, plane = principal(embeddings, 2)
     shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
     title = f"PCA of {N:,} {split} embeddings: 2 components hold {percent(sum(shares))} of the variance"
     rows = sample(N)
@@ -34,7 +34,7 @@ def pca_embedding(run: Run) -> Figure:
     axes = figure.subplots()
     axes.set(xlabel=f"first component, {percent(shares[0])} of the variance")
     axes.set(ylabel=f"second component, {percent(shares[1])} of the variance")
-    scatter(axes, points[rows], None if labels is None else labels[rows], names)
+    scatter(axes, plane[rows], None if labels is None else labels[rows], names)
     return figure
 
 
@@ -46,7 +46,7 @@ def tsne_embedding(run: Run) -> Figure:
     made = maps(run)
     if "tsne" not in made:
         raise NotDrawn(f"all {N} embeddings point the same way: they have no neighbours to keep")
-    rows, points, perplexity = made["rows"], made["tsne"], perplexity_of(len(made["rows"]))
+    rows, plane, perplexity = made["rows"], made["tsne"], perplexity_of(len(made["rows"]))
     knn = run.scores.get("knn_accuracy")
     judged = f": kNN in all {D:,} dimensions is {percent(knn)} right" if knn else ""
     how = f"cosine, perplexity {perplexity:.3g}. Near means alike; the size and distance of clusters mean little"
@@ -55,7 +55,7 @@ def tsne_embedding(run: Run) -> Figure:
     axes = figure.subplots()
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    scatter(axes, points, None if labels is None else labels[rows], names)
+    scatter(axes, plane, None if labels is None else labels[rows], names)
     return figure
 
 
@@ -69,20 +69,21 @@ def reading(labels: np.ndarray | None, names: Sequence[str]) -> str:
     return "A name stands where its class is densest." if len(names) <= NAMED else "Colour and shape tell the class."
 
 
-def scatter(axes: Axes, points: np.ndarray, labels: np.ndarray | None, names: list[str]) -> None:
-    """Points (n, 2) in the colour and marker of their class, and the name of each class where it is densest."""
+def scatter(axes: Axes, places: np.ndarray, labels: np.ndarray | None, names: list[str]) -> None:
+    """Places (n, 2) in the colour and marker of their class, and the name of each class where it is densest."""
     axes.set_aspect("equal", adjustable="datalim")
-    size = float(np.clip(40_000 / len(points), 8, 30))
+    size = float(np.clip(40_000 / len(places), 8, 30)) * (0.3 if narrow() else 1)
     if labels is None:
-        axes.scatter(points[:, 0], points[:, 1], s=size, color=PALETTE[0], alpha=0.6, lw=0)
+        axes.scatter(places[:, 0], places[:, 1], s=size, color=PALETTE[0], alpha=0.6, lw=0)
         return
-    for part in np.array_split(np.arange(len(points)), min(20, len(points))):  # mixed: no class covers the others
+    for part in np.array_split(np.arange(len(places)), min(20, len(places))):  # mixed: no class covers the others
         for k in np.unique(labels[part]):
-            x, y = points[part[labels[part] == k]].T
+            x, y = places[part[labels[part] == k]].T
             axes.scatter(x, y, s=size, color=look(k)[0], marker=look(k)[1], alpha=0.8, lw=0)
-    legend(axes, names)
+    if not (narrow() and len(names) <= NAMED):
+        legend(axes, names)
     if len(names) <= NAMED:
-        name_classes(axes, [(k, short(names[k], 16), densest(points[labels == k])) for k in np.unique(labels)])
+        name_classes(axes, [(k, short(names[k], 16), densest(places[labels == k])) for k in np.unique(labels)])
 
 
 def densest(points: np.ndarray) -> np.ndarray:
@@ -107,7 +108,7 @@ def legend(axes: Axes, names: list[str], most: int = 76) -> None:
         bbox_to_anchor=(1.01, 1),
         borderaxespad=0,
         ncols=1 + (len(names) > 38),
-        fontsize=6.5 if small else 9.5,
+        fontsize=points(6.5 if small else 9.5),
         labelspacing=0.35 if small else 0.6,
         handletextpad=0.2,
         columnspacing=0.8,
@@ -126,7 +127,16 @@ def name_classes(axes: Axes, classes: Sequence[tuple[int, str, np.ndarray]]) -> 
     for (k, name, place), dot in zip(classes, dots, strict=True):
         colour, marker = look(k)
         axes.plot(*place, marker=marker, color=colour, ms=9, mec="white", mew=1.4, zorder=3)
-        text = axes.text(place[0], place[1], name, size=10.5, weight="bold", ha="center", va="center", zorder=4)
+        text = axes.text(
+            place[0],
+            place[1],
+            name,
+            size=7.0 if narrow() else points(10.5),
+            weight="bold",
+            ha="center",
+            va="center",
+            zorder=4,
+        )
         text.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
         box = free_place(text.get_window_extent().padded(2), dot, taken, frame)
         taken.append(box)

@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from matplotlib import style
@@ -49,10 +50,35 @@ STYLE: dict[str, Any] = {
 }
 
 
+WIDTHS = {1: 3.25, 2: 6.75}  # inches of one column and of two, as conferences have them
+COLUMNS: ContextVar[int] = ContextVar("COLUMNS", default=0)  # of a paper that a figure is for; 0 for the screen
+
+
+@contextlib.contextmanager
+def on_paper(columns: int) -> Iterator[None]:
+    """Figures made here are as wide as one column of a paper or two, with letters of 8 points and no title."""
+    token = COLUMNS.set(columns)
+    try:
+        yield
+    finally:
+        COLUMNS.reset(token)
+
+
+def narrow() -> bool:
+    """Whether the figure is for one column of a paper."""
+    return COLUMNS.get() == 1
+
+
+def points(size: float) -> float:
+    """The size of letters that have this size on the screen."""
+    return size * (0.84 if COLUMNS.get() else 1)
+
+
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
     """Draw in the house style, whatever the user's own is; a letter that the font lacks becomes a box."""
-    with style.context(["default", STYLE]), warnings.catch_warnings():
+    letters = {"font.size": points(STYLE["font.size"]), "pdf.fonttype": 42}  # letters that stay letters
+    with style.context(["default", STYLE | letters]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield
 
@@ -63,7 +89,14 @@ def look(k: int) -> tuple[str, str]:
 
 
 def sheet(size: tuple[float, float], title: str, caption: str) -> Figure:
-    """An empty figure of this size in inches, with its title on top and its caption at the foot."""
+    """An empty figure of this size in inches, with its title on top and its caption at the foot.
+
+    On paper the width is a column's or two's, and title and caption, which a paper sets itself, are not drawn.
+    """
+    if columns := COLUMNS.get():
+        return paper(
+            WIDTHS[columns], size[1] * WIDTHS[columns] / size[0] * (1.3 if columns == 1 else 1), title, caption
+        )
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
     scale = max(1.0, size[0] / 8)  # a page shows all figures in one width
@@ -72,6 +105,14 @@ def sheet(size: tuple[float, float], title: str, caption: str) -> Figure:
     figure.supxlabel(
         textwrap.fill(caption.strip(), int(15 * size[0] / scale)), x=0.012, ha="left", color=SOFT, size=9 * scale
     )
+    return figure
+
+
+def paper(wide: float, high: float, title: str, caption: str) -> Figure:
+    figure = Figure(figsize=(wide, high), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
+    FigureCanvasAgg(figure)
+    for text in (figure.suptitle(title), figure.supxlabel(caption.strip())):
+        text.set(visible=False, in_layout=False)
     return figure
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from crlf import runs
 from crlf.figures.inputs import NotDrawn
-from crlf.figures.style import MARKERS, PALETTE, sheet, styled, tag
+from crlf.figures.style import MARKERS, PALETTE, narrow, points, sheet, styled, tag
 from crlf.runs import Run
 
 LOSSES = {
@@ -47,7 +47,7 @@ def loss_curve(run: Run) -> Figure:
     axes.set(xlabel="epoch", ylabel="loss", xlim=(0, done))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", lw=0.6)
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=3, borderaxespad=0.2, columnspacing=1.6)
+    key(axes, ncols=3, columnspacing=1.6)
     return figure
 
 
@@ -89,17 +89,24 @@ def health(run: Run) -> Figure:
         "From two views each of some training images, no label; h is the embedding, z what the loss compares. Last two "
         "panels: cosines at the end, and singular values of h as shares of the first: a slow fall is a high rank. "
     )
-    figure = sheet((8, 6.2), health_title(rows), caption + tag(run.recipe))
-    panels = list(figure.subplots(2, 3).flat)
+    figure = sheet((8, 12 if narrow() else 6.2), health_title(rows), caption + tag(run.recipe))
+    panels = list(figure.subplots(*((3, 2) if narrow() else (2, 3))).flat)
     for axes, (measure, label) in zip(panels, HEALTH.items(), strict=False):
         over_epochs(axes, rows, measure)
         axes.set(xlabel="epoch", ylabel=label)
     cosines(panels[4], rows[-1])
     decay(panels[5], rows)
     for axes in (axes for axes in panels if axes.get_legend_handles_labels()[0]):
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0.2, fontsize=8.5,
-                    handlelength=1.2, handletextpad=0.5, columnspacing=1.0)  # fmt: skip
+        key(axes, ncols=2, fontsize=points(8.5), handlelength=1.2, handletextpad=0.5, columnspacing=1.0)
     return figure
+
+
+def key(axes: Axes, ncols: int, **how: Any) -> None:
+    """The legend: above the axes, or within them where a column of a paper has no room beside it."""
+    if narrow():
+        axes.legend(loc="best", fontsize=points(8), handlelength=1.2)
+    else:
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=ncols, borderaxespad=0.2, **how)
 
 
 def health_title(rows: list[dict[str, Any]]) -> str:

@@ -41,6 +41,7 @@ HOLDS = {
     "tsne_embedding.png": "test embeddings in a plane that keeps neighbours",
     "views.png": "views as the network sees them",
     "filters.png": "the filters of the encoder's first layer",
+    **{name: f"{name.removesuffix('.pdf')}.png as vector PDF, for papers" for name in runs.PDFS},
     runs.REPORT: "this page",
 }
 
