@@ -100,7 +100,10 @@ def curve(
                             name=f"dots{i}")  # fmt: skip
         tips = [(name, "@value{0.0000}"), ("epoch", "@epochs{0.00}"), ("seconds", "@seconds{0,0.0}")]
         plot.add_tools(HoverTool(renderers=[dots], tooltips=tips, mode="vline" if i == 0 else "mouse"))
-    if level is not None:
+    if level is not None:  # the axis would end with the values, and not show the line
+        values = [level, *(row[key] for row in rows for key in lines.values() if isinstance(row.get(key), float))]
+        margin = 0.06 * (max(values) - min(values) or 1)
+        plot.y_range = Range1d(start=min(values) - margin, end=max(values) + margin)
         plot.add_layout(Span(location=level, dimension="width", line_dash="dashed", line_width=1.5, name="level"))
     plot.xgrid.visible = False
     return as_json(bare(plot), place)
