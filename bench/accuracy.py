@@ -18,7 +18,8 @@ from matplotlib.ticker import ScalarFormatter
 
 from bench import cifar10
 from crlf import runs
-from crlf.figures import PALETTE, png, styled
+from crlf.figures import png
+from crlf.figures.style import PALETTE, styled
 
 FIGURE = Path(__file__).parent.parent / "docs" / "accuracy.png"
 RECORDS = Path(__file__).parent / "records.jsonl"

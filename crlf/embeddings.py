@@ -15,6 +15,7 @@ from crlf.devices import keep_freed_memory, pick_device
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 from crlf.runs import Run
+from crlf.thumbnails import thumbnails
 from crlf.views import ViewSettings, normalise
 
 
@@ -26,7 +27,7 @@ def embed(
     Writes train_emb.npy and test_emb.npy, float32 (N, D), the frozen encoder's output (no projector); row i is image i
     of the data set, and entry i of train_ids.json and test_ids.json is its name, for files the relative path. Where
     there are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json; where there are none the test
-    set may be empty.
+    set may be empty. For the report thumbnails.npy, see `crlf.thumbnails`.
     """
     keep_freed_memory()
     run, place = Run.open(run), pick_device(device)
@@ -44,6 +45,8 @@ def embed(
         if split.labels is not None:
             runs.save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
             runs.write_json(run.file(runs.CLASSES), list(split.classes))
+        if len(split):  # of the test images where there are any: they come last
+            runs.save_array(run.file(runs.THUMBNAILS), thumbnails(split.images.numpy()))
     run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
     return run
 

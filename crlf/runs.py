@@ -23,6 +23,7 @@ from crlf.errors import InputError, first_line
 RECIPE, SCORES, LOG, CLASSES = "recipe.json", "scores.json", "log.jsonl", "classes.json"
 ENCODER, CHECKPOINT, LOSS = "encoder_simclr.pth", "checkpoint.pt", "loss.npy"
 VIEWS, REPORT = "views.npy", "report.html"
+THUMBNAILS, MAPS = "thumbnails.npy", "maps.npz"
 MADE_BY = {
     "train_emb.npy": "embed",
     "test_emb.npy": "embed",
@@ -31,14 +32,17 @@ MADE_BY = {
     "train_lbl.npy": "embed",
     "test_lbl.npy": "embed",
     CLASSES: "embed",
+    THUMBNAILS: "embed",
     "test_pred.npy": "probe",
     "test_prob.npy": "probe",
+    MAPS: "draw",
 }  # whatever is not here is made by pretrain
 FIGURES = (
     *("loss_curve.png", "health.png", "confusion_matrix.png"),
-    *("pca_embedding.png", "tsne_embedding.png", "views.png"),
+    *("pca_embedding.png", "tsne_embedding.png", "views.png", "filters.png"),
 )
-FILES = (RECIPE, LOG, CHECKPOINT, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, *FIGURES, REPORT)
+PDFS = tuple(name.replace(".png", ".pdf") for name in FIGURES)
+FILES = (RECIPE, LOG, CHECKPOINT, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, *FIGURES, *PDFS, REPORT)
 
 
 class Run:

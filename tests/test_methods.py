@@ -18,7 +18,7 @@ from crlf.methods import METHODS
 from crlf.methods.base import Method, Queue, SupervisedMethod, Target, loss_of, mlp
 from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import RECIPES, Recipe
-from crlf.report import how_long
+from crlf.report.verdict import how_long
 
 NARROW = {"hidden": 16, "projection": 8, "bottleneck": 4, "predictor": 16, "prototypes": 12, "queue": 20}
 WITH_TARGET = {"mocov2", "mocov3", "byol", "dino"}

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
 import json
 import re
 import shlex
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from test_figures import HOSTILE, fake_run
+from tiny_run import HOSTILE, fake_run, pictures
 
 from crlf import runs
 from crlf.errors import InputError
-from crlf.report import HOLDS, duration, plain, report, size
+from crlf.figures import training
+from crlf.figures.maps import maps
+from crlf.report import report
+from crlf.report.html import plain
+from crlf.report.listing import HOLDS
+from crlf.report.pictures import across, contact_sheet, shown
 from crlf.runs import Run
+from crlf.thumbnails import sample
+from crlf.words import duration, size
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;"
 
 
@@ -39,15 +50,19 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         self.text += "\n" if tag in ("th", "td", "div") else ""
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.text += data
+
+    def figures(self) -> list[dict[str, str | None]]:
+        """The figures of the run folder; other pictures are drawn by the report."""
+        return [image for image in self.all("img") if "loading" in image]
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
@@ -71,6 +86,7 @@ def whole(path: Path) -> Run:
     run = fake_run(path)
     for name in runs.FIGURES:
         picture(run.file(name), f"The {name} of this run.")
+    maps(run)
     for name in runs.FILES:
         if not run.file(name).exists() and name != runs.REPORT:
             run.file(name).write_bytes(b"something")
@@ -99,10 +115,6 @@ def test_it_says_first_how_good_against_what_and_in_how_long(run: Run):
         "most frequent class gets 12.3 %",
         "in 1 min 23 s: 3 epochs over 1,996,800 views on a processor",
         "took 1 min 10 s",
-        "Figures",
-        "Numbers",
-        "Settings",
-        "Files",
     ]
     places = [text.find(part) for part in parts]
     assert -1 not in places, parts[places.index(-1)]
@@ -110,8 +122,16 @@ def test_it_says_first_how_good_against_what_and_in_how_long(run: Run):
     assert "Not there yet" not in text
 
 
+def test_the_sections_and_their_order(run: Run):
+    page = read(run)
+    found = re.findall(r'<section id="([\w-]+)">\n<h2>', page.html)
+    shown = ["training", "maps", "confusion", "mistakes", "neighbours", "views"]
+    assert found == [*shown, "numbers", "settings", "repeat-it", "figures", "files"]
+    assert re.findall(r'<a href="#([\w-]+)">', page.html.partition("<main>")[0]) == found
+
+
 def test_figures_are_inlined_in_order_with_alt_texts(run: Run):
-    images = read(run).all("img")
+    images = read(run).figures()
     assert len(images) == len(runs.FIGURES)
     for name, image in zip(runs.FIGURES, images, strict=True):
         head, data = str(image["src"]).split(",")
@@ -123,18 +143,25 @@ def test_figures_are_inlined_in_order_with_alt_texts(run: Run):
 
 def test_a_figure_that_says_nothing_of_itself_has_an_alt_text(run: Run):
     picture(run.file("views.png"))
-    assert read(run).all("img")[-1]["alt"] == HOLDS["views.png"]
+    assert read(run).figures()[-2]["alt"] == HOLDS["views.png"]
 
 
 def test_it_loads_nothing(run: Run):
     page = read(run)
-    assert page.all("meta")[1] == {"http-equiv": "Content-Security-Policy", "content": POLICY}
-    loads = {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "source", "svg"}
+    policy = str(page.all("meta")[1]["content"])
+    scripts = re.findall(r"<script>(.*?)</script>", page.html, flags=re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert len(scripts) == 2 and policy == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{hashes[0]}' 'sha256-{hashes[1]}'; base-uri 'none'; form-action 'none'"
+    )
+    loads = {"link", "iframe", "object", "embed", "base", "form", "audio", "video", "source", "svg"}
     assert not loads & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
-        assert not [name for name in attributes if name.startswith("on") or name in ("href", "srcset", "action")]
-        assert str(attributes.get("src", "data:")).startswith("data:")
-    assert not re.search(r"url\(|@import|https?:|//[a-z]", re.sub(r"base64,[^\"]*", "", page.html))
+        assert not [name for name in attributes if name.startswith("on") or name in ("srcset", "action")]
+        assert str(attributes.get("src", "data:")).startswith("data:") and str(attributes.get("href", "#"))[0] == "#"
+    without = re.sub(r"<script>.*?</script>|base64,[^\")]*", "", page.html, flags=re.DOTALL)
+    assert not re.search(r"url\((?!data:)|@import|https?:|//[a-z]", without)
 
 
 def test_it_is_a_page_for_phones_and_for_the_night(run: Run):
@@ -142,7 +169,7 @@ def test_it_is_a_page_for_phones_and_for_the_night(run: Run):
     assert page.html.startswith("<!doctype html>") and page.all("html") == [{"lang": "en"}]
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
     assert "prefers-color-scheme: dark" in page.html and "max-width: 46rem" in page.html
-    assert [tag for tag, _ in page.tags if tag in ("h1", "h2")] == ["h1", *["h2"] * 4]
+    assert [tag for tag, _ in page.tags if tag in ("h1", "h2")] == ["h1", *["h2"] * 11]
 
 
 @pytest.mark.parametrize("evil", [EVIL, *HOSTILE])
@@ -153,19 +180,10 @@ def test_what_comes_from_files_is_text(evil: str, tmp_path: Path):
     run.update_scores(device=evil, epochs=evil, **{evil: evil}, protocol={"linear": evil})
     picture(run.file("views.png"), evil.encode("utf-8", "replace").decode())
     page = read(run)
-    tags = {"html", "head", "meta", "title", "style", "body", "section", "h1", "h2", "h3", "p", "div", "b"}
-    assert {tag for tag, _ in page.tags} <= tags | {
-        "code",
-        "pre",
-        "table",
-        "tr",
-        "th",
-        "td",
-        "img",
-        "figure",
-        "figcaption",
-    }
-    assert len(page.all("img")) == len(runs.FIGURES)
+    tags = {tag for tag, _ in page.tags} - {tag for tag, _ in read(whole(tmp_path / "tame")).tags}
+    assert tags == set(), "a name became a tag"
+    assert len(page.figures()) == len(runs.FIGURES)
+    assert page.html.count("<script") == 3  # two programs, and their data
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     if evil == EVIL:
         assert evil in page.text and evil not in page.html
@@ -202,6 +220,92 @@ def test_every_file_of_a_run_is_described(run: Run):
         assert HOLDS[name] in text
 
 
+def test_what_the_script_is_told(run: Run):
+    page = read(run)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.html)[1])  # type: ignore[index]
+    images, rows = data["images"], sample(100)
+    assert images["group"][:100] == run.array("test_lbl.npy")[rows].tolist()
+    assert images["predicted"][:100] == run.array("test_pred.npy")[rows].tolist()
+    assert images["sure"][:100] == pytest.approx(run.array("test_prob.npy").max(axis=1)[rows], abs=1e-3)
+    assert images["ids"][:100] == [f"test/{row:05}" for row in rows]
+    assert set(data["plots"]) == {"map-plot", *(f"curve-{n}" for n in ("loss", *training.HEALTH))}
+
+
+def test_the_sheet_holds_the_images(run: Run):
+    found = shown(run)
+    assert found is not None
+    with Image.open(io.BytesIO(base64.b64decode(contact_sheet(found.thumbnails).partition(",")[2]))) as sheet:
+        pixels = np.asarray(sheet.convert("RGB"), dtype=int)
+    columns = across(len(found), 8, 8)
+    for i, row in enumerate(sample(100)):
+        middle = pixels[i // columns * 8 + 4, i % columns * 8 + 4]
+        assert np.abs(middle - pictures(100)[row, 0, 0]).max() < 90, i  # WebP blurs colours over 8 pixels
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_the_most_confident_mistakes_come_first(run: Run):
+    labels, predicted, sure = (run.array(f"test_{name}.npy") for name in ("lbl", "pred", "prob"))
+    wrong = np.flatnonzero(labels != predicted)
+    expected = wrong[np.argsort(-sure.max(axis=1)[wrong])]
+    names = [
+        text for tag, a in read(run).tags if (text := a.get("aria-label")) and "taken for" in text and ": test" in text
+    ]
+    assert [name.partition(": ")[2] for name in names] == [f"test/{row:05}" for row in expected[:50]]
+
+
+def test_mistakes_that_are_no_points_of_the_maps_have_pictures(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("crlf.figures.maps.SHOWN", 20)
+    run.file(runs.MAPS).unlink()
+    maps(run)
+    found = shown(run)
+    assert found is not None and found.points == 20
+    wrong = int((run.array("test_lbl.npy") != run.array("test_pred.npy")).sum())
+    assert len(found.mistakes) == min(50, wrong) and max(found.mistakes) >= 20
+    assert all(found.labels[i] != found.predicted[i] for i in found.mistakes)  # type: ignore[index]
+    rows = [int(name.removeprefix("test/")) for name in found.ids]
+    assert (found.thumbnails == pictures(100)[rows]).all()
+
+
+def test_maps_of_other_embeddings_are_not_shown(run: Run):
+    runs.save_array(run.file("test_emb.npy"), 2 * run.array("test_emb.npy"))
+    text = read(run).text
+    assert "maps of these embeddings" in text and f"crlf draw {run.path}" in text
+    assert "Most confident mistakes" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "says"),
+    [
+        (runs.THUMBNAILS, np.zeros((99, 8, 8, 3), np.uint8), "thumbnails.npy must be uint8 (100, h, w, 3)"),
+        ("test_prob.npy", np.zeros((100, 2), np.float32), "test_prob.npy must be (100, K)"),
+        ("test_pred.npy", np.zeros(99, np.int64), "test_pred.npy must have 100 rows, not 99"),
+    ],
+)
+def test_files_that_do_not_fit_are_said(run: Run, name: str, array: np.ndarray, says: str):
+    runs.save_array(run.file(name), array)
+    with pytest.raises(InputError, match=re.escape(says)) as error:
+        report(run)
+    assert "\n" not in str(error.value) and not run.file(runs.REPORT).exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_names_that_do_not_fit_are_said(run: Run, text: str):
+    run.file("test_ids.json").write_text(text)
+    with pytest.raises(InputError, match=r"test_ids\.json"):
+        report(run)
+
+
+def test_damaged_maps_are_said(run: Run):
+    run.file(runs.MAPS).write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"maps\.npz' cannot be read as maps"):
+        report(run)
+
+
+def test_importing_crlf_does_not_wait_for_bokeh():
+    program = "import sys, crlf; sys.exit(bool({'bokeh', 'matplotlib', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("name", ["plain", "with a space", "quote'", "$(reboot)"])
 def test_the_command_that_repeats_the_run(name: str, tmp_path: Path):
     run = whole(tmp_path / name)
@@ -231,7 +335,7 @@ def test_a_missing_stage_is_named_with_its_command(stage: str, run: Run):
     flags = "--resume --out " if stage == "pretrain" else ""
     assert f"crlf {stage} {flags}{run.path}\n" in page.text
     assert f"crlf report {run.path}\n" in page.text
-    assert len(page.all("img")) == sum(run.file(name).exists() for name in runs.FIGURES)
+    assert len(page.figures()) == sum(run.file(name).exists() for name in runs.FIGURES)
     if stage == "probe":
         assert "was not measured yet" in page.text
 
@@ -245,7 +349,8 @@ def test_a_run_that_has_just_begun(tmp_path: Path):
 
 
 def test_without_labels_there_is_nothing_to_probe(run: Run):
-    for name in ("test_lbl.npy", "train_lbl.npy", "test_pred.npy", "confusion_matrix.png", "classes.json"):
+    labelled = ("test_lbl.npy", "train_lbl.npy", "test_pred.npy", "test_prob.npy", "classes.json")
+    for name in (*labelled, "confusion_matrix.png"):
         run.file(name).unlink()
     runs.write_json(run.file(runs.SCORES), {"train_seconds": 5.0})
     text = read(run).text
@@ -256,7 +361,7 @@ def test_without_labels_there_is_nothing_to_probe(run: Run):
 def test_a_damaged_figure_is_a_missing_one(run: Run):
     run.file("views.png").write_bytes(b"nothing")
     page = read(run)
-    assert len(page.all("img")) == len(runs.FIGURES) - 1
+    assert len(page.figures()) == len(runs.FIGURES) - 1
     assert "figures (views.png)" in page.text and f"crlf draw {run.path}" in page.text
 
 
