@@ -35,6 +35,7 @@ HOLDS = {
     "train_lbl.npy": "labels of the training images, int64 (N,)",
     "test_lbl.npy": "labels of the test images, int64 (N,)",
     runs.CLASSES: "the names of the classes",
+    runs.TABLE: "name, split, label, class and embedding of every image, one table",
     "test_pred.npy": "what the linear probe predicts for the test images, int64 (N,)",
     "loss_curve.png": "the loss over training",
     "health.png": "rank, alignment, uniformity and spread of the features over training",

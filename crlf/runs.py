@@ -22,7 +22,7 @@ from crlf.errors import InputError, first_line
 
 RECIPE, SCORES, LOG, CLASSES = "recipe.json", "scores.json", "log.jsonl", "classes.json"
 ENCODER, CHECKPOINT, LOSS = "encoder_simclr.pth", "checkpoint.pt", "loss.npy"
-VIEWS, REPORT = "views.npy", "report.html"
+VIEWS, REPORT, TABLE = "views.npy", "report.html", "embeddings.parquet"
 MADE_BY = {
     "train_emb.npy": "embed",
     "test_emb.npy": "embed",
@@ -31,6 +31,7 @@ MADE_BY = {
     "train_lbl.npy": "embed",
     "test_lbl.npy": "embed",
     CLASSES: "embed",
+    TABLE: "embed",
     "test_pred.npy": "probe",
 }  # whatever is not here is made by pretrain
 FIGURES = (
