@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from crlf.embeddings import embed as embed
     from crlf.errors import InputError as InputError
     from crlf.figures import draw as draw
+    from crlf.loading import Encoder as Encoder
+    from crlf.loading import load as load
     from crlf.probes import probe as probe
     from crlf.recipe import RECIPES as RECIPES
     from crlf.recipe import Recipe as Recipe
@@ -32,6 +34,8 @@ _HOMES = {
     "embed": "embeddings",
     "probe": "probes",
     "draw": "figures",
+    "load": "loading",
+    "Encoder": "loading",
     "Recipe": "recipe",
     "RECIPES": "recipe",
     "Run": "runs",

@@ -135,8 +135,8 @@ class Table:
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"table {str(path)!r} cannot be read as Parquet: {first_line(error)}") from error
         schema = self.file.schema_arrow
-        embedding = schema.field("embedding").type if "embedding" in schema.names else None
-        if "id" not in schema.names or not pa.types.is_fixed_size_list(embedding or pa.null()):
+        embedding = schema.field("embedding").type if "embedding" in schema.names else pa.null()
+        if "id" not in schema.names or not pa.types.is_fixed_size_list(embedding):
             columns = ", ".join(schema.names[:8])
             rule = "must have a column id and a column embedding, fixed_size_list<float>"
             raise InputError(f"table {str(path)!r} {rule}, not {columns}: `crlf embed` writes such tables")

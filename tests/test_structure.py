@@ -28,6 +28,7 @@ FLOORS = {
     "health": 6,
     "training": 7,
     "embeddings": 7,
+    "loading": 8,
     "probes": 8,
     "figures": 8,
     "report": 9,

@@ -5,14 +5,13 @@ Only the names of all the files are held at once, about half a kilobyte each.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +25,8 @@ from crlf.data.imageset import ImageSet
 from crlf.data.listing import File
 from crlf.errors import InputError
 
+T = TypeVar("T")
+R = TypeVar("R")
 AHEAD = 2  # parts that are decoded while one is embedded
 
 
@@ -61,30 +62,19 @@ class Files:
         files: in order.
         side: of the images, in pixels.
         max_pixels: an image of more is skipped.
-        threads: that decode; Pillow lets go of the interpreter while it works.
+        threads: that decode.
     """
 
-    def __init__(self, files: Sequence[File], side: int, max_pixels: int, threads: int | None = None):
-        self.files, self.side, self.max_pixels = files, side, max_pixels
-        self.threads = threads or os.cpu_count() or 1
+    def __init__(self, files: Sequence[File], side: int, max_pixels: int, threads: int):
+        self.files, self.side, self.max_pixels, self.threads = files, side, max_pixels, threads
 
     def __len__(self) -> int:
         return len(self.files)
 
     def parts(self, rows: range, size: int) -> Iterator[Part]:
-        pool, waiting = ThreadPoolExecutor(self.threads), deque[tuple[Sequence[File], Iterator]]()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's, on files that are a little out of order
-                for chunk in chunks(rows, size):
-                    files = self.files[chunk.start : chunk.stop]
-                    waiting.append((files, pool.map(self.look, files)))
-                    if len(waiting) > AHEAD:
-                        yield self.part(*waiting.popleft())
-                while waiting:
-                    yield self.part(*waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+        groups = (self.files[chunk.start : chunk.stop] for chunk in chunks(rows, size))
+        for files, found in ahead(groups, self.look, self.threads):
+            yield self.part(files, found)
 
     def look(self, file: File) -> tuple[np.ndarray | None, str]:
         pixels, outcome = look_into(file, self.side, self.max_pixels)
@@ -154,6 +144,30 @@ class Sets:
                 first += len(part)
 
 
+def ahead(
+    groups: Iterable[Sequence[T]], look: Callable[[T], R], threads: int
+) -> Iterator[tuple[Sequence[T], Iterator[R]]]:
+    """Each group and what `look` makes of its items, in order; a few groups are at work while one is used.
+
+    Args:
+        groups: taken one at a time, when they are needed.
+        look: called in threads; Pillow lets go of the interpreter while it decodes.
+        threads: how many.
+    """
+    pool, waiting = ThreadPoolExecutor(threads), deque[tuple[Sequence[T], Iterator[R]]]()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # on files that are a little out of order
+            for group in groups:
+                waiting.append((group, pool.map(look, group)))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def chunks(rows: range, size: int) -> Iterator[range]:
     """Consecutive rows, so many at a time."""
     for start in range(rows.start, rows.stop, size):
@@ -206,7 +220,7 @@ def files_at(path: Path, follow_links: bool) -> list[File] | None:
     return [listing.look_at(path.name, str(path))] if path.is_file() and is_image(path) else None
 
 
-def open_path(path: Path, shape: Sequence[int], settings: ImageSettings, threads: int | None = None) -> Source | None:
+def open_path(path: Path, shape: Sequence[int], settings: ImageSettings, threads: int) -> Source | None:
     """What lies at a path, ready to be read in parts; None if it is nothing that can be.
 
     Args:
