@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from crlf.figures import draw as draw
     from crlf.loading import Encoder as Encoder
     from crlf.loading import load as load
+    from crlf.neighbours import search as search
     from crlf.probes import probe as probe
     from crlf.recipe import RECIPES as RECIPES
     from crlf.recipe import Recipe as Recipe
@@ -35,6 +36,7 @@ _HOMES = {
     "probe": "probes",
     "draw": "figures",
     "load": "loading",
+    "search": "neighbours",
     "Encoder": "loading",
     "Recipe": "recipe",
     "RECIPES": "recipe",

@@ -32,8 +32,10 @@ FLOORS = {
     "probes": 8,
     "figures": 8,
     "report": 9,
+    "gallery": 9,
     "summary": 9,
-    "cli": 10,
+    "neighbours": 10,
+    "cli": 11,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 
