@@ -14,7 +14,7 @@ from crlf.figures import png, styled
 ACROSS = 10  # neighbours in a line
 TILE = 1.05  # inches
 LETTERS = 16  # of a caption's line
-FRAME = "#3d49c2"
+FRAME, SOFT = "#3d49c2", "#57606a"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +37,9 @@ def gallery(rows: Sequence[tuple[Tile, Sequence[Tile]]]) -> bytes:
     with styled():
         size = (max(across, 5) * TILE, 0.75 + len(lines) * (TILE + 0.42))
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.06))
-        figure.suptitle("Nearest images", x=0.012, ha="left", size=12.5)
-        caption = "Left, framed: the image that was searched with. Below each neighbour: the cosine similarity."
-        figure.supxlabel(caption, x=0.012, ha="left", size=9)
+        figure.suptitle("Nearest images by cosine similarity", x=0.012, ha="left", size=12.5)
+        caption = "Left, framed: the image that was searched with."
+        figure.supxlabel(caption, x=0.012, ha="left", size=9, color=SOFT)
         axes = figure.subplots(len(lines), across, squeeze=False)
         for own, (query, near) in zip(axes, lines, strict=True):
             tiles = [query, *near, *[None] * (across - 1 - len(near))]
@@ -58,7 +58,7 @@ def draw_tile(axes, tile: Tile | None, framed: bool) -> None:  # type: ignore[no
         axes.set_visible(False)
         return
     if tile.image is None:
-        axes.text(0.5, 0.5, "not found", ha="center", va="center", transform=axes.transAxes, size=8, color="#57606a")
+        axes.text(0.5, 0.5, "not found", ha="center", va="center", transform=axes.transAxes, size=8, color=SOFT)
         axes.set_facecolor("#eef1f4")
     else:
         axes.imshow(tile.image, interpolation="nearest" if max(tile.image.shape) < 100 else None)

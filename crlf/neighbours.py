@@ -151,7 +151,7 @@ def tiles(
 
     queries = [of_file(os.path.expanduser(path)) for path in paths]
     return [
-        (Tile(image.transpose(1, 2, 0) if image is not None else None, ("", Path(path).name)), [*map(near, neighbours)])
+        (Tile(image.transpose(1, 2, 0) if image is not None else None, (Path(path).name,)), [*map(near, neighbours)])
         for image, path, neighbours in zip(queries, paths, found, strict=True)
     ]
 
