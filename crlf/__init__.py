@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from crlf.data import ImageSet as ImageSet
     from crlf.embeddings import embed as embed
     from crlf.errors import InputError as InputError
+    from crlf.estimator import ContrastiveEncoder as ContrastiveEncoder
     from crlf.figures import draw as draw
     from crlf.loading import Encoder as Encoder
     from crlf.loading import load as load
@@ -37,6 +38,7 @@ _HOMES = {
     "draw": "figures",
     "load": "loading",
     "search": "neighbours",
+    "ContrastiveEncoder": "estimator",
     "Encoder": "loading",
     "Recipe": "recipe",
     "RECIPES": "recipe",

@@ -33,6 +33,7 @@ FLOORS = {
     "figures": 8,
     "report": 9,
     "gallery": 9,
+    "estimator": 9,
     "summary": 9,
     "neighbours": 10,
     "cli": 11,
