@@ -160,9 +160,9 @@ def test_a_pickled_and_a_cloned_one(fitted: ContrastiveEncoder):
 
 def test_names_of_what_comes_out(fitted: ContrastiveEncoder):
     names = fitted.get_feature_names_out()
-    assert len(names) == fitted.transform(IMAGES[:1]).shape[1] == 1792 and names[3] == "contrastiveencoder3"
+    assert len(names) == fitted.transform(IMAGES[:1]).shape[1] == 448 and names[3] == "contrastiveencoder3"
     table = clone(fitted).set_output(transform="pandas").fit(IMAGES).transform(IMAGES)
-    assert list(table.columns) == list(names) and table.shape == (96, 1792)
+    assert list(table.columns) == list(names) and table.shape == (96, 448)
 
 
 # Bad input
