@@ -87,6 +87,11 @@ def embed(
         )
     if out is not None:
         raise InputError(f"out {str(out)!r} is for new images, and no path is given; a run's own go to its folder")
+    return embed_own(run, data_dir, place, batch_size)
+
+
+def embed_own(run: Run, data_dir: str | Path | None, place: torch.device, batch_size: int) -> Run:
+    """Embed the training and the test images of a run."""
     recipe = Recipe.from_dict(run.recipe)
     start = time.perf_counter()
     splits = dict(zip(("train", "test"), load(recipe.data, data_dir, recipe.images), strict=True))
@@ -125,7 +130,7 @@ def embed_new(
     run: Run, path: str, out: Path, overwrite: bool, data_dir: str | Path | None, place: torch.device, batch_size: int
 ) -> Path:
     """Embed images that the run has not seen, on all ranks, and say what was written."""
-    sharding.require_free(out, overwrite)
+    sharding.require_free(out, overwrite, Path(os.path.expanduser(path)))
     recipe, shape = Recipe.from_dict(run.recipe), image_shape(run)
     source = open_source(path, shape, recipe, data_dir)
     encoder = load_encoder(run, recipe, torch.Size(shape)).to(place)

@@ -31,13 +31,15 @@ def named_after(path: str | Path) -> str:
     return f"{(whole.name if whole.is_dir() else whole.stem) or 'new'}_embeddings{SUFFIX}"
 
 
-def require_free(out: Path, overwrite: bool) -> None:
-    """Raise InputError unless the table and the files beside it can be written."""
+def require_free(out: Path, overwrite: bool, source: Path) -> None:
+    """Raise InputError unless the table and the files beside it can be written, and are not the images themselves."""
     if out.suffix.lower() != SUFFIX:
         raise InputError(f"out {str(out)!r} must end in {SUFFIX}")
     if not out.parent.is_dir():
         raise InputError(f"out {str(out)!r} cannot be written: folder {str(out.parent)!r} does not exist")
     for path in beside(out):
+        if path.exists() and source.exists() and path.samefile(source):
+            raise InputError(f"out {str(out)!r} would replace the images in {str(source)!r}: name another")
         if path.exists() and not overwrite:
             raise InputError(f"{str(path)!r} is there already: --overwrite replaces it, --out names another")
 

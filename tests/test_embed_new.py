@@ -278,6 +278,12 @@ def test_what_cannot_be_embedded_is_one_line(run: crlf.Run, photos: Path, tmp_pa
         (str(photos), "--out", str(tmp_path / "t.csv")): "must end in .parquet",
         (str(photos), "--out", str(tmp_path / "no" / "t.parquet")): "does not exist",
         (str(photos), "--out", str(tmp_path / "there.parquet")): "is there already: --overwrite replaces it",
+        (
+            str(tmp_path / "small.npy"),
+            "--out",
+            str(tmp_path / "small.parquet"),
+            "--overwrite",
+        ): "would replace the images",
         (str(photos), "--batch-size", "0"): "batch_size must be 1 or more, not 0",
         ("--out", str(tmp_path / "t.parquet")): "is for new images",
         (str(photos), "--data-dir", "x", "extra"): "extra",
