@@ -87,6 +87,8 @@ def embed(
         )
     if out is not None:
         raise InputError(f"out {str(out)!r} is for new images, and no path is given; a run's own go to its folder")
+    if dist.rank() > 0:
+        return run  # a run's own files are written by one
     return embed_own(run, data_dir, place, batch_size)
 
 
