@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from crlf.data import ImageSet as ImageSet
     from crlf.embeddings import embed as embed
     from crlf.errors import InputError as InputError
+    from crlf.estimator import ContrastiveEncoder as ContrastiveEncoder
     from crlf.figures import draw as draw
+    from crlf.loading import Encoder as Encoder
+    from crlf.loading import load as load
+    from crlf.neighbours import search as search
     from crlf.probes import probe as probe
     from crlf.recipe import RECIPES as RECIPES
     from crlf.recipe import Recipe as Recipe
@@ -34,6 +38,10 @@ _HOMES = {
     "embed": "embeddings",
     "probe": "probes",
     "draw": "figures",
+    "load": "loading",
+    "search": "neighbours",
+    "ContrastiveEncoder": "estimator",
+    "Encoder": "loading",
     "Recipe": "recipe",
     "RECIPES": "recipe",
     "Run": "runs",

@@ -24,7 +24,8 @@ from crlf.errors import InputError, unknown
 
 COMMANDS = {
     "pretrain": ("crlf.training", "learn an encoder from images without labels"),
-    "embed": ("crlf.embeddings", "turn the images of a run into embeddings"),
+    "embed": ("crlf.embeddings", "turn the images of a run, or new ones, into embeddings"),
+    "search": ("crlf.neighbours", "find the images that are nearest to an image"),
     "probe": ("crlf.probes", "measure the embeddings: linear classifier, nearest neighbours and more"),
     "draw": ("crlf.figures", "draw the figures of a run"),
     "report": ("crlf.report", "write the report of a run, one HTML file"),

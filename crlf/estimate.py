@@ -74,7 +74,8 @@ def estimate(
         if isinstance(value, Tensor)
     )
     held = 2 * weights + moments + data.images.nbytes
-    rows = 6 * embedding_bytes(recipe, data) // 5  # a test set has about a fifth of the images
+    # A test set has about a fifth of the images; the arrays and the table hold each row.
+    rows = 12 * embedding_bytes(recipe, data) // 5
     return Estimate(
         seconds=epochs * epoch * (1 - done),
         epochs=epochs,

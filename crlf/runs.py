@@ -22,7 +22,7 @@ from crlf.errors import InputError, first_line
 
 RECIPE, SCORES, LOG, CLASSES = "recipe.json", "scores.json", "log.jsonl", "classes.json"
 ENCODER, CHECKPOINT, LOSS = "encoder_simclr.pth", "checkpoint.pt", "loss.npy"
-VIEWS, REPORT = "views.npy", "report.html"
+VIEWS, REPORT, TABLE = "views.npy", "report.html", "embeddings.parquet"
 THUMBNAILS, MAPS = "thumbnails.npy", "maps.npz"
 MADE_BY = {
     "train_emb.npy": "embed",
@@ -33,6 +33,7 @@ MADE_BY = {
     "test_lbl.npy": "embed",
     CLASSES: "embed",
     THUMBNAILS: "embed",
+    TABLE: "embed",
     "test_pred.npy": "probe",
     "test_prob.npy": "probe",
     MAPS: "draw",

@@ -67,7 +67,7 @@ def pretrain(
     recipe.steps_per_epoch(len(data))
     require_labels(recipe, data)
     state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
-    run = runs.claim(out, recipe.to_dict(), resume, overwrite, space=5 * embedding_bytes(recipe, data) // 4)
+    run = runs.claim(out, recipe.to_dict(), resume, overwrite, space=5 * embedding_bytes(recipe, data) // 2)
     if resume and run.file(runs.CHECKPOINT).exists():
         state.load(run)
     save_views(run, recipe, data)
@@ -272,6 +272,7 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
         supervised=isinstance(state.method, SupervisedMethod),
         encoder=recipe.encoder,
         data=recipe.data,
+        image_shape=list(data.images.shape[1:]),
         seed=recipe.seed,
         epochs=round(state.step / len(state.losses), 2) if part else state.step // len(state.losses),
         views_seen=images_seen * recipe.views,

@@ -1,21 +1,25 @@
-"""The page "Add a method", followed to the letter: its blocks are written where it says, and run."""
+"""Pages followed to the letter: the blocks of "Add a method" are written where it says, and run; so are the commands
+and the programs of "Use the encoder"."""
 
 from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import test_methods
+from PIL import Image
 
 import crlf
 from crlf import cli, methods
 from crlf.methods import METHODS
 from crlf.recipe import RECIPES, Recipe
 
-PAGE = (Path(__file__).parent.parent / "docs" / "add-a-method.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "add-a-method.md").read_text(encoding="utf-8")
 FILE, LINE, TEST, COMMAND = re.findall(r"```\w*\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
@@ -75,5 +79,43 @@ def test_its_command_starts_it(followed: None, tmp_path: Path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_methods_page_names_every_method(name: str):
-    page = (Path(__file__).parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    page = (DOCS / "methods.md").read_text(encoding="utf-8")
     assert f"| `{name}` |" in page
+
+
+# Use the encoder
+
+USE = (DOCS / "use-the-encoder.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def in_use(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was not embedded yet, and photographs."""
+    folder = tmp_path_factory.mktemp("use")
+    crlf.pretrain(Recipe(data="shapes", subset=64, batch_size=32, views=2, epochs=1), out=folder / "run", device="cpu")
+    (folder / "new photos").mkdir()
+    images = crlf.data.load("shapes")[0].images.permute(0, 2, 3, 1).numpy()
+    for i, name in enumerate(("one.jpg", "new photos/two.png", "query.jpg", "other.jpg")):
+        Image.fromarray(images[i]).save(folder / name)
+    return folder
+
+
+def test_the_commands_of_use_the_encoder(in_use: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(in_use)
+    commands = re.findall(r"^    crlf (embed|search) (.*?)(?:  +#.*)?$", USE, flags=re.MULTILINE)
+    assert len(commands) == 5
+    for name, words in commands:
+        assert cli.main([name, *shlex.split(words), "--device", "cpu"]) == 0, words
+    made = ["embeddings.parquet", "new photos_embeddings.npy", "new photos_embeddings.parquet", "one.parquet"]
+    assert all((in_use / name).is_file() for name in ("near.png", *made[1:])) and (in_use / "run" / made[0]).is_file()
+
+
+def test_the_programs_of_use_the_encoder(in_use: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("pandas")
+    monkeypatch.chdir(in_use)
+    crlf.embed("run", device="cpu")
+    blocks, names = re.findall(r"```python\n(.*?)```", USE, flags=re.DOTALL), {}
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, names)
+    assert names["rows"].shape == (100, 1792) and list(names["table"]["id"])[:1] == ["train/00000"]

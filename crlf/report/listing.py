@@ -31,6 +31,7 @@ HOLDS = {
     "test_lbl.npy": "labels of the test images, int64 (N,)",
     runs.CLASSES: "the names of the classes",
     runs.THUMBNAILS: "small pictures of the test images, up to 10,000 drawn at random, uint8 (n, h, w, 3)",
+    runs.TABLE: "name, split, label, class and embedding of every image, one table",
     "test_pred.npy": "what the linear probe predicts for the test images, int64 (N,)",
     "test_prob.npy": "the probability that it gives each class, float32 (N, K)",
     runs.MAPS: "the embeddings in a plane, their neighbours and clusters; crlf.figures.maps says which arrays",

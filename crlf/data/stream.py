@@ -1,0 +1,240 @@
+"""Images a part at a time, for what is looked at once: nothing is cached, and memory does not grow with their number.
+
+Only the names of all the files are held at once, about half a kilobyte each.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from crlf.data import arrays, folder, listing
+from crlf.data.decode import open_image, square
+from crlf.data.decoded import look_into
+from crlf.data.folder import ImageSettings
+from crlf.data.imageset import ImageSet
+from crlf.data.listing import File
+from crlf.errors import InputError
+
+T = TypeVar("T")
+R = TypeVar("R")
+AHEAD = 2  # parts that are decoded while one is embedded
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A few images of a source, in its order."""
+
+    ids: Sequence[str]
+    """Of its n images."""
+    images: torch.Tensor
+    """uint8 (n, C, H, W)."""
+    split: str | None = None
+    labels: np.ndarray | None = None
+    """int64 (n,), or None where there are none."""
+    classes: Sequence[str] = ()
+    skipped: Sequence[tuple[str, str]] = ()
+    """Each file that gave no image, and why."""
+
+
+class Source(Protocol):
+    """Images of known number, in an order that is always the same."""
+
+    def __len__(self) -> int: ...
+
+    def parts(self, rows: range, size: int) -> Iterator[Part]:
+        """These rows, in parts of so many."""
+
+
+class Files:
+    """Image files, each scaled and cut as for training.
+
+    Args:
+        files: in order.
+        side: of the images, in pixels.
+        max_pixels: an image of more is skipped.
+        threads: that decode.
+    """
+
+    def __init__(self, files: Sequence[File], side: int, max_pixels: int, threads: int):
+        self.files, self.side, self.max_pixels, self.threads = files, side, max_pixels, threads
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def parts(self, rows: range, size: int) -> Iterator[Part]:
+        groups = (self.files[chunk.start : chunk.stop] for chunk in chunks(rows, size))
+        for files, found in ahead(groups, self.look, self.threads):
+            yield self.part(files, found)
+
+    def look(self, file: File) -> tuple[np.ndarray | None, str]:
+        pixels, outcome = look_into(file, self.side, self.max_pixels)
+        return pixels, outcome.skipped
+
+    def part(self, files: Sequence[File], found: Iterator[tuple[np.ndarray | None, str]]) -> Part:
+        ids, images, skipped = [], [], []
+        for file, (pixels, why) in zip(files, found, strict=True):
+            if pixels is None:
+                skipped.append((file.name, why))
+            else:
+                ids.append(file.name)
+                images.append(pixels)
+        stacked = np.stack(images) if images else np.empty((0, 3, self.side, self.side), np.uint8)
+        return Part(ids, torch.from_numpy(stacked), skipped=skipped)
+
+
+class Array:
+    """A .npy or .npz file of images (crlf.data.arrays), of which a part is read at a time.
+
+    Args:
+        path: of the file; a .npz file is read as a whole.
+        shape: (3, H, W), what the images must be.
+        side: to scale them to; 0 leaves them as they are.
+
+    Raises:
+        InputError: it cannot be read, or its images are of another shape.
+    """
+
+    def __init__(self, path: Path, shape: Sequence[int], side: int = 0):
+        self.path, self.side = path, side
+        self.array = arrays.read(path)
+        first = arrays.three_channels(self.array[:1], path)  # (1, 3, H, W)
+        if not side:
+            require_shape(first.shape[1:], shape, f"the images of {str(path)!r}")
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def parts(self, rows: range, size: int) -> Iterator[Part]:
+        for chunk in chunks(rows, size):
+            images = arrays.three_channels(self.array[chunk.start : chunk.stop], self.path)
+            ids = [f"{self.path.name}/{i:05}" for i in chunk]
+            yield Part(ids, torch.from_numpy(scaled(images, self.side) if self.side else images.copy()))
+
+
+class Sets:
+    """The training and the test images that any other source loads as."""
+
+    def __init__(self, data: str, train: ImageSet, test: ImageSet, shape: Sequence[int]):
+        self.sets = {"train": train, "test": test}
+        for part in self.sets.values():
+            if len(part):
+                require_shape(part.images.shape[1:], shape, f"the images of {data!r}")
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sets.values()))
+
+    def parts(self, rows: range, size: int) -> Iterator[Part]:
+        for chunk in chunks(rows, size):
+            first = 0
+            for name, part in self.sets.items():
+                here = slice(max(chunk.start - first, 0), min(chunk.stop - first, len(part)))
+                if here.start < here.stop:
+                    labels = None if part.labels is None else part.labels[here].numpy()
+                    yield Part(part.ids[here], part.images[here], name, labels, part.classes)
+                first += len(part)
+
+
+def ahead(
+    groups: Iterable[Sequence[T]], look: Callable[[T], R], threads: int
+) -> Iterator[tuple[Sequence[T], Iterator[R]]]:
+    """Each group and what `look` makes of its items, in order; a few groups are at work while one is used.
+
+    Args:
+        groups: taken one at a time, when they are needed.
+        look: called in threads; Pillow lets go of the interpreter while it decodes.
+        threads: how many.
+    """
+    pool, waiting = ThreadPoolExecutor(threads), deque[tuple[Sequence[T], Iterator[R]]]()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # on files that are a little out of order
+            for group in groups:
+                waiting.append((group, pool.map(look, group)))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def chunks(rows: range, size: int) -> Iterator[range]:
+    """Consecutive rows, so many at a time."""
+    for start in range(rows.start, rows.stop, size):
+        yield range(start, min(start + size, rows.stop))
+
+
+def scaled(images: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (n, 3, h, w) -> (n, 3, side, side), as files are; of that size they stay as they are."""
+    if images.shape[2:] == (side, side):
+        return images
+    return np.stack([square(Image.fromarray(image.transpose(1, 2, 0)), side) for image in images])
+
+
+def require_shape(found: Sequence[int], wanted: Sequence[int], what: str) -> None:
+    """Raise InputError unless images have the channels, the height and the width of those that were trained on."""
+    if tuple(found) != tuple(wanted):
+        sizes = [f"{h} × {w} pixels with {c} channels" for c, h, w in (wanted, found)]
+        raise InputError(f"{what} must have {sizes[0]}, as in training, not {sizes[1]}")
+
+
+def side_of(shape: Sequence[int], what: str) -> int:
+    """The side that files are scaled to for images of this shape (C, H, W).
+
+    Raises:
+        InputError: it is not the shape of square images of three channels.
+    """
+    if shape[0] != 3 or shape[1] != shape[2]:
+        rule = "can be scaled to square images of 3 channels only"
+        raise InputError(f"{what} {rule}, and those of the run have {shape[1]} × {shape[2]} pixels and {shape[0]}")
+    return shape[1]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image, by its header."""
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")
+            open_image(file)
+    except (InputError, OSError):
+        return False
+    return True
+
+
+def files_at(path: Path, follow_links: bool) -> list[File] | None:
+    """The files of a folder, of a list, or the one image at a path; None if it is something else."""
+    if path.is_dir():
+        return listing.in_folder(path, follow_links)
+    if path.suffix.lower() == folder.LIST and path.is_file():
+        return listing.in_list(path)
+    return [listing.look_at(path.name, str(path))] if path.is_file() and is_image(path) else None
+
+
+def open_path(path: Path, shape: Sequence[int], settings: ImageSettings, threads: int) -> Source | None:
+    """What lies at a path, ready to be read in parts; None if it is nothing that can be.
+
+    Args:
+        path: a folder, a list (.txt), an array (.npy, .npz) or one image.
+        shape: (C, H, W) of the images that were trained on.
+        settings: how those were read.
+        threads: that decode.
+
+    Raises:
+        InputError: it cannot be read, or does not fit the shape.
+    """
+    if path.suffix.lower() in arrays.SUFFIXES and path.is_file():
+        return Array(path, shape, settings.image_size)
+    files = files_at(path, settings.follow_links)
+    if files is None:
+        return None
+    return Files(files, side_of(shape, f"the files of {str(path)!r}"), settings.max_pixels, threads)
