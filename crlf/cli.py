@@ -28,6 +28,7 @@ COMMANDS = {
     "probe": ("crlf.probes", "measure the embeddings: linear classifier and nearest neighbours"),
     "draw": ("crlf.figures", "draw the figures of a run"),
     "report": ("crlf.report", "write the report of a run, one HTML file"),
+    "export": ("crlf.export", "write the encoder for timm, ONNX or torch.export, with a model card"),
     "summary": ("crlf.summary", "print what a run reached and where its files lie"),
 }  # torch is imported with a command's module, not before
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff)

@@ -29,7 +29,10 @@ FLOORS = {
     "figures": 8,
     "report": 9,
     "summary": 9,
-    "cli": 10,
+    "card": 9,
+    "formats": 9,
+    "export": 10,
+    "cli": 11,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 
