@@ -157,10 +157,9 @@ def fresh_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     where = f"export folder {str(folder)!r}"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{where} is a file: choose another --out")
-    held = sorted(os.listdir(folder)) if folder.is_dir() else []
-    if held and not is_export(folder):
-        raise InputError(f"{where} holds {held[0]!r}, which is no part of an export: choose another --out")
-    if held and not overwrite:
+    if folder.is_dir() and (others := foreign(folder)):
+        raise InputError(f"{where} holds {others[0]!r}, which is no part of an export: choose another --out")
+    if folder.is_dir() and os.listdir(folder) and not overwrite:
         raise InputError(f"{where} holds an export: --overwrite replaces it")
     try:
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -179,10 +178,10 @@ def fresh_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def is_export(folder: Path) -> bool:
-    """Whether all that lies in the folder was written by an export."""
+def foreign(folder: Path) -> list[str]:
+    """What lies in the folder and was not written by an export."""
     try:
         files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return set(os.listdir(folder)) <= set(files)
+        files = []
+    return sorted(set(os.listdir(folder)) - set(files))
