@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from crlf.embeddings import embed as embed
     from crlf.errors import InputError as InputError
     from crlf.figures import draw as draw
+    from crlf.hub import push as push
     from crlf.probes import probe as probe
     from crlf.recipe import RECIPES as RECIPES
     from crlf.recipe import Recipe as Recipe
@@ -32,6 +33,7 @@ _HOMES = {
     "pretrain": "training",
     "embed": "embeddings",
     "probe": "probes",
+    "push": "hub",
     "draw": "figures",
     "Recipe": "recipe",
     "RECIPES": "recipe",

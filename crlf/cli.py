@@ -29,6 +29,7 @@ COMMANDS = {
     "draw": ("crlf.figures", "draw the figures of a run"),
     "report": ("crlf.report", "write the report of a run, one HTML file"),
     "export": ("crlf.export", "write the encoder for timm, ONNX or torch.export, with a model card"),
+    "push": ("crlf.hub", "export the encoder and upload it to the Hugging Face hub"),
     "summary": ("crlf.summary", "print what a run reached and where its files lie"),
 }  # torch is imported with a command's module, not before
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff)

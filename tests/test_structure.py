@@ -32,7 +32,8 @@ FLOORS = {
     "card": 9,
     "formats": 9,
     "export": 10,
-    "cli": 11,
+    "hub": 11,
+    "cli": 12,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 
