@@ -15,7 +15,8 @@ FLOORS = {
     "words": 0,
     "course": 0,
     **dict.fromkeys(("randomness", "devices", "interrupts", "runs", "data", "views", "encoders", "optim"), 1),
-    "progress": 2,
+    "tracking": 2,
+    "progress": 3,
     "methods.base": 2,
     **{f"methods.{name}": 3 for name in ("simclr", "dcl", "mocov2", "mocov3", "byol", "simsiam")},
     **{f"methods.{name}": 3 for name in ("barlow", "vicreg", "nnclr", "swav", "dino", "supcon")},
@@ -29,11 +30,12 @@ FLOORS = {
     "figures": 8,
     "report": 9,
     "summary": 9,
-    "card": 9,
     "formats": 9,
-    "export": 10,
-    "hub": 11,
-    "cli": 12,
+    "explore": 9,
+    "card": 10,
+    "export": 11,
+    "hub": 12,
+    "cli": 13,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 
