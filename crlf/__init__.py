@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from crlf.export import export as export  # now, so that the names of these three modules mean the functions
+from crlf.explore import explore as explore  # now, so that the names of these modules mean the functions
+from crlf.export import export as export
 from crlf.report import report as report
 from crlf.summary import summary as summary
 
@@ -41,7 +42,7 @@ _HOMES = {
     "ImageSet": "data",
     "InputError": "errors",
 }
-__all__ = [*_HOMES, "__version__", "export", "report", "summary"]
+__all__ = [*_HOMES, "__version__", "explore", "export", "report", "summary"]
 
 
 def __getattr__(name: str) -> Any:

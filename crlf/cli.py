@@ -28,6 +28,7 @@ COMMANDS = {
     "probe": ("crlf.probes", "measure the embeddings: linear classifier and nearest neighbours"),
     "draw": ("crlf.figures", "draw the figures of a run"),
     "report": ("crlf.report", "write the report of a run, one HTML file"),
+    "explore": ("crlf.explore", "open the embeddings and their images in the browser, by embedding-atlas"),
     "export": ("crlf.export", "write the encoder for timm, ONNX or torch.export, with a model card"),
     "push": ("crlf.hub", "export the encoder and upload it to the Hugging Face hub"),
     "summary": ("crlf.summary", "print what a run reached and where its files lie"),
