@@ -37,7 +37,8 @@ def card(run: Run, made: Exported, record: dict[str, Any], license: str) -> str:
         f"# {recipe['encoder']}, {recipe['method']} on {data_name(recipe)}",
         f"An image encoder that learned {lesson(run)}. It turns an image into an embedding: a row of numbers in "
         "which like images lie close together. Made with CRLF.",
-        f"## Use it\n\n`pip install {made.needs}`, and in the folder of this file:\n\n```python\n{made.code.strip()}\n```",
+        f"## Use it\n\n`pip install {made.needs}`, and in the folder of this file:",
+        f"```python\n{made.code.strip()}\n```",
         f"## In and out\n\n{contract(made, record)}",
         f"## How it learned\n\n{settings(recipe, run.scores)}",
         f"## What it is worth\n\n{worth(run, made)}",
@@ -146,8 +147,8 @@ def checked(record: dict[str, Any]) -> str:
     if "max_difference" not in record:
         return "Not yet."
     return (
-        f"The code above was run in a fresh process without CRLF on {record['images']} images of the run, in batches of "
-        f"several sizes. The largest difference from the run's encoder is {record['max_difference']:.1e}, where the "
+        f"The code above was run in a fresh process without CRLF on {record['images']} images of the run, in batches "
+        f"of several sizes. The largest difference from the run's encoder is {record['max_difference']:.1e}, where the "
         f"largest number is {record['largest_number']:.3g}. `export.json` says with which versions."
     )
 

@@ -61,6 +61,9 @@ class Embedder(nn.Module):
     of the bytes of float32. Equals `embed_images`.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, encoder: Frozen, recipe: Recipe, channels: int):
         super().__init__()
         self.encoder = encoder.to(memory_format=torch.contiguous_format)
@@ -251,7 +254,9 @@ def timm_config(model: Any, source: Source, enlarge: int) -> dict[str, Any]:
 def timm_notes(config: dict[str, Any], source: Source, enlarge: int) -> str:
     """What to know of the model in timm: how images are prepared for it."""
     height, width = source.shape[1:]
-    notes = f"In timm it is `{config['architecture']}`; `timm.create_model(..., num_classes=10)` puts a classifier on it."
+    notes = (
+        f"In timm it is `{config['architecture']}`; `timm.create_model(..., num_classes=10)` puts a classifier on it."
+    )
     if enlarge == 1:
         return notes + " `timm.data.create_transform` with the model's own data config prepares an image."
     return notes + (

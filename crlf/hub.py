@@ -76,7 +76,8 @@ def upload(folder: Path, name: str, token: str, public: bool) -> str:
     try:
         repository = api.create_repo(name, private=not public, exist_ok=True)
         files = [CommitOperationAdd(path.name, str(path)) for path in sorted(folder.iterdir())]
-        api.create_commit(repository.repo_id, files, commit_message="Export of CRLF")  # one commit: all of it or nothing
+        # One commit: all of it arrives or nothing.
+        api.create_commit(repository.repo_id, files, commit_message="Export of CRLF")
     except Exception as error:  # the client raises its own kinds, and those of its HTTP library, which has changed
         raise InputError(f"{name!r} was not pushed: {reason(error, api.endpoint)}") from error
     return str(repository)

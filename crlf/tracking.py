@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from crlf.errors import InputError, first_line, require, unknown
@@ -75,9 +74,10 @@ def wandb(run: Run, done: int) -> Iterator[Write]:
     """A run of Weights & Biases in RUN/wandb, offline: `wandb sync RUN/wandb/offline-run-*` uploads it."""
     import wandb as library
 
+    mode: Any = os.environ.get("WANDB_MODE", "offline")
     tracked_run = library.init(
         project=PROJECT, name=run.path.absolute().name, id=identity(run), resume="allow", dir=str(run.path),
-        config=run.recipe, mode=os.environ.get("WANDB_MODE", "offline"),
+        config=run.recipe, mode=mode,
     )  # fmt: skip
     try:
         yield lambda row: tracked_run.log(numbers(row), step=row["step"])

@@ -61,7 +61,9 @@ def test_each_row_holds_the_image_and_its_embedding(make, monkeypatch: pytest.Mo
         assert (np.float32(row["embedding"]) == embeddings[i]).all()
 
 
-@pytest.mark.parametrize("channels, side, mode, shown", [(1, 8, "L", 8), (4, 8, "RGBA", 8), (2, 8, "L", 8), (3, 200, "RGB", 96)])
+@pytest.mark.parametrize(
+    "channels, side, mode, shown", [(1, 8, "L", 8), (4, 8, "RGBA", 8), (2, 8, "L", 8), (3, 200, "RGB", 96)]
+)
 def test_thumbnails(channels: int, side: int, mode: str, shown: int, make):
     run, _ = make(channels, side, labelled=False)
     row = pq.read_table(crlf.explore(run, split="test", show=False)).to_pylist()[0]

@@ -33,8 +33,6 @@ def logged(run: Run) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-
-
 def in_tensorboard(run: Run) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -141,5 +139,5 @@ def test_without_the_library(tracker: str, tmp_path: Path, monkeypatch: pytest.M
 def test_a_tracker_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = empty(tmp_path / "run")
     run.file("tensorboard").touch()  # where its folder should be
-    with pytest.raises(crlf.InputError, match="^--track tensorboard cannot start: "):
+    with pytest.raises(crlf.InputError, match=r"^--track tensorboard cannot start: "):
         tracking.tracked("tensorboard", run, 0).__enter__()
