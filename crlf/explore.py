@@ -6,6 +6,7 @@ https://apple.github.io/embedding-atlas
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -73,7 +74,9 @@ def start(path: Path, port: int) -> None:
     """
     command = [sys.executable, "-m", "embedding_atlas.cli", str(path), "--vector", "embedding", "--image", "image"]
     command += ["--host", "localhost", "--port", str(port)]
-    code = subprocess.run(command, check=False).returncode
+    code = 0
+    with contextlib.suppress(KeyboardInterrupt):  # that is how a server is meant to end
+        code = subprocess.run(command, check=False).returncode
     if code:
         raise InputError(f"embedding-atlas ended with exit code {code}; the table is {str(path)!r}")
 
