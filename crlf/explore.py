@@ -34,7 +34,7 @@ def explore(
     split: str = "",
     port: int = 5055,
     data_dir: str | Path | None = None,
-    show: bool = True,
+    table_only: bool = False,
 ) -> Path:
     """Open the embeddings of a run in embedding-atlas: a map of the images, to search, select and compare.
 
@@ -46,7 +46,7 @@ def explore(
         split: train or test; by default both.
         port: of the page, on this machine.
         data_dir: where a data set known by name lies; by default the cache.
-        show: start embedding-atlas; without it, only the table is written.
+        table_only: write the table, and do not start embedding-atlas.
 
     Returns:
         The table.
@@ -57,11 +57,11 @@ def explore(
     run = Run.open(run)
     if split not in ("", "train", "test"):
         raise InputError(f"split must be train or test, not {split!r}")
-    require("crlf explore", "explore", "pyarrow", *(["embedding_atlas"] if show else []))
+    require("crlf explore", "explore", "pyarrow", *([] if table_only else ["embedding_atlas"]))
     path = run.file(TABLE)
     write_table(path, run, [split] if split else ["train", "test"], data_dir)
     print(f"wrote {path}")
-    if show:
+    if not table_only:
         start(path, port)
     return path
 

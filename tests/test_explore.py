@@ -49,7 +49,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_each_row_holds_the_image_and_its_embedding(make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(EXPLORE, "ROWS", 3)  # so that groups end within a split
     run, sets = make()
-    rows = pq.read_table(crlf.explore(run, show=False)).to_pylist()
+    rows = pq.read_table(crlf.explore(run, table_only=True)).to_pylist()
     ids = [name for split in sets for name in split.ids]
     pixels = torch.cat([split.images for split in sets]).permute(0, 2, 3, 1).numpy()
     embeddings = np.concatenate([run.array("train_emb.npy"), run.array("test_emb.npy")])
@@ -66,7 +66,7 @@ def test_each_row_holds_the_image_and_its_embedding(make, monkeypatch: pytest.Mo
 )
 def test_thumbnails(channels: int, side: int, mode: str, shown: int, make):
     run, _ = make(channels, side, labelled=False)
-    row = pq.read_table(crlf.explore(run, split="test", show=False)).to_pylist()[0]
+    row = pq.read_table(crlf.explore(run, split="test", table_only=True)).to_pylist()[0]
     picture = Image.open(io.BytesIO(row["image"]["bytes"]))
     assert (picture.format, picture.mode, picture.size) == ("PNG", mode, (shown, shown)) and row["label"] is None
 
@@ -100,11 +100,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_what_cannot_be_explored(make, capsys, monkeypatch: pytest.MonkeyPatch):
     run, _ = make()
     where = str(run.path)
-    assert "split must be train or test, not 'val'" in refused(capsys, where, "--no-show", "--split", "val")
+    assert "split must be train or test, not 'val'" in refused(capsys, where, "--table-only", "--split", "val")
     runs.save_array(run.file("test_emb.npy"), np.zeros((2, 5), np.float32))
-    assert "has 2 rows, but 'drawn' has 3 test images: `crlf embed" in refused(capsys, where, "--no-show")
+    assert "has 2 rows, but 'drawn' has 3 test images: `crlf embed" in refused(capsys, where, "--table-only")
     os.unlink(run.file("test_emb.npy"))
-    assert f"`crlf embed {where}` makes it" in refused(capsys, where, "--no-show")
+    assert f"`crlf embed {where}` makes it" in refused(capsys, where, "--table-only")
     for module in ("embedding_atlas", "pyarrow"):
         monkeypatch.setitem(sys.modules, module, None)
         assert f"{module}" in (line := refused(capsys, where)) and line.endswith(": pip install 'crlf[explore]'")
@@ -113,4 +113,4 @@ def test_what_cannot_be_explored(make, capsys, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_subset_is_the_one_that_was_embedded(make):
     run, sets = make(subset=2)
-    assert pq.read_table(crlf.explore(run, show=False))["id"].to_pylist() == sets[0].ids[:2] + sets[1].ids[:2]
+    assert pq.read_table(crlf.explore(run, table_only=True))["id"].to_pylist() == sets[0].ids[:2] + sets[1].ids[:2]
