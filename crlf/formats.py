@@ -176,7 +176,7 @@ def embed(images):  # {contract(module, source)}
 """
     if enlarge == 1:
         code = code.replace("import torch.nn.functional as F\n", "")
-    return Exported(module, code, protocol(recipe), "timm", "timm numpy", timm_notes(config, source, enlarge))
+    return Exported(module, code, protocol(recipe), "timm", "'timm>=1.0.16' numpy", timm_notes(config, source, enlarge))
 
 
 def timms(name: str, encoder: nn.Module, channels: int) -> tuple[nn.Module, int]:
