@@ -15,6 +15,7 @@ def simclr(
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
+    track: str = "none",
 ) -> None:
     """Learn from images without labels, then show what was learned.
 
@@ -25,8 +26,11 @@ def simclr(
         device: cpu, cuda, mps, or auto for the best that is there.
         resume: continue the run in the folder from its checkpoint.
         overwrite: replace the run in the folder.
+        track: what the log goes to as well: tensorboard, wandb or mlflow, on this machine.
     """
-    run = crlf.pretrain(recipe, out=out, data_dir=data_dir, device=device, resume=resume, overwrite=overwrite)
+    run = crlf.pretrain(
+        recipe, out=out, data_dir=data_dir, device=device, resume=resume, overwrite=overwrite, track=track
+    )
     crlf.embed(run, data_dir=data_dir, device=device)
     crlf.probe(run)
     crlf.draw(run)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from crlf.compare import compare as compare  # now, so that the names of these modules mean the functions
 from crlf.doctor import doctor as doctor
+from crlf.explore import explore as explore
+from crlf.export import export as export
 from crlf.report import report as report
 from crlf.summary import summary as summary
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from crlf.errors import InputError as InputError
     from crlf.estimator import ContrastiveEncoder as ContrastiveEncoder
     from crlf.figures import draw as draw
+    from crlf.hub import push as push
     from crlf.loading import Encoder as Encoder
     from crlf.loading import load as load
     from crlf.neighbours import search as search
@@ -37,6 +40,7 @@ _HOMES = {
     "pretrain": "training",
     "embed": "embeddings",
     "probe": "probes",
+    "push": "hub",
     "draw": "figures",
     "load": "loading",
     "search": "neighbours",
@@ -48,7 +52,7 @@ _HOMES = {
     "ImageSet": "data",
     "InputError": "errors",
 }
-__all__ = [*_HOMES, "__version__", "compare", "doctor", "report", "summary"]
+__all__ = [*_HOMES, "__version__", "compare", "doctor", "explore", "export", "report", "summary"]
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,9 @@ COMMANDS = {
     "report": ("crlf.report", "write the report of a run, one HTML file"),
     "compare": ("crlf.compare", "hold runs against each other: what differs, and what is noise"),
     "doctor": ("crlf.doctor", "look for reasons of a low score, and say what to try"),
+    "explore": ("crlf.explore", "open the embeddings and their images in the browser, by embedding-atlas"),
+    "export": ("crlf.export", "write the encoder for timm, ONNX or torch.export, with a model card"),
+    "push": ("crlf.hub", "export the encoder and upload it to the Hugging Face hub"),
     "summary": ("crlf.summary", "print what a run reached and where its files lie"),
 }  # torch is imported with a command's module, not before
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff)

@@ -176,12 +176,17 @@ def from_timm(name: str, channels: int, size: int, regions: int) -> nn.Module:
 
 
 def create(name: str, channels: int, **options: Any) -> Any:
-    """timm's `create_model`, without a classifier and without trained weights."""
+    """timm's `create_model`, without a classifier and without trained weights.
+
+    The attribute `made_with` says how, for an export: what `create_model` was given.
+    """
     if name not in timm_names():
         near = difflib.get_close_matches(name, timm_names(), n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(TIMM + n) for n in near)}?" if near else ""
         raise InputError(f"encoder {TIMM + name!r} is not known: timm {timm().__version__} has no such model.{hint}")
-    return timm().create_model(name, pretrained=False, num_classes=0, in_chans=channels, **options)
+    net = timm().create_model(name, pretrained=False, num_classes=0, in_chans=channels, **options)
+    net.made_with = {"architecture": name, "model_args": {"in_chans": channels, **options}}
+    return net
 
 
 def timm() -> Any:

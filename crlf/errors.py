@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -30,3 +31,16 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
 def first_line(error: Exception) -> str:
     """What an error says, in one line short enough for a message or a cell of a table; its kind if it says nothing."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+def require(what: str, extra: str, *modules: str) -> None:
+    """Raise InputError, with the command that mends it, when a library of an extra is not installed.
+
+    Args:
+        what: needs them, such as "--format onnx".
+        extra: of pyproject.toml, which brings them.
+        modules: as they are imported.
+    """
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise InputError(f"{what} needs {', '.join(missing)}: pip install 'crlf[{extra}]'")

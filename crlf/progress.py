@@ -14,14 +14,16 @@ from crlf import runs
 from crlf.course import ByClock, BySteps
 from crlf.errors import InputError
 from crlf.runs import Run
+from crlf.tracking import Write
 
 
 class Progress:
     """The bar and the log of a run. On a terminal the bar moves; elsewhere each epoch leaves one line."""
 
-    def __init__(self, run: Run, course: BySteps | ByClock, steps: int, batch_size: int, done: int):
+    def __init__(self, run: Run, course: BySteps | ByClock, steps: int, batch_size: int, done: int, send: Write):
         self.run, self.course, self.steps, self.batch_size = run, course, steps, batch_size
         self.done = done  # steps
+        self.send = send  # a row of the log, to a tracker
         kept = [row for row in run.log() if row.get("step", 0) <= done]  # a resumed run goes on from its checkpoint
         runs.write_bytes(run.file(runs.LOG), "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.bar = tqdm(
@@ -60,6 +62,7 @@ class Progress:
                 file.write(json.dumps(runs.finite(row)) + "\n")
         except OSError as error:
             raise InputError(f"{str(self.run.file(runs.LOG))!r} cannot be written: {error.strerror}") from error
+        self.send(row)
         left, total = self.course.left(step, seconds), self.course.steps(step) / self.steps
         epoch = f"epoch {-(-step // self.steps)}/{total:.3g}"
         self.bar.total = round(total * self.steps * self.batch_size)

@@ -27,6 +27,7 @@ from crlf.progress import Progress
 from crlf.randomness import generator
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs import Run
+from crlf.tracking import require_tracker, tracked
 from crlf.views import Views, denormalise, normalise, view_size
 from crlf.words import size
 
@@ -41,6 +42,7 @@ def pretrain(
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
+    track: str = "none",
 ) -> Run:
     """Train an encoder without labels.
 
@@ -51,6 +53,7 @@ def pretrain(
         device: "cpu", "cuda", "mps", or "auto" for the first that is there of cuda, mps and cpu.
         resume: continue the run in `out` from its checkpoint.
         overwrite: remove the run in `out` first.
+        track: what the log goes to as well: tensorboard, wandb or mlflow; on this machine, see crlf/tracking.py.
 
     Returns:
         The run; its folder now holds the encoder, the losses, the log, the recipe and the checkpoint.
@@ -62,6 +65,7 @@ def pretrain(
     """
     started = time.perf_counter()
     keep_freed_memory()
+    require_tracker(track)
     place = pick_device(device)
     data = load_for_pretraining(recipe.data, data_dir, recipe.images).first(recipe.subset)
     recipe.steps_per_epoch(len(data))
@@ -73,7 +77,7 @@ def pretrain(
     save_views(run, recipe, data)
     if state.share < 1:
         tell_cost(state, data)
-    train(run, recipe, data, state, started)
+    train(run, recipe, data, state, started, track)
     return run
 
 
@@ -155,11 +159,14 @@ class State:
             raise InputError(f"{where} is damaged: {str(error).splitlines()[0]}") from error
 
 
-def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float | None = None) -> None:
+def train(
+    run: Run, recipe: Recipe, data: ImageSet, state: State, started: float | None = None, track: str = "none"
+) -> None:
     """The loop: batch, views, learning rate, loss, backward, step, log, save.
 
     Args:
         started: when the run did, on the clock of `time.perf_counter`; a time budget counts from then.
+        track: one of crlf.tracking.TRACKERS.
     """
     steps = len(state.losses)  # in an epoch
     course: BySteps | ByClock = BySteps(recipe.epochs * steps)
@@ -173,7 +180,8 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
     in_precision = autocast(recipe.precision, device)
     with (
         stop_requests() as stop,
-        Progress(run, course, steps, recipe.batch_size, state.step) as progress,
+        tracked(track, run, state.step) as send,
+        Progress(run, course, steps, recipe.batch_size, state.step, send) as progress,
     ):
         clock = time.perf_counter() - state.seconds
         while not course.over(state.step):

@@ -66,6 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--recipe", "sed"], "Did you mean 'seed'?"),
         (["--recipe"], "recipe '' is not known"),
         (["--recipe", "missing.json"], "cannot be read"),
+        (["--track", "tensorbord"], "Did you mean 'tensorboard'?"),
         (["--device", "cdua"], "Did you mean 'cuda'?"),
         (["--data", "cifar"], "Did you mean 'cifar10'?"),
         (["--optimizer", "moun"], "Did you mean 'muon'?"),
@@ -116,8 +117,9 @@ def test_unknown_command(capsys):
 
 @pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "pretrain"])
 def test_every_stage_refuses_what_is_no_run(capsys, tmp_path: Path, name: str):
-    assert "does not exist" in refused(capsys, name, str(tmp_path / "nowhere"))
-    assert "holds no run" in refused(capsys, name, str(tmp_path))
+    others = {"push": ["someone/encoder"]}.get(name, [])
+    assert "does not exist" in refused(capsys, name, str(tmp_path / "nowhere"), *others)
+    assert "holds no run" in refused(capsys, name, str(tmp_path), *others)
     assert "run" in refused(capsys, name).lower()
 
 
@@ -223,7 +225,7 @@ def test_python_and_the_command_line_share_names_and_arguments():
 
     for name in cli.COMMANDS:
         assert callable(getattr(crlf, name))
-    assert {"recipe", "out", "data_dir", "device", "resume", "overwrite"} == set(
+    assert {"recipe", "out", "data_dir", "device", "resume", "overwrite", "track"} == set(
         inspect.signature(crlf.pretrain).parameters
     )
 

@@ -18,7 +18,8 @@ FLOORS = {
     "course": 0,
     "dist": 0,
     **dict.fromkeys(("randomness", "devices", "interrupts", "runs", "data", "views", "encoders", "optim"), 1),
-    "progress": 2,
+    "tracking": 2,
+    "progress": 3,
     "parquet": 2,
     "sharding": 3,
     "methods.base": 2,
@@ -62,6 +63,11 @@ FLOORS = {
     "estimator": 9,
     "gallery": 12,
     "neighbours": 13,
+    "formats": 9,
+    "explore": 9,
+    "card": 10,
+    "export": 11,
+    "hub": 12,
     "cli": 18,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
