@@ -45,7 +45,8 @@ class Frozen(nn.Module):
 
     def __init__(self, encoder: nn.Module, mirror: bool):
         super().__init__()
-        self.encoder, self.mirror, self.out_dim = encoder, mirror, encoder.out_dim
+        self.encoder, self.mirror = encoder, mirror
+        self.out_dim: int = encoder.out_dim  # type: ignore[assignment]
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:

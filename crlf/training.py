@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crlf import encoders, runs
+from crlf.batches import batches
 from crlf.course import ByClock, BySteps
 from crlf.data import ImageSet, load_for_pretraining
 from crlf.devices import autocast, describe, dtype_of, keep_freed_memory, memory_there, pick_device
@@ -63,7 +64,7 @@ def pretrain(
     started = time.perf_counter()
     keep_freed_memory()
     place = pick_device(device)
-    data = load_for_pretraining(recipe.data, data_dir, recipe.images).first(recipe.subset)
+    data = load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
     recipe.steps_per_epoch(len(data))
     require_labels(recipe, data)
     state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
@@ -166,20 +167,24 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
     if recipe.minutes:
         startup = 0.0 if started is None else time.perf_counter() - started
         course = ByClock(60 * recipe.minutes - startup, state.step, state.share, state.seconds)
-    pixels = data.images.to(state.device)  # uint8 (N, C, H, W)
     labels = data.labels if isinstance(state.method, SupervisedMethod) else None  # no other method has them in reach
-    make_view, watch = Views(recipe.augmentation), Watch(recipe, pixels)
     method, optimizers, device = state.method.train(), state.optimizers, state.device
     in_precision = autocast(recipe.precision, device)
+    make_view, watch = Views(recipe.augmentation), Watch(recipe, data.images, device)
+
+    def rows_of(step: int) -> Tensor:
+        epoch, i = divmod(step, steps)
+        return epoch_order(recipe.seed, epoch, len(data))[i * recipe.batch_size : (i + 1) * recipe.batch_size]
+
     with (
         stop_requests() as stop,
+        batches(data.images, rows_of, device) as pixels,
         Progress(run, course, steps, recipe.batch_size, state.step) as progress,
     ):
         clock = time.perf_counter() - state.seconds
         while not course.over(state.step):
-            epoch, i = divmod(state.step, steps)
-            rows = epoch_order(recipe.seed, epoch, len(data))[i * recipe.batch_size : (i + 1) * recipe.batch_size]
-            batch = pixels[rows.to(device)]  # (B, C, H, W)
+            i = state.step % steps
+            batch = pixels[state.step]  # uint8 (B, C, H, W)
             stream = generator(device, "views", recipe.seed, state.step)
             views = make_view(batch.repeat(recipe.views, 1, 1, 1), stream).chunk(recipe.views)  # each (B, C, h, w)
             share = course.share(state.step + 0.5)
@@ -188,8 +193,9 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
                 lr=schedule(share, recipe.optim.warmup, recipe.optim.final_lr),
                 decay=schedule(share, 0.0, recipe.optim.final_weight_decay),
             )
+            seen = None if labels is None else labels[rows_of(state.step)].to(device)
             with in_precision:
-                loss, stats = loss_of(method, views, None if labels is None else labels[rows].to(device))
+                loss, stats = loss_of(method, views, seen)
             loss.backward()
             last = i == steps - 1
             if last:
@@ -220,7 +226,7 @@ def train(run: Run, recipe: Recipe, data: ImageSet, state: State, started: float
     finish(run, recipe, data, state)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # an epoch's last batches are used while the next one's first are read
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
     """The order of the images in an epoch: int64 (N,), a permutation."""
     return torch.randperm(images, generator=generator("cpu", "order", seed, epoch))
@@ -272,6 +278,7 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
         supervised=isinstance(state.method, SupervisedMethod),
         encoder=recipe.encoder,
         data=recipe.data,
+        image_shape=list(data.images.shape[1:]),
         seed=recipe.seed,
         epochs=round(state.step / len(state.losses), 2) if part else state.step // len(state.losses),
         views_seen=images_seen * recipe.views,
