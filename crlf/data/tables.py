@@ -20,6 +20,7 @@ from crlf.data.decode import PICTURES
 from crlf.data.fetch import say
 from crlf.data.listing import File, look_at
 from crlf.data.shards import Shard
+from crlf.errors import InputError
 
 SPLITS = {
     "train": ("train", "training"),
@@ -68,6 +69,10 @@ def collections(
     """
     train, test = chosen(splits)
     opened = [[shards.look_at(path) for path in paths] for paths in (splits[train], splits[test] if test else [])]
+    if not any(shard.rows for shard in opened[0]):
+        raise InputError(f"data {where!r} cannot be used: it has no rows")
+    if not any(shard.rows for shard in opened[1]):
+        test, opened = "", opened[:1]
     schema = opened[0][0].schema
     image = columns.image(schema, image_column, where, lambda name: first_value(opened[0], name))
     label = columns.label(schema, label_column, where)
