@@ -106,7 +106,8 @@ try:
 except MemoryError:
     pass
 before = held("RssAnon")
-recipe = crlf.Recipe(data=path, batch_size=64, views=2, epochs=1, augmentation=crlf.views.ViewSettings(resolution=0.125))
+views, sgd = crlf.views.ViewSettings(resolution=0.125), crlf.optim.OptimSettings(optimizer="sgd")
+recipe = crlf.Recipe(data=path, batch_size=64, views=2, epochs=1, augmentation=views, optim=sgd)
 run = training.pretrain(recipe, out=out, device="cpu")
 class Mean(torch.nn.Module):  # in place of the encoder, which takes a minute on a core for so many images
     out_dim = 3
@@ -117,7 +118,7 @@ class Mean(torch.nn.Module):  # in place of the encoder, which takes a minute on
         return self.scale * x.mean(dim=(2, 3))
 
 embeddings.load_encoder = lambda *arguments: crlf.encoders.Frozen(Mean(), mirror=False)
-embeddings.embed(run, device="cpu")
+embeddings.embed(run, device="cpu", batch_size=64)
 print(json.dumps({"steps": run.log()[-1]["step"], "grown": held("RssAnon") - before, "loss": run.scores["loss"]}))
 """
 
