@@ -118,9 +118,7 @@ def test_a_row_without_bytes_is_skipped_and_listed(tmp_path: Path, cache: Path):
     train, _ = load(path)
     assert images_of(train) == FILES[1:]
     [table] = cache.rglob("skipped.csv")
-    assert table.read_text().splitlines()[1:] == [
-        f"a.parquet/{row:05},its cell is empty" for row in (0, 40)
-    ]
+    assert table.read_text().splitlines()[1:] == [f"a.parquet/{row:05},its cell is empty" for row in (0, 40)]
 
 
 def test_shards_follow_each_other_by_name(tmp_path: Path):
