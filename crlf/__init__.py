@@ -31,6 +31,8 @@ _HOMES = {
     "pretrain": "training",
     "embed": "embeddings",
     "probe": "probes",
+    "finetune": "finetune",
+    "classify": "classify",
     "draw": "figures",
     "Recipe": "recipe",
     "RECIPES": "recipe",

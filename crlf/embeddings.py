@@ -38,6 +38,7 @@ def embed(
     for name, split in splits.items():
         if encoder is None:
             encoder = load_encoder(run, recipe, split.images.shape[1:]).to(place)
+            run.update_scores(image_shape=list(split.images.shape[1:]))
         rows = embedded(encoder, split.images, recipe.augmentation, batch_size)
         runs.save_rows(run.file(f"{name}_emb.npy"), (len(split), encoder.out_dim), rows)
         runs.write_json(run.file(f"{name}_ids.json"), list(split.ids))
@@ -46,6 +47,19 @@ def embed(
             runs.write_json(run.file(runs.CLASSES), list(split.classes))
     run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
     return run
+
+
+def image_shape(run: Run) -> tuple[int, int, int]:
+    """The shape of the images that a run was trained on: (C, H, W).
+
+    Raises:
+        InputError: the run is not trained, or an older one that did not note it.
+    """
+    shape = run.scores.get("image_shape")
+    if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
+        path = str(run.path)
+        raise InputError(f"{str(run.file(runs.SCORES))!r} has no image_shape: `crlf embed {path}` notes it there")
+    return shape[0], shape[1], shape[2]
 
 
 def protocol(recipe: Recipe) -> str:

@@ -25,11 +25,15 @@ FLOORS = {
     "health": 6,
     "training": 7,
     "embeddings": 7,
+    "labelled": 7,
     "probes": 8,
+    "classifier": 9,
     "figures": 8,
     "report": 9,
     "summary": 9,
-    "cli": 10,
+    "finetune": 10,
+    "classify": 10,
+    "cli": 11,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -219,14 +219,18 @@ def put_in_order(folder: Path, side: int, order: Sequence[int]) -> None:
 
 
 def write_table(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A CSV file; a cell that a spreadsheet would take for a formula gets an apostrophe in front."""
+    write_whole(path, csv_text(head, rows).encode("utf-8", "backslashreplace"))
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as CSV; a cell that a spreadsheet would take for a formula gets an apostrophe in front."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(head)
     table.writerows(
         [f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in row] for row in rows
     )
-    write_whole(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    return text.getvalue()
 
 
 def write_whole(path: Path, data: bytes) -> None:
