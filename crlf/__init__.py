@@ -14,10 +14,12 @@ from crlf.report import report as report  # now, so that the names of these two 
 from crlf.summary import summary as summary
 
 if TYPE_CHECKING:
+    from crlf.classifying import classify as classify
     from crlf.data import ImageSet as ImageSet
     from crlf.embeddings import embed as embed
     from crlf.errors import InputError as InputError
     from crlf.figures import draw as draw
+    from crlf.finetuning import finetune as finetune
     from crlf.probes import probe as probe
     from crlf.recipe import RECIPES as RECIPES
     from crlf.recipe import Recipe as Recipe
@@ -31,8 +33,8 @@ _HOMES = {
     "pretrain": "training",
     "embed": "embeddings",
     "probe": "probes",
-    "finetune": "finetune",
-    "classify": "classify",
+    "finetune": "finetuning",
+    "classify": "classifying",
     "draw": "figures",
     "Recipe": "recipe",
     "RECIPES": "recipe",

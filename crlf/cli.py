@@ -25,8 +25,8 @@ from crlf.errors import InputError, unknown
 COMMANDS = {
     "pretrain": ("crlf.training", "learn an encoder from images without labels"),
     "embed": ("crlf.embeddings", "turn the images of a run into embeddings"),
-    "finetune": ("crlf.finetune", "make a classifier of a run's encoder and labelled images"),
-    "classify": ("crlf.classify", "tell the classes of images"),
+    "finetune": ("crlf.finetuning", "make a classifier of a run's encoder and labelled images"),
+    "classify": ("crlf.classifying", "tell the classes of images"),
     "probe": ("crlf.probes", "measure the embeddings: linear classifier and nearest neighbours"),
     "draw": ("crlf.figures", "draw the figures of a run"),
     "report": ("crlf.report", "write the report of a run, one HTML file"),

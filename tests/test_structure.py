@@ -31,8 +31,8 @@ FLOORS = {
     "figures": 8,
     "report": 9,
     "summary": 9,
-    "finetune": 10,
-    "classify": 10,
+    "finetuning": 10,
+    "classifying": 10,
     "cli": 11,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
