@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import crlf
-from crlf import classifier, cli, data, labelled, runs
+from crlf import classifier, cli, data, runs
 from crlf.data.decode import decode
 from crlf.embeddings import embed_images, load_encoder
 from crlf.errors import InputError
@@ -143,8 +143,9 @@ def test_the_weights_load_without_pickle_and_the_run_stays_as_it_is(run: Run, sh
 
 
 @pytest.mark.parametrize(
-    ("per_class", "fraction", "expected"), [(0, 1.0, [10, 20, 30]), (4, 1.0, [4, 4, 4]), (0, 0.04, [1, 1, 1]), (0, 0.5, [5, 10, 15])]
-)  # fmt: skip
+    ("per_class", "fraction", "expected"),
+    [(0, 1.0, [10, 20, 30]), (4, 1.0, [4, 4, 4]), (0, 0.04, [1, 1, 1]), (0, 0.5, [5, 10, 15])],
+)
 def test_some_labels_are_drawn_class_by_class(per_class: int, fraction: float, expected: list[int]):
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [10, 20, 30]))
     rows = some(labels, "abc", per_class, fraction, seed=0)
@@ -230,14 +231,13 @@ def test_a_batch_is_as_one_by_one(linear: Path, shapes: Path):
         (["shapes", "--seed", "-1"], "seed must be in"),
         (["shapes", "--device", "cdua"], "Did you mean 'cuda'?"),
         (["few", "--epochs", "1", "--lr", "1e30"], "the loss of step 1 is nan: a lower --lr than 1e+30 may do"),
-        (["nowhere/x"], "'nowhere/x' does not exist"),
+        (["nowhere/x"], "nowhere/x' does not exist"),
         (["flat"], "has no labels: its images must lie in a folder for each class"),
         (["flat.npy"], "has no labels"),
-        (["other.npy"], "images of 'other.npy' must be 3 × 32 × 32, as those of the run, not 3 × 16 × 16"),
         (["cifer10"], "Did you mean 'cifar10'?"),
         (["few", "--test", "strange"], "has the class 'cross', which 'few' does not have"),
         (["few", "--test", "flat"], "test 'flat' has no labels"),
-        (["few", "--test", "nowhere/x"], "'nowhere/x' does not exist"),
+        (["few", "--test", "nowhere/x"], "nowhere/x' does not exist"),
         (["few", "--out", "taken"], "output folder 'taken' holds a classifier: --overwrite replaces it"),
         (["few", "--out", "run"], "output folder 'run' holds a run: a classifier needs a folder of its own"),
         (["few", "--out", "flat.npy/c"], "output folder 'flat.npy/c' cannot be made: 'flat.npy' is a file"),
@@ -251,19 +251,13 @@ def test_bad_input_is_one_line(arguments: list[str], reason: str, run: Run, tmp_
     put(Path("strange"), 4, classes=("cross", "disc"))
     shutil.copytree("few/disc", "flat")
     np.save("flat.npy", np.zeros((9, 32, 32), np.uint8))
-    np.save("other.npy", np.zeros((9, 3, 16, 16), np.uint8))
     Path("taken").mkdir()
     Path("taken/classifier.json").write_text("{}")
-    monkeypatch.setattr(labelled, "opened", labelled.opened if arguments != ["other.npy"] else unscaled)
     before = sorted(str(path) for path in Path(".").rglob("*"))
     assert cli.main(["finetune", "run", *arguments]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert reason in said[-1] and said[-1].startswith("crlf finetune: error: ") and "Traceback" not in "".join(said)
     assert sorted(str(path) for path in Path(".").rglob("*")) == before, "nothing is half-written"
-
-
-def unscaled(name: str, shape: tuple[int, int, int], settings: object, data_dir: object) -> object:
-    raise AssertionError
 
 
 @pytest.mark.parametrize(
@@ -287,7 +281,7 @@ def unscaled(name: str, shape: tuple[int, int, int], settings: object, data_dir:
 )
 def test_classifying_bad_input_is_one_line(
     arguments: list[str], reason: str, linear: Path, tmp_path: Path, capsys, monkeypatch
-):  # noqa: E501
+):
     monkeypatch.chdir(tmp_path)
     for name in ("c", "bad json", "bad recipe", "bad classes", "fewer classes", "bad weights"):
         shutil.copytree(linear, name)
@@ -303,6 +297,15 @@ def test_classifying_bad_input_is_one_line(
     [line] = capsys.readouterr().err.strip().splitlines()
     assert reason in line and line.startswith("crlf classify: error: ")
     assert Path("text").read_text() == "hi"
+
+
+def test_a_data_set_of_another_size(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    small = data.ImageSet(torch.zeros(9, 3, 16, 16, dtype=torch.uint8), torch.arange(9) % 2, ("a", "b"), ["x"] * 9)
+    monkeypatch.setitem(data.SOURCES, "shapes", lambda data_dir: (small, small))
+    with pytest.raises(
+        InputError, match="images of 'shapes' must be 3 × 32 × 32, as those of the run, not 3 × 16 × 16"
+    ):
+        crlf.finetune(run, "shapes", out=tmp_path / "c", device="cpu")
 
 
 def test_a_run_that_is_not_trained(tmp_path: Path):
