@@ -17,10 +17,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import crlf
-from crlf import classifier, cli, data, runs
+from crlf import classifier, cli, data, labelled, runs
 from crlf.data.decode import decode
 from crlf.embeddings import embed_images, load_encoder
 from crlf.errors import InputError
+from crlf.finetuning import score, tune
 from crlf.labelled import some
 from crlf.recipe import Recipe
 from crlf.runs import Run
@@ -77,11 +78,11 @@ def test_a_linear_classifier_is_scikit_learns_on_the_runs_embeddings(run: Run, s
     train, test = data.load(str(shapes), None, data.ImageSettings(image_size=32))
     encoder = load_encoder(run, TINY, torch.Size(SHAPE))
     x, z = (embed_images(encoder, part.images, TINY.augmentation) for part in (train, test))
-    c = float(scores(linear)["protocol"].split("C = ")[1].split()[0])
+    c = 1 / (1e-3 * len(x))  # too few images to choose it: scores.json says so
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000, tol=1e-8)).fit(x, train.labels)
     loaded = classifier.load(linear)
     ours = classifier.probabilities(loaded.model, test.images, TINY.augmentation)
-    assert np.allclose(ours, reference.predict_proba(z), atol=0.02)  # C is written with two digits
+    assert np.allclose(ours, reference.predict_proba(z), atol=5e-3)
     assert loaded.classes == ["disc", "ring", "square"] and loaded.shape == SHAPE
     weights = run.tensors(runs.ENCODER)
     assert all(torch.equal(value, weights[name]) for name, value in loaded.model.encoder.state_dict().items())
@@ -115,12 +116,18 @@ def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(ru
     assert {"accuracy", "linear_accuracy"} <= set(scores(one)) and "12 steps of 16" in scores(one)["protocol"]
 
 
-def test_tuning_learns_what_a_frozen_encoder_does_not(run: Run, tmp_path: Path):
-    """On the training images of shapes, of which an encoder of four steps knows little."""
-    folder = crlf.finetune(run, "shapes", out=tmp_path / "c", epochs=3, lr=3e-3, device="cpu")
-    found = scores(folder)
-    assert found["accuracy"] > found["linear_accuracy"] + 0.05 and found["accuracy"] > 0.6
-    assert found["test_images"] == 500 and "its own test images" in found["protocol"]
+def test_tuning_learns_by_itself(run: Run):
+    """From a head of zeros, which knows nothing, in 150 steps."""
+    train, test = data.load("shapes")
+    found = labelled.Labelled(
+        train.images[:600], train.labels[:600].numpy(), test.images, test.labels.numpy(), train.classes, ""
+    )
+    model = classifier.build(TINY, SHAPE, len(train.classes))
+    model.encoder.load_state_dict(run.tensors(runs.ENCODER))
+    for weight in model.head.parameters():
+        torch.nn.init.zeros_(weight)
+    tune(model, found, np.arange(600), TINY, epochs=8, lr=3e-3, batch=32, seed=0)
+    assert score(model, found, TINY)["accuracy"] > 0.5  # chance is 0.13
 
 
 def test_training_mode_and_gradients_are_left_behind(linear: Path):
@@ -230,7 +237,7 @@ def test_a_batch_is_as_one_by_one(linear: Path, shapes: Path):
         (["shapes", "--batch-size", "0"], "batch_size must be in 1..65536, not 0"),
         (["shapes", "--seed", "-1"], "seed must be in"),
         (["shapes", "--device", "cdua"], "Did you mean 'cuda'?"),
-        (["few", "--epochs", "1", "--lr", "1e30"], "the loss of step 1 is nan: a lower --lr than 1e+30 may do"),
+        (["few", "--epochs", "3", "--lr", "1e30"], "fine-tuning diverged: a lower --lr than 1e+30 may do"),
         (["nowhere/x"], "nowhere/x' does not exist"),
         (["flat"], "has no labels: its images must lie in a folder for each class"),
         (["flat.npy"], "has no labels"),
