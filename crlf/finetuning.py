@@ -52,7 +52,7 @@ def finetune(
     labels_per_class: int = 0,
     fraction: float = 1.0,
     epochs: int = 0,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     batch_size: int = 128,
     seed: int = 0,
     out: str | Path | None = None,
