@@ -117,6 +117,8 @@ def load(path: Path) -> Loaded:
     Raises:
         InputError: there is none, or its files are damaged.
     """
+    if not path.is_dir():
+        raise InputError(f"folder {str(path)!r} does not exist")
     folder = path if (path / MADE_FROM).exists() else path / FOLDER
     if not (folder / MADE_FROM).exists():
         raise InputError(f"{str(path)!r} holds no classifier: `crlf finetune` makes one")

@@ -45,9 +45,9 @@ SMOOTHING = 0.1  # of the labels (Szegedy et al. 2016, section 7)
 
 def finetune(
     run: Run | str | Path,
-    data: str,
+    data: str | Path,
     *,
-    test: str | None = None,
+    test: str | Path | None = None,
     mode: Literal["linear", "full"] = "full",
     labels_per_class: int = 0,
     fraction: float = 1.0,
@@ -94,6 +94,7 @@ def finetune(
     require(1 <= batch_size <= 65_536, "batch_size", "in 1..65536", batch_size)
     require(0 <= seed < 2**63, "seed", f"in 0..{2**63 - 1}", seed)
     keep_freed_memory()
+    data, test = str(data), None if test is None else str(test)
     run, place = Run.open(run), pick_device(device)
     folder = Path(out) if out is not None else run.file(classifier.FOLDER)
     classifier.require_free(folder, overwrite)
