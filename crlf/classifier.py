@@ -121,7 +121,8 @@ def load(path: Path) -> Loaded:
         raise InputError(f"folder {str(path)!r} does not exist")
     folder = path if (path / MADE_FROM).exists() else path / FOLDER
     if not (folder / MADE_FROM).exists():
-        raise InputError(f"{str(path)!r} holds no classifier: `crlf finetune` makes one")
+        why = "has no classifier" if (path / runs.RECIPE).exists() else "holds no run and no classifier"
+        raise InputError(f"folder {str(path)!r} {why}: `crlf finetune` makes one")
     made_from, classes = read_json(folder / MADE_FROM, dict), read_json(folder / runs.CLASSES, list)
     weights = Run(folder).tensors(WEIGHTS)
     try:

@@ -114,10 +114,13 @@ def test_unknown_command(capsys):
     assert "Did you mean 'pretrain'" in refused(capsys, "pretain")
 
 
+MORE = {"finetune": ["shapes"], "classify": ["a.png"]}  # what a stage needs besides its run
+
+
 @pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "pretrain"])
 def test_every_stage_refuses_what_is_no_run(capsys, tmp_path: Path, name: str):
-    assert "does not exist" in refused(capsys, name, str(tmp_path / "nowhere"))
-    assert "holds no run" in refused(capsys, name, str(tmp_path))
+    assert "does not exist" in refused(capsys, name, str(tmp_path / "nowhere"), *MORE.get(name, []))
+    assert "holds no run" in refused(capsys, name, str(tmp_path), *MORE.get(name, []))
     assert "run" in refused(capsys, name).lower()
 
 

@@ -278,7 +278,7 @@ def test_bad_input_is_one_line(arguments: list[str], reason: str, run: Run, tmp_
         (["c", "nowhere.png"], "image 'nowhere.png' does not exist"),
         (["c", "text"], "none of 1 files is an image; the first is 'text': it is no JPEG"),
         (["c", "empty"], "data folder 'empty' is empty"),
-        (["empty", "a.png"], "'empty' holds no classifier: `crlf finetune` makes one"),
+        (["empty", "a.png"], "folder 'empty' holds no run and no classifier: `crlf finetune` makes one"),
         (["nowhere", "a.png"], "folder 'nowhere' does not exist"),
         (["c", "a.png", "--out", "text"], "output file 'text' is there already: --overwrite replaces it"),
         (["c", "a.png", "--out", "no/t.csv"], "'no/t.csv' cannot be written"),
