@@ -38,7 +38,7 @@ from crlf.views import Views, ViewSettings
 from crlf.words import percent
 
 LEAST_STEPS = 450  # of full fine-tuning, whatever the number of images
-PASSES = 10  # over many images
+PASSES = 30  # over many images
 DECAY = 0.05  # weight decay of AdamW
 SMOOTHING = 0.1  # of the labels (Szegedy et al. 2016, section 7)
 
@@ -48,7 +48,7 @@ def finetune(
     data: str | Path,
     *,
     test: str | Path | None = None,
-    mode: Literal["linear", "full"] = "full",
+    mode: Literal["linear", "full"] = "linear",
     labels_per_class: int = 0,
     fraction: float = 1.0,
     epochs: int = 0,
@@ -70,7 +70,7 @@ def finetune(
         mode: "linear" trains a linear layer on the frozen encoder, "full" then all weights.
         labels_per_class: learn from so many images of each class, drawn by chance; 0 for all.
         fraction: learn from this share of each class.
-        epochs: passes over the images, of full fine-tuning; 0 takes 10, and more of few images: at least 450 steps.
+        epochs: passes over the images, of full fine-tuning; 0 takes 30, and more of few images: at least 450 steps.
         lr: peak learning rate of full fine-tuning.
         batch_size: images in a step of full fine-tuning.
         seed: of the images that are drawn, their order and their views.

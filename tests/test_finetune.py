@@ -106,7 +106,7 @@ def test_scores_are_those_of_the_held_out_images(linear: Path):
 
 
 def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(run: Run, shapes: Path, tmp_path: Path):
-    full = {"epochs": 2, "batch_size": 8, "labels_per_class": 8, "device": "cpu"}
+    full = {"mode": "full", "epochs": 2, "batch_size": 8, "labels_per_class": 8, "device": "cpu"}
     one, same, other = (
         crlf.finetune(run, str(shapes), out=tmp_path / name, seed=seed, **full)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
@@ -241,7 +241,10 @@ def test_a_batch_is_as_one_by_one(linear: Path, shapes: Path):
         (["shapes", "--batch-size", "0"], "batch_size must be in 1..65536, not 0"),
         (["shapes", "--seed", "-1"], "seed must be in"),
         (["shapes", "--device", "cdua"], "Did you mean 'cuda'?"),
-        (["few", "--epochs", "3", "--lr", "1e30"], "fine-tuning diverged: a lower --lr than 1e+30 may do"),
+        (
+            ["few", "--mode", "full", "--epochs", "3", "--lr", "1e30"],
+            "fine-tuning diverged: a lower --lr than 1e+30 may do",
+        ),
         (["nowhere/x"], "nowhere/x' does not exist"),
         (["flat"], "has no labels: its images must lie in a folder for each class"),
         (["flat.npy"], "has no labels"),
