@@ -18,11 +18,13 @@ from crlf.report import report as report
 from crlf.summary import summary as summary
 
 if TYPE_CHECKING:
+    from crlf.classifying import classify as classify
     from crlf.data import ImageSet as ImageSet
     from crlf.embeddings import embed as embed
     from crlf.errors import InputError as InputError
     from crlf.estimator import ContrastiveEncoder as ContrastiveEncoder
     from crlf.figures import draw as draw
+    from crlf.finetuning import finetune as finetune
     from crlf.hub import push as push
     from crlf.loading import Encoder as Encoder
     from crlf.loading import load as load
@@ -41,6 +43,8 @@ _HOMES = {
     "embed": "embeddings",
     "probe": "probes",
     "push": "hub",
+    "finetune": "finetuning",
+    "classify": "classifying",
     "draw": "figures",
     "load": "loading",
     "search": "neighbours",

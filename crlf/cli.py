@@ -27,6 +27,8 @@ COMMANDS = {
     "embed": ("crlf.embeddings", "turn the images of a run, or new ones, into embeddings"),
     "search": ("crlf.neighbours", "find the images that are nearest to an image"),
     "probe": ("crlf.probes", "measure the embeddings: linear classifier, nearest neighbours and more"),
+    "finetune": ("crlf.finetuning", "make a classifier of a run's encoder and labelled images"),
+    "classify": ("crlf.classifying", "tell the classes of images"),
     "draw": ("crlf.figures", "draw the figures of a run"),
     "report": ("crlf.report", "write the report of a run, one HTML file"),
     "compare": ("crlf.compare", "hold runs against each other: what differs, and what is noise"),

@@ -79,21 +79,46 @@ def memory_used(device: torch.device) -> int:
         return torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return torch.mps.current_allocated_memory()
+    return bytes_held(1)
+
+
+def bytes_held(column: int) -> int:
+    """A number of /proc/self/statm: 1 for what is in memory, 5 for what limits count, touched or not; 0 elsewhere."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return int(Path("/proc/self/statm").read_text().split()[column]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_there(device: torch.device) -> int:
-    """Bytes of memory that the device has; 0 where the system does not tell."""
+    """Bytes of memory that the device has, and this process may use; 0 where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 0
+    return min([whole, *limits()])
+
+
+def limits() -> Iterator[int]:
+    """What this process may hold, in bytes: the limits of its container, and of itself (`ulimit -d`)."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            yield int(Path(path).read_text())
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        data = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        if data != resource.RLIM_INFINITY:
+            yield data
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """Whether so many bytes of images leave enough memory to work with them there: at most half of it."""
+    there = memory_there(device)
+    held = bytes_held(5) if device.type == "cpu" else 0
+    return not there or size <= (there - held) / 2
 
 
 @contextlib.contextmanager

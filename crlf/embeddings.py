@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -98,15 +98,14 @@ def embed_own(run: Run, data_dir: str | Path | None, place: torch.device, batch_
     """Embed the training and the test images of a run."""
     recipe = Recipe.from_dict(run.recipe)
     start = time.perf_counter()
-    splits = dict(zip(("train", "test"), load(recipe.data, data_dir, recipe.images), strict=True))
+    splits = dict(zip(("train", "test"), load(recipe.data, data_dir, recipe.images, recipe.subset), strict=True))
     encoder: encoders.Frozen | None = None
     for name, split in splits.items():
-        splits[name] = split = split.first(recipe.subset)
         if encoder is None:
             encoder = load_encoder(run, recipe, split.images.shape[1:]).to(place)
             run.update_scores(image_shape=list(split.images.shape[1:]))
-        embeddings = embed_images(encoder, split.images, recipe.augmentation, batch_size)
-        runs.save_array(run.file(f"{name}_emb.npy"), embeddings)
+        rows = embedded(encoder, split.images, recipe.augmentation, batch_size)
+        runs.save_rows(run.file(f"{name}_emb.npy"), (len(split), encoder.out_dim), rows)
         runs.write_json(run.file(f"{name}_ids.json"), list(split.ids))
         if split.labels is not None:
             runs.save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
@@ -166,7 +165,7 @@ def image_shape(run: Run) -> tuple[int, int, int]:
     """The shape of the images that a run was trained on: (C, H, W).
 
     Raises:
-        InputError: an older run did not note it.
+        InputError: the run is not trained, or an older one that did not note it.
     """
     shape = run.scores.get("image_shape")
     if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
@@ -197,14 +196,19 @@ def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> encoders.Frozen
     return encoders.Frozen(encoder, recipe.embedding.mirror)
 
 
-@torch.no_grad()
 def embed_images(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_size: int = 500) -> np.ndarray:
     """Embed images as they are: uint8 (N, C, H, W) on any device -> float32 (N, D); row i is image i.
 
     The encoder must be in evaluation mode: then no weight and no batch-norm statistic changes, and a row does not
     depend on the images beside it.
     """
+    return np.concatenate(list(embedded(encoder, images, settings, batch_size)))
+
+
+@torch.no_grad()
+def embedded(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_size: int) -> Iterator[np.ndarray]:
+    """The rows of `embed_images` a batch at a time: neither the images nor the rows need to fit in memory."""
     assert not encoder.training, "a frozen encoder is in evaluation mode"
     device = next(encoder.parameters()).device
-    rows = [encoder(normalise(batch.to(device), settings)).float().cpu() for batch in images.split(batch_size)]
-    return torch.cat(rows).numpy()
+    for batch in images.split(batch_size):
+        yield encoder(normalise(batch.to(device), settings)).float().cpu().numpy()

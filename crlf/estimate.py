@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crlf import encoders
 from crlf.data import ImageSet
-from crlf.devices import autocast, memory_used, wait_for
+from crlf.devices import autocast, fits, memory_used, wait_for
 from crlf.methods import Method
 from crlf.methods.base import loss_of
 from crlf.randomness import generator
@@ -73,7 +73,8 @@ def estimate(
         for value in state.values()
         if isinstance(value, Tensor)
     )
-    held = 2 * weights + moments + data.images.nbytes
+    resident = data.images.nbytes if fits(data.images.nbytes, device) else 0  # else a few batches (crlf.batches)
+    held = 2 * weights + moments + resident
     # A test set has about a fifth of the images; the arrays and the table hold each row.
     rows = 12 * embedding_bytes(recipe, data) // 5
     return Estimate(

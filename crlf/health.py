@@ -299,13 +299,14 @@ class Watch:
     """Measures a run's method now and then, on one sample of its training images, and says once when it collapses.
 
     Args:
-        pixels: the training images, uint8 (N, C, H, W), on the method's device.
+        pixels: the training images, uint8 (N, C, H, W), anywhere.
+        device: the method's.
     """
 
-    def __init__(self, recipe: Recipe, pixels: Tensor):
+    def __init__(self, recipe: Recipe, pixels: Tensor, device: torch.device | str = "cpu"):
         order = torch.randperm(len(pixels), generator=generator("cpu", "health", recipe.seed))
         self.recipe = recipe
-        self.images = pixels[order[:SAMPLE].to(pixels.device)]  # not the first: those may be of one class
+        self.images = pixels[order[:SAMPLE].to(pixels.device)].to(device)  # not the first: those may be of one class
         self.make_view = Views(recipe.augmentation)
         self.seconds = self.last = 0.0  # that looking took
         self.judged = False

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -259,6 +259,19 @@ def finite(value: Any) -> Any:
 def save_array(path: Path, array: np.ndarray) -> None:
     with replacing(path) as file:
         np.save(file, array, allow_pickle=False)
+
+
+def save_rows(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
+    """A `.npy` file of float32 of this shape from its rows, some at a time."""
+    with replacing(path) as file:
+        head = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, head)
+        written = 0
+        for part in parts:
+            assert part.shape[1:] == shape[1:], f"rows of {part.shape} in an array of {shape}"
+            file.write(np.ascontiguousarray(part, dtype="<f4").data)
+            written += len(part)
+        assert written == shape[0], f"{written} rows in an array of {shape}"
 
 
 def save_tensors(path: Path, value: Any) -> None:

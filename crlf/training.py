@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crlf import encoders, runs
+from crlf.batches import batches
 from crlf.course import ByClock, BySteps
 from crlf.data import ImageSet, load_for_pretraining
 from crlf.devices import autocast, describe, dtype_of, keep_freed_memory, memory_there, pick_device
@@ -67,7 +68,7 @@ def pretrain(
     keep_freed_memory()
     require_tracker(track)
     place = pick_device(device)
-    data = load_for_pretraining(recipe.data, data_dir, recipe.images).first(recipe.subset)
+    data = load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
     recipe.steps_per_epoch(len(data))
     require_labels(recipe, data)
     state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
@@ -173,21 +174,25 @@ def train(
     if recipe.minutes:
         startup = 0.0 if started is None else time.perf_counter() - started
         course = ByClock(60 * recipe.minutes - startup, state.step, state.share, state.seconds)
-    pixels = data.images.to(state.device)  # uint8 (N, C, H, W)
     labels = data.labels if isinstance(state.method, SupervisedMethod) else None  # no other method has them in reach
-    make_view, watch = Views(recipe.augmentation), Watch(recipe, pixels)
     method, optimizers, device = state.method.train(), state.optimizers, state.device
     in_precision = autocast(recipe.precision, device)
+    make_view, watch = Views(recipe.augmentation), Watch(recipe, data.images, device)
+
+    def rows_of(step: int) -> Tensor:
+        epoch, i = divmod(step, steps)
+        return epoch_order(recipe.seed, epoch, len(data))[i * recipe.batch_size : (i + 1) * recipe.batch_size]
+
     with (
         stop_requests() as stop,
         tracked(track, run, state.step) as send,
+        batches(data.images, rows_of, device) as pixels,
         Progress(run, course, steps, recipe.batch_size, state.step, send) as progress,
     ):
         clock = time.perf_counter() - state.seconds
         while not course.over(state.step):
-            epoch, i = divmod(state.step, steps)
-            rows = epoch_order(recipe.seed, epoch, len(data))[i * recipe.batch_size : (i + 1) * recipe.batch_size]
-            batch = pixels[rows.to(device)]  # (B, C, H, W)
+            i = state.step % steps
+            batch = pixels[state.step]  # uint8 (B, C, H, W)
             stream = generator(device, "views", recipe.seed, state.step)
             views = make_view(batch.repeat(recipe.views, 1, 1, 1), stream).chunk(recipe.views)  # each (B, C, h, w)
             share = course.share(state.step + 0.5)
@@ -196,8 +201,9 @@ def train(
                 lr=schedule(share, recipe.optim.warmup, recipe.optim.final_lr),
                 decay=schedule(share, 0.0, recipe.optim.final_weight_decay),
             )
+            seen = None if labels is None else labels[rows_of(state.step)].to(device)
             with in_precision:
-                loss, stats = loss_of(method, views, None if labels is None else labels[rows].to(device))
+                loss, stats = loss_of(method, views, seen)
             loss.backward()
             last = i == steps - 1
             if last:
@@ -228,7 +234,7 @@ def train(
     finish(run, recipe, data, state)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # an epoch's last batches are used while the next one's first are read
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
     """The order of the images in an epoch: int64 (N,), a permutation."""
     return torch.randperm(images, generator=generator("cpu", "order", seed, epoch))

@@ -115,11 +115,17 @@ def test_unknown_command(capsys):
     assert "Did you mean 'pretrain'" in refused(capsys, "pretain")
 
 
+MORE = {
+    "finetune": ["shapes"],
+    "classify": ["a.png"],
+    "push": ["someone/encoder"],
+}  # what a stage needs beside its run
+
+
 @pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "pretrain"])
 def test_every_stage_refuses_what_is_no_run(capsys, tmp_path: Path, name: str):
-    others = {"push": ["someone/encoder"]}.get(name, [])
-    assert "does not exist" in refused(capsys, name, str(tmp_path / "nowhere"), *others)
-    assert "holds no run" in refused(capsys, name, str(tmp_path), *others)
+    assert "does not exist" in refused(capsys, name, str(tmp_path / "nowhere"), *MORE.get(name, []))
+    assert "holds no run" in refused(capsys, name, str(tmp_path), *MORE.get(name, []))
     assert "run" in refused(capsys, name).lower()
 
 

@@ -318,6 +318,28 @@ def test_a_second_load_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(calls) == 20  # another size is another place in the cache
 
 
+@pytest.mark.parametrize("classes", [("cat", "dog", "eel"), ("",)])
+def test_a_subset_decodes_no_more_than_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: tuple):
+    put(tmp_path, [f"{name}/{i:03}.png".lstrip("/") for name in classes for i in range(300 // len(classes))])
+    whole = load(tmp_path)[0]
+    calls = counted(monkeypatch)
+    train, test = data.load(str(tmp_path), None, ImageSettings(), subset=30)
+    assert len(train) == 30 and 30 <= len(calls) <= 36
+    if classes == ("",):
+        assert train.ids == whole.ids[:30] and torch.equal(train.images, whole.images[:30]) and train.labels is None
+    else:
+        assert train.labels.tolist() == 10 * [0, 1, 2] and set(test.labels.tolist()) == {0, 1, 2}
+        assert all(int(name[-7:-4]) < 13 for name in train.ids)  # the first of each
+    data.load(str(tmp_path), None, ImageSettings(), subset=30)
+    assert len(calls) <= 36, "the second time nothing"
+
+
+def test_a_subset_takes_folders_for_classes_only_if_the_whole_set_would(tmp_path: Path):
+    put(tmp_path, [f"{name}/{i}.png" for name in "ab" for i in range(20)] + ["zz.png"])
+    train, test = data.load(str(tmp_path), None, ImageSettings(), subset=8)
+    assert train.labels is None and len(train) == 8 and len(test) == 0
+
+
 def test_a_changed_file_is_decoded_again(tmp_path: Path):
     put(tmp_path, ["a.png", "b.png"])
     before = load(tmp_path)[0].images.clone()
@@ -646,7 +668,7 @@ def test_class_folders_end_in_scores(tmp_path: Path, monkeypatch: pytest.MonkeyP
     put(tmp_path / "my photos", [f"{k}/{i:02}.png" for k in "ab" for i in range(20)])
     run = stages(monkeypatch, tmp_path, "--subset", "20", "--image-size", "16")
     assert {"linear_accuracy", "knn_accuracy", "chance"} <= set(json.loads((run / "scores.json").read_text()))
-    assert sorted(set(np.load(run / "train_lbl.npy"))) == [0, 1] and len(np.load(run / "test_lbl.npy")) == 4
+    assert sorted(set(np.load(run / "train_lbl.npy"))) == [0, 1] and len(np.load(run / "test_lbl.npy")) == 2
     names = json.loads((run / "train_ids.json").read_text())
     assert [name[0] for name in names] == ["ab"[label] for label in np.load(run / "train_lbl.npy")]
 

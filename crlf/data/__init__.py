@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from crlf.data import cifar, folder, shapes, stl10, svhn
+from crlf.data import cifar, folder, hub, shapes, stl10, svhn
 from crlf.data.cache import cache_dir
 from crlf.data.folder import ImageSettings
 from crlf.data.imageset import ImageSet
@@ -29,20 +29,23 @@ UNLABELLED: dict[str, Callable[[str | Path | None], ImageSet]] = {
 
 
 def named(data: str) -> str:
-    """What a recipe calls its data: a name of `SOURCES`, or the whole path of images of one's own.
+    """What a recipe calls its data: a name of `SOURCES` or hf:NAME, or the whole path of images of one's own.
 
     Raises:
         InputError: it is neither.
     """
     if data in SOURCES:
         return data
+    if data.startswith(hub.PREFIX):
+        return hub.named(data)
     if not folder.is_path(data):
-        raise unknown("data set", data, [*SOURCES, "the path of a folder, a list or an array of images"])
+        known = [*SOURCES, "hf:NAME", "the path of a folder, a list, a table or an array of images"]
+        raise unknown("data set", data, known)
     return os.path.abspath(os.path.expanduser(data))
 
 
 def load(
-    data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None
+    data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None, subset: int = 0
 ) -> tuple[ImageSet, ImageSet]:
     """The training and the test images of a source.
 
@@ -50,6 +53,7 @@ def load(
         data: one of `SOURCES`, or the path of images of one's own (crlf.data.folder).
         data_dir: where a data set known by name lies; by default the cache, which is filled if need be.
         settings: how images of one's own are read.
+        subset: at most this many training and as many test images, the first ones; 0 for all.
 
     Raises:
         InputError: no source has that name, or its data are missing, damaged or out of reach.
@@ -58,9 +62,10 @@ def load(
     if data not in SOURCES:
         if data_dir is not None:
             raise InputError(f"data_dir is for data sets known by name, and data is the path {data!r}")
-        return folder.load(Path(data), settings)
+        return folder.load(data, settings, subset)
     refuse(settings, data)
-    return SOURCES[data](data_dir)
+    train, test = SOURCES[data](data_dir)
+    return train.first(subset), test.first(subset)
 
 
 def refuse(settings: ImageSettings | None, data: str) -> None:
@@ -71,13 +76,13 @@ def refuse(settings: ImageSettings | None, data: str) -> None:
 
 
 def load_for_pretraining(
-    data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None
+    data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None, subset: int = 0
 ) -> ImageSet:
     """The images of a source to learn from: its unlabelled ones if it has such, else its training images.
 
     Arguments and errors are those of `load`, whose training and test images stay for the probes.
     """
     if data not in UNLABELLED:
-        return load(data, data_dir, settings)[0]
+        return load(data, data_dir, settings, subset)[0]
     refuse(settings, data)
-    return UNLABELLED[data](data_dir)
+    return UNLABELLED[data](data_dir).first(subset)

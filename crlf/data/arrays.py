@@ -10,6 +10,8 @@ from PIL import Image
 
 from crlf.data.decode import square
 from crlf.data.imageset import ImageSet
+from crlf.data.mapping import mode, tensor
+from crlf.devices import fits
 from crlf.errors import InputError, first_line
 
 SUFFIXES = (".npy", ".npz")
@@ -17,12 +19,13 @@ SHAPES = "uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1, 3 or 4"
 CHANNELS = (1, 3, 4)
 
 
-def load(path: Path, image_size: int = 0) -> ImageSet:
+def load(path: Path, image_size: int = 0, subset: int = 0) -> ImageSet:
     """The images in an array, in its order, without labels.
 
     Args:
         path: a .npy file, or an .npz file of one array, or with one named "images".
         image_size: pixels a side, as for files (`crlf.data.decode`); 0 leaves them as they are.
+        subset: at most so many, the first ones; 0 for all.
 
     Returns:
         uint8 (N, 3, H, W): gray three times, and what is transparent on white.
@@ -30,10 +33,11 @@ def load(path: Path, image_size: int = 0) -> ImageSet:
     Raises:
         InputError: it cannot be read, holds Python objects, or is of another shape or dtype.
     """
-    images = three_channels(read(path), path)  # (N, 3, H, W)
+    array = read(path)
+    images = three_channels(array[:subset] if subset and array.ndim else array, path)  # (N, 3, H, W)
     if image_size and images.shape[2:] != (image_size, image_size):
         images = np.stack([square(Image.fromarray(image.transpose(1, 2, 0)), image_size) for image in images])
-    return ImageSet(torch.from_numpy(images), None, (), tuple(f"{path.name}/{i:05}" for i in range(len(images))))
+    return ImageSet(tensor(images), None, (), tuple(f"{path.name}/{i:05}" for i in range(len(images))))
 
 
 def read(path: Path) -> np.ndarray:
@@ -43,8 +47,7 @@ def read(path: Path) -> np.ndarray:
                 file.seek(0)
                 with np.load(file, allow_pickle=False) as found:
                     return found[only(found.files)]
-        # Copy on write: torch wants memory that it may write to, and the file stays as it is.
-        return np.load(path, mmap_mode="c", allow_pickle=False)
+        return np.load(path, mmap_mode=mode(path.stat().st_size), allow_pickle=False)
     except InputError as error:
         raise InputError(f"array {str(path)!r} cannot be used: {error}") from error
     except OSError as error:
@@ -68,6 +71,9 @@ def three_channels(array: np.ndarray, path: Path) -> np.ndarray:
     refused = InputError(f"array {str(path)!r} must be {SHAPES}, not {array.dtype} {array.shape}")
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
         raise refused
+    if array.shape[1] != 3 and not fits(3 * array.nbytes, torch.device("cpu")):
+        rule = "an array that is larger than the memory must be uint8 (N, 3, H, W)"
+        raise InputError(f"{rule}, not {array.shape} as in {str(path)!r}")
     if array.ndim == 3:
         array = array[:, None]
     else:

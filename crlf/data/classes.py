@@ -11,28 +11,45 @@ HELD_OUT = 0.1  # share of each class that becomes the test split
 def arrange(names: Sequence[str], digests: Sequence[str]) -> tuple[list[int], list[int], list[int], list[str]] | None:
     """Folders as classes, where that is obvious: each image lies in one of two or more, each of two or more images.
 
-    A tenth of each class, at least one, is held out: those with the smallest SHA-256, which is as good as chance and
-    does not change with a name. No image that has a copy is held out: the copy would be trained on. The classes take
-    turns, so that the first images of a split are of all of them.
+    Images are held out as `hold_out` says; those that have a copy are not among the two.
 
     Returns:
         Rows for training, rows for testing, the label of each of `names`, the classes; None where it is not obvious.
     """
     folders = [name.partition("/")[0] if "/" in name else "" for name in names]
     classes, copies = sorted(set(folders)), Counter(digests)
+    alone = Counter(folder for folder, digest in zip(folders, digests, strict=True) if copies[digest] == 1)
+    if "" in classes or len(classes) < 2 or min(alone[name] for name in classes) < 2:
+        return None
     places = {name: label for label, name in enumerate(classes)}
     labels = [places[folder] for folder in folders]
-    members: list[list[int]] = [[] for _ in classes]
+    return *hold_out(labels, digests), labels, classes
+
+
+def hold_out(labels: Sequence[int], digests: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Rows for training, and rows for testing.
+
+    A tenth of each class, at least one, is held out: those with the smallest SHA-256, which is as good as chance and
+    does not change with a name. No image that has a copy is held out: the copy would be trained on. Nor is the only
+    other one of its class. The classes take turns, so that the first images of a split are of all of them.
+    """
+    copies = Counter(digests)
+    members: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
     for row, label in enumerate(labels):
         members[label].append(row)
-    alone = [[row for row in rows if copies[digests[row]] == 1] for rows in members]
-    if "" in classes or len(classes) < 2 or min(map(len, alone)) < 2:
-        return None
-    for few in alone:
-        few.sort(key=lambda row: digests[row])
-    held = [few[: max(1, round(HELD_OUT * len(rows)))] for few, rows in zip(alone, members, strict=True)]
-    kept = [sorted(set(rows) - set(out)) for rows, out in zip(members, held, strict=True)]
-    return take_turns(kept), take_turns([sorted(rows) for rows in held]), labels, classes
+    kept, held = [], []
+    for rows in members.values():
+        few = sorted((row for row in rows if copies[digests[row]] == 1), key=lambda row: digests[row])
+        out = few[: max(1, round(HELD_OUT * len(rows)))] if len(few) > 1 else []
+        held.append(sorted(out))
+        kept.append(sorted(set(rows) - set(out)))
+    return take_turns(kept), take_turns(held)
+
+
+def enough(count: int, classes: int) -> int:
+    """How many images, the same number of each class, leave `count` for training when some are held out."""
+    each = -(-count // classes)
+    return classes * (each + max(1, -(-each // 9)))
 
 
 def take_turns(groups: Sequence[Sequence[int]]) -> list[int]:

@@ -17,6 +17,7 @@ from crlf.errors import InputError, first_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 PILLOW = 178_956_970  # pixels from which Pillow itself takes an image for a decompression bomb
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")  # as their files are usually called
 KINDS = "JPEG, PNG, WebP, TIFF, GIF or BMP"
 
 

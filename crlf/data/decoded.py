@@ -13,7 +13,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from crlf.data.classes import arrange
+from crlf.data.collection import Collection
 from crlf.data.decode import decode
 from crlf.data.listing import File
+from crlf.data.mapping import mode
 from crlf.errors import InputError
 
 ROWS, TOLD, IMAGES, INDEX = "rows.u8", "rows.jsonl", "images.u8", "index.json"
@@ -57,9 +58,7 @@ class Index:
     """Images that are copies of an earlier one."""
 
 
-def decoded(
-    files: Sequence[File], side: int, max_pixels: int, folder: Path, by_class: bool
-) -> tuple[np.ndarray, Index]:
+def decoded(files: Collection, side: int, max_pixels: int, folder: Path, limit: int = 0) -> tuple[np.ndarray, Index]:
     """The images in these files, decoded if they are not yet.
 
     Args:
@@ -67,7 +66,7 @@ def decoded(
         side: of the images, in pixels.
         max_pixels: an image of more is skipped.
         folder: the place of these files in the cache; nobody else writes to it.
-        by_class: whether folders may become labels (`crlf.data.classes`).
+        limit: only the first files are looked into, until they gave so many images; 0 for all.
 
     Returns:
         uint8 (N, 3, side, side), mapped from the disk; and what its rows are.
@@ -78,9 +77,9 @@ def decoded(
     """
     index = finished(folder, side)
     if index is None:
-        outcomes = decode_all(files, side, max_pixels, folder)
-        index = finish(files, outcomes, side, folder, by_class)
-    return mapped(folder / IMAGES, side, "c"), index  # copy on write: torch wants memory that it may write to
+        outcomes = decode_all(files, side, max_pixels, folder, limit or len(files.names))
+        index = finish(files, outcomes, side, folder)
+    return mapped(folder / IMAGES, side, mode(len(index.ids) * 3 * side * side)), index
 
 
 def finished(folder: Path, side: int) -> Index | None:
@@ -93,16 +92,16 @@ def finished(folder: Path, side: int) -> Index | None:
     return index if whole else None
 
 
-def mapped(path: Path, side: int, mode: str) -> np.ndarray:
-    return np.memmap(path, np.uint8, mode).reshape(-1, 3, side, side)  # type: ignore[call-overload]
+def mapped(path: Path, side: int, how: str) -> np.ndarray:
+    return np.memmap(path, np.uint8, how).reshape(-1, 3, side, side)  # type: ignore[call-overload]
 
 
 # Decoding
 
 
-def decode_all(files: Sequence[File], side: int, max_pixels: int, folder: Path) -> list[Outcome]:
+def decode_all(files: Collection, side: int, max_pixels: int, folder: Path, limit: int) -> list[Outcome]:
     """Decode the files that are not yet, a thread a core: Pillow lets go of the interpreter while it works."""
-    outcomes = resumed(folder, side)
+    outcomes, total = resumed(folder, side), len(files.names)
 
     def one(file: File) -> tuple[np.ndarray | None, Outcome]:
         return look_into(file, side, max_pixels)
@@ -111,20 +110,28 @@ def decode_all(files: Sequence[File], side: int, max_pixels: int, folder: Path) 
         (folder / ROWS).open("ab") as rows,
         (folder / TOLD).open("ab") as told,
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(desc="decoding", total=len(files), initial=len(outcomes), unit="file", disable=None, leave=False) as bar,
+        tqdm(
+            desc="decoding", total=min(limit, total), initial=images(outcomes), unit="image", disable=None, leave=False
+        ) as bar,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # Pillow's, on files that are a little out of order
-        for start in range(len(outcomes), len(files), BATCH):
-            found = list(pool.map(one, files[start : start + BATCH]))
+        bar.update(images(outcomes))
+        while len(outcomes) < total and images(outcomes) < limit:
+            start, wanted = len(outcomes), min(BATCH, limit - images(outcomes))
+            found = list(pool.map(one, files.read(start, min(start + wanted, total))))
             rows.write(b"".join(pixels.tobytes() for pixels, _ in found if pixels is not None))
             rows.flush()
             os.fsync(rows.fileno())  # before the record says that they are there
             told.write("".join(json.dumps(asdict(outcome)) + "\n" for _, outcome in found).encode())
             told.flush()
             outcomes += [outcome for _, outcome in found]
-            bar.update(len(found))
+            bar.update(images([outcome for _, outcome in found]))
     return outcomes
+
+
+def images(outcomes: Sequence[Outcome]) -> int:
+    return sum(not outcome.skipped for outcome in outcomes)
 
 
 def resumed(folder: Path, side: int) -> list[Outcome]:
@@ -133,7 +140,7 @@ def resumed(folder: Path, side: int) -> list[Outcome]:
     try:
         lines = told.read_bytes().split(b"\n")[:-1]  # the last one may be cut short
         outcomes = [Outcome(**json.loads(line)) for line in lines]
-        kept = sum(not outcome.skipped for outcome in outcomes) * 3 * side * side  # bytes
+        kept = images(outcomes) * 3 * side * side  # bytes
         if rows.stat().st_size >= kept:
             os.truncate(rows, kept)
             os.truncate(told, sum(len(line) + 1 for line in lines))
@@ -152,7 +159,7 @@ def look_into(file: File, side: int, max_pixels: int) -> tuple[np.ndarray | None
     if file.size > LARGEST:
         return None, Outcome(skipped=f"it is larger than {LARGEST / 1e6:.0f} MB")
     try:
-        data = Path(file.path).read_bytes()
+        data = Path(file.path).read_bytes() if file.data is None else file.data
         return decode(data, side, max_pixels), Outcome(sha256=hashlib.sha256(data).hexdigest())
     except InputError as error:
         return None, Outcome(skipped=str(error))
@@ -163,20 +170,18 @@ def look_into(file: File, side: int, max_pixels: int) -> tuple[np.ndarray | None
 # Putting in order
 
 
-def finish(files: Sequence[File], outcomes: Sequence[Outcome], side: int, folder: Path, by_class: bool) -> Index:
+def finish(files: Collection, outcomes: Sequence[Outcome], side: int, folder: Path) -> Index:
     """Write the tables, the images in their final order, and the index."""
-    both = list(zip(files, outcomes, strict=True))
-    skipped = [(file.name, outcome.skipped) for file, outcome in both if outcome.skipped]
+    skipped = [(files.names[row], outcome.skipped) for row, outcome in enumerate(outcomes) if outcome.skipped]
     write_table(folder / SKIPPED, ("path", "reason"), skipped)
-    names = [file.name for file, outcome in both if not outcome.skipped]
-    digests = [outcome.sha256 for outcome in outcomes if not outcome.skipped]
+    kept = [row for row, outcome in enumerate(outcomes) if not outcome.skipped]
+    names, digests = [files.names[row] for row in kept], [outcomes[row].sha256 for row in kept]
     if not names:
         name, reason = skipped[0]
-        raise InputError(f"none of {len(files):,} files is an image; the first is {name!r}: {reason}")
+        raise InputError(f"none of {len(outcomes):,} files is an image; the first is {name!r}: {reason}")
     copies = list(duplicates(names, digests))
     write_table(folder / DUPLICATES, ("path", "same as"), copies)
-    arranged = arrange(names, digests) if by_class else None
-    train, test, labels, classes = arranged or (list(range(len(names))), [], None, [])
+    train, test, labels, classes = files.arranged(kept, digests)
     order = [*train, *test]
     put_in_order(folder, side, order)
     in_order = None if labels is None else [labels[row] for row in order]
@@ -214,14 +219,18 @@ def put_in_order(folder: Path, side: int, order: Sequence[int]) -> None:
 
 
 def write_table(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A CSV file; a cell that a spreadsheet would take for a formula gets an apostrophe in front."""
+    write_whole(path, csv_text(head, rows).encode("utf-8", "backslashreplace"))
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as CSV; a cell that a spreadsheet would take for a formula gets an apostrophe in front."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(head)
     table.writerows(
         [f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in row] for row in rows
     )
-    write_whole(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    return text.getvalue()
 
 
 def write_whole(path: Path, data: bytes) -> None:

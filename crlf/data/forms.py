@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from crlf.data import archives
+from crlf.data.mapping import mode
 from crlf.data.pickles import SIDE
 from crlf.errors import InputError, first_line
 
@@ -160,7 +161,8 @@ def read_array(path: Path, spec: Official) -> np.ndarray:
     if not path.exists():
         raise InputError(f"{path.name} is missing")
     try:
-        array = np.load(path, mmap_mode="c" if path.stat().st_size > MAPPED else None, allow_pickle=False)
+        size = path.stat().st_size
+        array = np.load(path, mmap_mode=mode(size) if size > MAPPED else None, allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # a damaged header raises almost any kind

@@ -24,6 +24,8 @@ class File:
     """Of the last change, in nanoseconds."""
     skipped: str = ""
     """Why it is not looked into; empty if it is."""
+    data: bytes | None = None
+    """Its bytes, where they are at hand: in a row of a table."""
 
 
 def in_folder(root: Path, follow_links: bool) -> list[File]:

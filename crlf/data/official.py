@@ -28,6 +28,7 @@ from crlf.data.forms import (
     record,
 )
 from crlf.data.imageset import ImageSet
+from crlf.data.mapping import tensor
 from crlf.errors import InputError
 
 
@@ -54,7 +55,7 @@ def load(data_dir: str | Path | None, spec: Official, splits: Sequence[str]) -> 
 
 
 def image_set(split: str, arrays: Arrays, spec: Official) -> ImageSet:
-    images = torch.from_numpy(np.ascontiguousarray(arrays[f"{split}_images"]))
+    images = tensor(np.ascontiguousarray(arrays[f"{split}_images"]))
     labels = arrays.get(f"{split}_labels")
     ids = tuple(f"{split}/{i:05}" for i in range(len(images)))
     if labels is None:

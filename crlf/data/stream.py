@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from crlf.data import arrays, folder, listing
+from crlf.data import arrays, folder, listing, tables
 from crlf.data.decode import open_image, square
 from crlf.data.decoded import look_into
 from crlf.data.folder import ImageSettings
@@ -214,7 +214,8 @@ def is_image(path: Path) -> bool:
 def files_at(path: Path, follow_links: bool) -> list[File] | None:
     """The files of a folder, of a list, or the one image at a path; None if it is something else."""
     if path.is_dir():
-        return listing.in_folder(path, follow_links)
+        files = listing.in_folder(path, follow_links)
+        return None if tables.in_folder(files) else files
     if path.suffix.lower() == folder.LIST and path.is_file():
         return listing.in_list(path)
     return [listing.look_at(path.name, str(path))] if path.is_file() and is_image(path) else None

@@ -1,0 +1,138 @@
+"""One Parquet or Arrow file: how many rows it has, of what, and its values in order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crlf.errors import InputError, first_line
+
+PARQUET, ARROW = (".parquet", ".pq"), (".arrow", ".feather", ".ipc")
+SUFFIXES = (*PARQUET, *ARROW)
+READ = 64  # rows at a time
+BUFFER = 1 << 20  # bytes of a column that are read ahead, in place of a whole row group
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of a table."""
+
+    path: Path
+    rows: int
+    schema: Any
+    """A pyarrow.Schema."""
+    mark: tuple[str, int, int]
+    """Its path, size and time of change."""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def values(self, column: str, start: int = 0) -> Iterator[Any]:
+        """The values of a column as Python's own, from a row on."""
+        for batch in self.batches(column, start):
+            yield from batch.to_pylist()
+
+    def batches(self, column: str, start: int = 0) -> Iterator[Any]:
+        """The values of a column, as pyarrow arrays of some rows each, from a row on.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        with reading(self.path):
+            parts = in_parquet if self.path.suffix.lower() in PARQUET else in_arrow
+            for first, array in parts(self.path, column, start):
+                if first + len(array) > start:
+                    yield array[max(0, start - first) :]
+
+    def require(self, schema: Any, names: Sequence[str]) -> None:
+        """Raise InputError unless these columns are here, with the types that they have in another shard."""
+        for name in names:
+            there = self.schema.field(name).type if name in self.schema.names else None
+            if there != schema.field(name).type:
+                raise InputError(
+                    f"column {name!r} of {str(self.path)!r} must be {schema.field(name).type}, as in the first shard, "
+                    f"not {there or 'missing'}"
+                )
+
+
+def look_at(path: Path) -> Shard:
+    """What a file holds; of a Parquet file only the end is read.
+
+    Raises:
+        InputError: pyarrow is not installed, or the file is damaged.
+    """
+    with reading(path):
+        status = path.stat()
+        rows, schema = in_head(path)
+    return Shard(path, rows, schema, (str(path.resolve()), status.st_size, status.st_mtime_ns))
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        raise InputError(f"table {str(path)!r} cannot be read: {first_line(error)}") from error
+
+
+def in_head(path: Path) -> tuple[int, Any]:
+    """The number of rows, and the schema."""
+    if path.suffix.lower() in PARQUET:
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(path) as file:
+            return file.metadata.num_rows, file.schema_arrow
+    with opened(path) as reader:
+        return sum(batch.num_rows for batch in arrow_batches(reader)), reader.schema
+
+
+def in_parquet(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]:
+    """Pieces of a column, each with the number of its first row; row groups that end before `start` are passed over."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path, buffer_size=BUFFER) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        first = 0
+        while sizes and first + sizes[0] <= start:
+            first += sizes.pop(0)
+        groups = range(file.metadata.num_row_groups - len(sizes), file.metadata.num_row_groups)
+        for batch in file.iter_batches(READ, list(groups), columns=[column], use_threads=False) if sizes else ():
+            yield first, batch.column(0)
+            first += batch.num_rows
+
+
+def in_arrow(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]:
+    first = 0
+    with opened(path, column) as reader:
+        for batch in arrow_batches(reader):
+            for part in range(0, batch.num_rows, READ):
+                yield first + part, batch.column(column)[part : part + READ]
+            first += batch.num_rows
+
+
+@contextlib.contextmanager
+def opened(path: Path, column: str | None = None) -> Iterator[Any]:
+    """A reader of an Arrow file of either form: with an index at its end, or a stream, as `datasets` writes it."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        kind = pyarrow.ipc.open_file if source.read(6) == b"ARROW1" else pyarrow.ipc.open_stream
+        source.seek(0)
+        reader = kind(source)
+        if column is not None:  # the others may be large, and compressed
+            source.seek(0)
+            wanted = [reader.schema.get_field_index(column)]
+            reader = kind(source, options=pyarrow.ipc.IpcReadOptions(included_fields=wanted))
+        yield reader
+
+
+def arrow_batches(reader: Any) -> Iterator[Any]:
+    if hasattr(reader, "num_record_batches"):
+        return (reader.get_batch(i) for i in range(reader.num_record_batches))
+    return iter(reader)
