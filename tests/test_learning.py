@@ -94,9 +94,9 @@ def learned(recipe: Recipe, folder: Path) -> Frozen:
 
 
 def test_it_learns_shapes_in_seconds(tmp_path: Path):
-    recipe = Recipe(data="shapes", epochs=4, views=2, batch_size=128)
+    recipe = Recipe(data="shapes", epochs=6, views=2, batch_size=128)
     before, after = (accuracies(e, *data.load("shapes")) for e in (untrained(), learned(recipe, tmp_path)))
-    assert after["knn"] - before["knn"] > 0.12  # chance is 0.125
+    assert after["knn"] - before["knn"] > 0.2  # chance is 0.125
     assert after["linear"] - before["linear"] > 0.02
 
 
