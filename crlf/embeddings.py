@@ -21,7 +21,7 @@ from crlf.errors import InputError
 from crlf.parquet import GROUP, Writer
 from crlf.recipe import Recipe
 from crlf.runs import Run
-from crlf.thumbnails import thumbnails
+from crlf.thumbnails import sample, thumbnails
 from crlf.views import ViewSettings, normalise
 
 
@@ -105,13 +105,14 @@ def embed_own(run: Run, data_dir: str | Path | None, place: torch.device, batch_
             encoder = load_encoder(run, recipe, split.images.shape[1:]).to(place)
             run.update_scores(image_shape=list(split.images.shape[1:]))
         rows = embedded(encoder, split.images, recipe.augmentation, batch_size)
-        runs.save_rows(run.file(f"{name}_emb.npy"), (len(split), encoder.out_dim), rows)
+        runs.save_rows(run.file(f"{name}_emb.npy"), len(split), rows)
         runs.write_json(run.file(f"{name}_ids.json"), list(split.ids))
         if split.labels is not None:
             runs.save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
             runs.write_json(run.file(runs.CLASSES), list(split.classes))
         if len(split):  # of the test images where there are any: they come last
-            runs.save_array(run.file(runs.THUMBNAILS), thumbnails(split.images.numpy()))
+            small = thumbnails(split.images.numpy())
+            runs.save_rows(run.file(runs.THUMBNAILS), len(sample(len(split))), (one[None] for one in small))
     write_table(run, splits, recipe.data)
     run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
     return run

@@ -261,17 +261,19 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def save_rows(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
-    """A `.npy` file of float32 of this shape from its rows, some at a time."""
+def save_rows(path: Path, count: int, parts: Iterable[np.ndarray]) -> None:
+    """A `.npy` file of `count` rows, from some of them at a time: arrays (n, ...) that differ in n alone."""
     with replacing(path) as file:
-        head = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, head)
-        written = 0
+        shape, written = None, 0
         for part in parts:
+            if shape is None:
+                shape, descr = (count, *part.shape[1:]), np.lib.format.dtype_to_descr(part.dtype)
+                head = {"descr": descr, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, head)
             assert part.shape[1:] == shape[1:], f"rows of {part.shape} in an array of {shape}"
-            file.write(np.ascontiguousarray(part, dtype="<f4").data)
+            file.write(np.ascontiguousarray(part).data)
             written += len(part)
-        assert written == shape[0], f"{written} rows in an array of {shape}"
+        assert written == count, f"{written} rows in an array of {count}"
 
 
 def save_tensors(path: Path, value: Any) -> None:

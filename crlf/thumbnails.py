@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from PIL import Image
 
@@ -15,17 +17,14 @@ def sample(N: int, most: int = MOST) -> np.ndarray:
     return np.random.default_rng(0).permutation(N)[:most]
 
 
-def thumbnails(images: np.ndarray) -> np.ndarray:
-    """Pictures of `sample(N)`, in its order: uint8 (N, C, H, W), N at least 1 -> uint8 (n, h, w, 3).
+def thumbnails(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Pictures of `sample(N)`, in its order: uint8 (N, C, H, W) -> n times uint8 (h, w, 3). Small ones stay as they are.
 
-    Small ones stay as they are. No more than 38 MB: 10,000 of 32 pixels a side, or 3,000 of 64.
+    No more than 38 MB: 10,000 of 32 pixels a side, or 3,000 of 64.
     """
     rows = sample(len(images))
     most = next((side for side in SIDES if len(rows) * side**2 <= PIXELS), SIDES[-1])
-    found = np.empty((len(rows), *thumbnail(images[0], most).shape), np.uint8)  # filled in place: memory may be tight
-    for i, row in enumerate(rows):
-        found[i] = thumbnail(images[row], most)
-    return found
+    return (thumbnail(images[row], most) for row in rows)
 
 
 def thumbnail(image: np.ndarray, most: int) -> np.ndarray:

@@ -63,16 +63,16 @@ def test_a_smaller_sample_begins_a_larger_one():
 
 def test_thumbnails_of_small_images_are_the_images():
     images = np.random.default_rng(0).integers(0, 256, (20, 3, 16, 12), dtype=np.uint8)
-    found = thumbnails(images)
+    found = np.stack(list(thumbnails(images)))
     assert (found == images[sample(20)].transpose(0, 2, 3, 1)).all()
-    gray = thumbnails(images[:, :1])
+    gray = np.stack(list(thumbnails(images[:, :1])))
     assert (gray == images[sample(20), 0][..., None]).all() and gray.shape == (20, 16, 12, 3)
 
 
 def test_thumbnails_of_large_images_are_scaled_and_keep_their_shape():
     halves = np.zeros((3, 3, 100, 200), dtype=np.uint8)
     halves[..., 100:] = 200
-    found = thumbnails(halves)
+    found = np.stack(list(thumbnails(halves)))
     assert found.shape == (3, 32, 64, 3)
     assert (found[:, :, :28] == 0).all() and (found[:, :, 36:] == 200).all()
 
