@@ -18,7 +18,7 @@ def sample(N: int, most: int = MOST) -> np.ndarray:
 
 
 def thumbnails(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Pictures of `sample(N)`, in its order: uint8 (N, C, H, W) -> n times uint8 (h, w, 3). Small ones stay as they are.
+    """Pictures of `sample(N)`, in its order: uint8 (N, C, H, W) -> n times uint8 (h, w, 3). Small ones stay so.
 
     No more than 38 MB: 10,000 of 32 pixels a side, or 3,000 of 64.
     """
