@@ -171,8 +171,13 @@ def strip(shown: Shown, query: int, images: Sequence[int]) -> str:
         f"<li{' class=other' * bool(np.any(other) and other[i])}>{picture(shown, i, called(shown, i), True)}</li>"  # type: ignore[index]
         for i in images
     )
-    name = "" if shown.labels is None else f"<div class=name>{escape(called(shown, query))}</div>"
-    return f"<div class=strip>{name}<ul class=pics>{pictures}</ul></div>\n"
+    name = cluster_name(int(shown.cluster[query])) if shown.labels is None else escape(called(shown, query))
+    return f"<div class=strip><div class=name>{name}</div><ul class=pics>{pictures}</ul></div>\n"
+
+
+def cluster_name(k: int) -> str:
+    """With its colour in the maps; clusters count from 0 here."""
+    return f'<i class="dot c{k % 10}"></i>cluster {k + 1}'
 
 
 def clusters(shown: Shown) -> str:
@@ -183,7 +188,7 @@ def clusters(shown: Shown) -> str:
     for k, count in enumerate(np.bincount(shown.cluster).tolist()):
         images = np.flatnonzero(shown.cluster == k)[:SEEN].tolist()
         pictures = "".join(f"<li>{picture(shown, i, called(shown, i), True)}</li>" for i in images)
-        name = f'<div class=name><i class="dot c{k % 10}"></i>cluster {k + 1}<br><small>{count:,} images</small></div>'
+        name = f"<div class=name>{cluster_name(k)}<br><small>{count:,} images</small></div>"
         rows += f"<div class=strip>{name}<ul class=pics>{pictures}</ul></div>\n"
     html = (
         f"<p>k-means with {plural(1 + int(shown.cluster.max()), 'cluster')} on the normalised embeddings, "
