@@ -24,6 +24,7 @@ BENCHES = {
     "loss-memory": "NT-Xent's memory and time against the batch, up to 65,536 embeddings",
     "ablation": "what each choice of the default recipe is worth, on held-out training images",
     "methods": "every method side by side in the same time, on held-out training images, three seeds",
+    "finetuning": "a classifier from few and from many labels: a linear layer, and all weights",
     "views": "views a second: CRLF, torchvision v2 and a PIL pipeline",
     "step": "a training step beside the bare network on ready-made views",
     "memory": "training speed with the allocator's default and with memory that is kept",

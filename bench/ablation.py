@@ -124,9 +124,9 @@ class Progressive(Views):
         super().__init__(settings)
         self.left, self.small = steps // 2, Views(replace(settings, resolution=0.5))
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, count: int = 1) -> Tensor:
         self.left -= 1
-        return self.small(images, generator) if self.left >= 0 else super().__call__(images, generator)
+        return (self.small if self.left >= 0 else super().__call__)(images, generator, count)
 
 
 NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {

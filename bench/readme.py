@@ -12,6 +12,7 @@ from bench.timing import mean_and_spread
 
 ROOT = Path(__file__).parent.parent
 README, RECIPE, METHODS = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
+FINETUNING = ROOT / "docs" / "fine-tune.md"
 RUNS = {
     "cifar10": "`python simclr_train.py` (10 epochs)",
     "cifar10-1": "`python simclr_train.py --epochs 1`",
@@ -98,6 +99,7 @@ def pages(records: Path) -> dict[Path, str]:
     return {
         README: filled(readme, "measurements", measurements(found)),
         RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", rows(found, "ablation")),
+        FINETUNING: filled(FINETUNING.read_text(encoding="utf-8"), "finetuning", rows(found, "finetuning")),
         METHODS: filled(METHODS.read_text(encoding="utf-8"), "methods", rows(found, "methods")),
     }
 

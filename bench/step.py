@@ -40,8 +40,7 @@ def compare(precision: str, rounds: int) -> list[dict[str, Any]]:
     device = torch.device("cpu")
     state, bare_state = State(recipe, data, device), State(recipe, data, device)
     make, stream = Views(recipe.augmentation), generator("cpu", "bench")
-    batch = data.images[: recipe.batch_size]
-    ready = make(batch.repeat(recipe.views, 1, 1, 1), stream)
+    ready = make(data.images[: recipe.batch_size], stream, recipe.views)
     loops: list[float] = []
 
     def whole() -> None:

@@ -137,7 +137,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc's malloc to keep what is freed, as the allocators of GPUs do; elsewhere do nothing.
 
     By default it gives every large activation back to the kernel, and the next step faults it in again page by page:
-    on two cores that cost the light CNN a quarter to a half of its speed (`python -m bench memory`).
+    on two cores that cost the light CNN a quarter of its speed (`python -m bench memory`).
 
     Returns:
         Whether the allocator took the settings.

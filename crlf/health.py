@@ -236,7 +236,7 @@ def embed_pairs(
     rows: list[Tensor] = []
     with evaluating(method):
         for part in images.split(batch):
-            views = make_view(part.repeat(2, 1, 1, 1), stream)  # (2 B, C, h, w)
+            views = make_view(part, stream, 2)  # (2 B, C, h, w)
             rows.append(method.encoder(views).unflatten(0, (2, -1)))  # (2, B, D)
         h = torch.cat(rows, dim=1)
         z = {} if projector is None else {"z": projector(h.flatten(0, 1)).unflatten(0, (2, -1)).float()}

@@ -194,7 +194,7 @@ def train(
             i = state.step % steps
             batch = pixels[state.step]  # uint8 (B, C, H, W)
             stream = generator(device, "views", recipe.seed, state.step)
-            views = make_view(batch.repeat(recipe.views, 1, 1, 1), stream).chunk(recipe.views)  # each (B, C, h, w)
+            views = make_view(batch, stream, recipe.views).chunk(recipe.views)  # each (B, C, h, w)
             share = course.share(state.step + 0.5)
             set_rates(
                 optimizers,

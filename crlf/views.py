@@ -78,7 +78,7 @@ class ViewSettings:
 
 
 class Parameters(NamedTuple):
-    """What was drawn for a batch of B views."""
+    """What was drawn for a batch of B views; of V views an image each of these is (B V,), an image's side by side."""
 
     top: Tensor  # (B,) the crop's first row, pixels
     left: Tensor  # (B,)
@@ -95,20 +95,25 @@ class Parameters(NamedTuple):
 
 
 class Views:
-    """Draws a view of each image; called with the same generator state it gives the same bits."""
+    """Draws views of each image; called with the same generator state it gives the same bits."""
 
     def __init__(self, settings: ViewSettings):
         self.settings = settings
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 (B, C, H, W) and a generator on the same device -> float32 (B, C, h, w), channels last."""
-        return apply(images, draw(images.shape, self.settings, generator), self.settings)
+    def __call__(self, images: Tensor, generator: torch.Generator, count: int = 1) -> Tensor:
+        """A view of each image, then another of each, V = count times.
+
+        uint8 (B, C, H, W) and a generator on the same device -> float32 (V B, C, h, w), channels last.
+        """
+        return apply(images, draw(images.shape, self.settings, generator, count), self.settings)
 
 
-def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator) -> Parameters:
-    """Draw the parameters of a view for each image of a batch of this shape (B, C, H, W)."""
+def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator, count: int = 1) -> Parameters:
+    """Draw the parameters of V = count views for each image of a batch of this shape (B, C, H, W)."""
     s = settings
-    u = torch.rand(35, shape[0], generator=generator, device=generator.device)  # one call: a small one costs as much
+    u = torch.rand(
+        35, shape[0] * count, generator=generator, device=generator.device
+    )  # one call: a small one costs as much
     flip, jitter, gray, blur, sigma = u[22:27]
     bounds = [(max(0.0, 1 - strength), 1 + strength) for strength in (s.brightness, s.contrast, s.saturation)]
     low, high = u.new_tensor([*bounds, (-s.hue, s.hue)]).T[:, :, None]  # (4, 1)
@@ -147,20 +152,21 @@ def _crop_boxes(H: int, W: int, smallest: float, u: Tensor) -> tuple[Tensor, Ten
 
 
 def apply(images: Tensor, p: Parameters, settings: ViewSettings) -> Tensor:
-    """Make the views that the parameters describe: uint8 (B, C, H, W) -> float32 (B, C, h, w), channels last."""
-    H, W = images.shape[-2:]
+    """Make the views that the parameters describe: uint8 (B, C, H, W) -> float32 (V B, C, h, w), channels last."""
+    B, C, H, W = images.shape
     h, w = (view_size(side, settings) for side in (H, W))
-    rows = resize_matrix(p.top, p.height, H, h)  # (B, h, H)
-    columns = resize_matrix(p.left, p.width, W, w, p.flip)  # (B, w, W)
+    rows = resize_matrix(p.top, p.height, H, h)  # (B V, h, H)
+    columns = resize_matrix(p.left, p.width, W, w, p.flip)  # (B V, w, W)
     if settings.blur:
         rows = blur_matrix(p.sigma, h, settings.blur_kernel) @ rows
         columns = blur_matrix(p.sigma, w, settings.blur_kernel) @ columns
-    x = images.transpose(1, 2).float().flatten(1, 2) @ columns.mT  # (B, H C, w), still in 0..255
-    x = rows @ x.unflatten(1, (H, -1)).flatten(2)  # (B, h, C w): one product each, with no copy for the channels
-    x = x.unflatten(2, (-1, w)).transpose(1, 2).flatten(2)  # (B, C, h w)
+    x = images.transpose(1, 2).float().flatten(2)  # (B, H, C W), still in 0..255
+    x = rows.view(B, -1, H) @ x  # (B, V h, C W): one product for all views of an image, and no copy for the channels
+    x = x.view(-1, h * C, W) @ columns.mT  # (B V, h C, w)
+    x = x.view(-1, h, C, w).transpose(1, 2).flatten(2)  # (B V, C, h w)
     matrix, offset = colour_matrix(p, x.mean(dim=2) / 255, settings)
-    x = torch.baddbmm(offset[:, :, None], matrix / 255, x)  # (B, C, h w)
-    return x.unflatten(2, (h, w)).contiguous(memory_format=torch.channels_last)  # (B, C, h, w)
+    x = torch.baddbmm(offset[:, :, None], matrix / 255, x).view(B, -1, C, h, w)  # (B, V, C, h, w)
+    return x.permute(1, 0, 3, 4, 2).contiguous().flatten(0, 1).permute(0, 3, 1, 2)  # (V B, C, h, w)
 
 
 def view_size(side: int, settings: ViewSettings) -> int:

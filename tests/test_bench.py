@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from bench import __main__ as bench
-from bench import accuracy, loss_memory, methods
+from bench import accuracy, finetuning, loss_memory, methods
 from bench.timing import in_turn, median_ratio
 from crlf.data import SOURCES
 from crlf.methods import METHODS
+from crlf.recipe import Recipe
 from crlf.training import State
 
 
@@ -99,6 +100,17 @@ def test_no_head_is_wider_than_the_measure_says(name: str):
     assert all(head.get(width, 0) <= 512 for width in ("hidden", "projection", "predictor", "bottleneck"))
     other = {k: v for k, v in dataclasses.asdict(METHODS[name].Settings()).items() if v != head[k]}
     assert all(value > 512 for value in other.values())
+
+
+def test_fine_tuning_is_measured_on_held_out_images(monkeypatch, cifar10):
+    train, test = cifar10
+    monkeypatch.setattr(finetuning, "held_out", lambda data_dir=None: (train.first(300), test.first(100)))
+    monkeypatch.setitem(SOURCES, "held-out", None)  # taken away again afterwards
+    recipe = Recipe(data="held-out", subset=300, batch_size=64, views=2, epochs=1)
+    monkeypatch.setattr("crlf.finetuning.LEAST_STEPS", 4)
+    (row,) = finetuning.measure(labels=(5,), seeds=(0, 1), recipe=recipe)
+    assert row["labels"] == 50 and row["seeds"] == 2
+    assert all(5 < float(row[name].split()[0]) < 60 for name in ("linear layer_%", "all weights_%"))
 
 
 @pytest.fixture

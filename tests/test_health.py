@@ -365,7 +365,7 @@ def test_a_method_without_its_guard_is_caught(name: str, spoil, tables: ImageSet
         g = torch.Generator().manual_seed(step)
         batch = tables.images[torch.randint(768, (64,), generator=g)]
         optimizer.zero_grad()
-        method(Views(VIEWS)(batch.repeat(2, 1, 1, 1), g).chunk(2))[0].backward()
+        method(Views(VIEWS)(batch, g, 2).chunk(2))[0].backward()
         optimizer.step()
         method.after_step(step / 72)
     found = health.diagnose(health.measure(method, tables.images[:256], Views(VIEWS), torch.Generator().manual_seed(1)))

@@ -138,7 +138,7 @@ def trained(name: str, images: Tensor, monkeypatch: pytest.MonkeyPatch, spoil=No
     for step in range(steps):
         g = torch.Generator().manual_seed(step)
         rows = torch.randint(len(images), (64,), generator=g)
-        views = Views(VIEWS)(images[rows].repeat(2, 1, 1, 1), g).chunk(2)
+        views = Views(VIEWS)(images[rows], g, 2).chunk(2)
         optimizer.zero_grad()
         method(views)[0].backward()
         optimizer.step()

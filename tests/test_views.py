@@ -187,6 +187,19 @@ def test_a_batch_equals_its_images_one_by_one():
         torch.testing.assert_close(alone[0], together[i], atol=5e-6, rtol=0)
 
 
+def test_several_views_of_an_image_are_those_drawn_for_it_one_by_one():
+    images, settings = photo(), ViewSettings(blur=0.5)
+    p = draw(images.shape, settings, torch.Generator().manual_seed(0), count=3)
+    together = apply(images, p, settings).unflatten(0, (3, len(images)))  # (V, B, C, h, w)
+    assert together.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    for view in range(3):
+        alone = apply(images, Parameters(*(value[view::3] for value in p)), settings)
+        torch.testing.assert_close(together[view], alone, rtol=1e-5, atol=1e-5)
+    made = Views(settings)(images, torch.Generator().manual_seed(0), 3)
+    assert torch.equal(made, together.flatten(0, 1))
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
 def test_same_seed_same_bits_and_other_seed_other_views():
     images, make = photo(), Views(ViewSettings(blur=0.5))
     first, again, other = (make(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))

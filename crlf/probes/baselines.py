@@ -83,7 +83,7 @@ def train_classifier(images: Embedded, steps: int) -> nn.Module:
     for step in range(steps):
         rows = batch_of(step, len(pixels), recipe.batch_size, recipe.seed)
         stream = generator(device, "supervised", recipe.seed, step)
-        views = make_view(pixels[rows].to(device).repeat(recipe.views, 1, 1, 1), stream)  # (V B, C, h, w)
+        views = make_view(pixels[rows].to(device), stream, recipe.views)  # (V B, C, h, w)
         share = (step + 0.5) / steps
         set_rates(
             optimizers,
