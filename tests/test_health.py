@@ -260,7 +260,11 @@ def test_the_same_stream_gives_the_same_numbers():
 def test_features_are_two_views_of_each_image_and_no_more_than_a_batch_at_a_time():
     method, seen = small("byol"), []
     method.encoder.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    same = lambda images, stream: images.float() / 255 + torch.arange(len(images))[:, None, None, None]  # noqa: E731
+
+    def same(images: Tensor, stream: torch.Generator, count: int) -> Tensor:
+        views = images.float().repeat(count, 1, 1, 1) / 255
+        return views + torch.arange(len(views))[:, None, None, None]
+
     pairs = health.embed_pairs(method, IMAGES, same, torch.Generator(), 10)
     assert seen == [20, 20, 8] and pairs["h"].shape[:2] == pairs["z"].shape[:2] == (2, 24)
     with torch.no_grad(), health.evaluating(method):
