@@ -58,7 +58,7 @@ def mean(rows: list[dict[str, Any]], key: str) -> float:
 def measurements(found: dict[str, dict[str, Any]]) -> str:
     """Speeds side by side, one table a measurement."""
     parts = []
-    for name in ("throughput", "views", "step", "loss-memory", "probes", "memory", "newton-schulz"):
+    for name in ("throughput", "views", "step", "loss-memory", "probes", "search", "memory", "newton-schulz"):
         if name in found:
             record = found[name]
             parts += [

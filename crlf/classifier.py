@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,7 +122,10 @@ def load(path: Path) -> Loaded:
     if not (folder / MADE_FROM).exists():
         why = "has no classifier" if (path / runs.RECIPE).exists() else "holds no run and no classifier"
         raise InputError(f"folder {str(path)!r} {why}: `crlf finetune` makes one")
-    made_from, classes = read_json(folder / MADE_FROM, dict), read_json(folder / runs.CLASSES, list)
+    made_from, classes = (
+        runs.read_json(folder / MADE_FROM, dict),
+        runs.read_json(folder / runs.CLASSES, list),
+    )
     weights = Run(folder).tensors(WEIGHTS)
     try:
         recipe, shape = Recipe.from_dict(made_from["recipe"]), tuple(int(n) for n in made_from["image_shape"])
@@ -136,13 +138,3 @@ def load(path: Path) -> Loaded:
         raise InputError(f"classifier {str(folder)!r} is damaged: {str(error).splitlines()[0]}") from error
     model.eval().requires_grad_(False)
     return Loaded(model, [str(name) for name in classes], recipe, (channels, height, width))
-
-
-def read_json(path: Path, kind: type) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as JSON: {str(error).splitlines()[0]}") from error
-    if not isinstance(value, kind):
-        raise InputError(f"{str(path)!r} must hold a JSON {kind.__name__}, not a {type(value).__name__}")
-    return value

@@ -9,7 +9,6 @@ Shapes: M test images, K classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,14 +84,9 @@ def require_same_images(a: Tested, b: Tested) -> None:
     if len(a.labels) != len(b.labels):
         counts = " and ".join(f"{len(one.labels):,} of {which}" for one, which in zip((a, b), data, strict=True))
         raise InputError(f"runs to compare must have the same test images: {names} have {counts}")
-    if not (a.labels == b.labels).all() or data[0] != data[1] or ids(a.run) != ids(b.run):
+    if not (a.labels == b.labels).all() or data[0] != data[1] or a.run.ids("test") != b.run.ids("test"):
         differ = f"{data[0]} and {data[1]}" if data[0] != data[1] else "others, or in another order"
         raise InputError(f"runs to compare must have the same test images: {names} have {differ}")
-
-
-def ids(run: Run) -> Any:
-    path = run.file("test_ids.json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 # The numbers
@@ -138,9 +132,7 @@ def verdict(low: float, high: float) -> str:
 
 
 def class_names(run: Run) -> list[str]:
-    path = run.file(runs.CLASSES)
-    names = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    return [" ".join(str(name).split()) for name in names]
+    return [" ".join(name.split()) for name in run.classes]
 
 
 # The text

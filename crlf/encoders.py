@@ -76,10 +76,9 @@ class RegionMean(nn.Module):
 class CNN(nn.Module):
     """The light CNN: four 3x3 convolutions, each with a 2x2 max-pool (but the last), batch norm and SiLU.
 
-    The pool comes before the norm and the activation: these are bound by memory, and then touch a quarter of it. SiLU
-    is as good as GELU here, and a step takes a tenth less. The embedding is the mean over space of the last three
-    stages, side by side: the earlier ones keep what the loss at the end has no use for. What each choice is worth is
-    in docs/recipe.md.
+    The pool comes before the norm and the activation: these are bound by memory, and then touch a quarter of it. The
+    embedding is the mean over space of the last three stages, side by side: the earlier ones keep what the loss at the
+    end has no use for. What each choice is worth is in docs/recipe.md.
 
     Args:
         channels: of the images.

@@ -2,8 +2,8 @@
 
 `linear` fits a linear layer on the frozen encoder's embeddings. `full` starts there and trains all weights on: first
 the probe, then the whole network, which keeps the features from being spoilt by a random layer's first gradients
-(Kumar, Raghunathan, Jones, Ma and Liang 2022, Fine-tuning can distort pretrained features, LP-FT). What its settings
-were measured against is in docs/fine-tune.md.
+(Kumar, Raghunathan, Jones, Ma and Liang 2022, Fine-tuning can distort pretrained features, LP-FT). What each is worth
+is in docs/fine-tune.md.
 """
 
 from __future__ import annotations
@@ -205,8 +205,7 @@ def tune(
 def mild(settings: ViewSettings) -> ViewSettings:
     """The run's views with crops of at least half of the image, and colours as they are.
 
-    A class may be told by its colour, and by all of its shape: views as strong as in pretraining made CIFAR-10's
-    accuracy lower than the linear layer's alone (docs/fine-tune.md).
+    A class may be told by its colour, and by all of its shape.
     """
     return replace(settings, crop_min=max(settings.crop_min, 0.5), jitter=0.0, grayscale=0.0, blur=0.0)
 

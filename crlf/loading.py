@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crlf import runs
 from crlf.data.inputs import Images, batches
 from crlf.devices import keep_freed_memory, pick_device
 from crlf.embeddings import embed_images, image_shape, load_encoder
@@ -87,18 +85,4 @@ def load(run: Run | str | Path, *, device: str = "auto") -> Encoder:
     keep_freed_memory()
     run, place = Run.open(run), pick_device(device)
     recipe, shape = Recipe.from_dict(run.recipe), image_shape(run)
-    return Encoder(load_encoder(run, recipe, torch.Size(shape)).to(place), recipe, shape, class_names(run))
-
-
-def class_names(run: Run) -> list[str]:
-    """The names of a run's classes; none where it has no labels, or was not embedded yet."""
-    path = run.file(runs.CLASSES)
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as JSON: {error}") from error
-    if not isinstance(names, list):
-        raise InputError(f"{str(path)!r} must hold a list of names, not a {type(names).__name__}")
-    return [str(name) for name in names]
+    return Encoder(load_encoder(run, recipe, torch.Size(shape)).to(place), recipe, shape, run.classes)

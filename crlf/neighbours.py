@@ -1,8 +1,8 @@
 """Search: the images whose embeddings are nearest to an image's own, by cosine similarity.
 
 Exact: every row of the table is compared, a few thousand at a time, with one matrix product. An index of faiss, exact
-or not, has to be filled first: 200,000 rows of 512 numbers took it 2 s on one core, and comparing all of them takes
-0.1 s. It pays where thousands of questions are asked, and then docs/use-the-encoder.md shows how.
+or not, has to be filled first, which takes longer than a scan (`python -m bench search`). It pays where thousands of
+questions are asked, and then docs/use-the-encoder.md shows how.
 """
 
 from __future__ import annotations

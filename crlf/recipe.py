@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from crlf import encoders
+from crlf import encoders, runs
 from crlf.data import ImageSettings, named
 from crlf.devices import PRECISIONS
 from crlf.encoders import EmbeddingSettings
@@ -117,13 +117,7 @@ class Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a JSON file, such as a run's recipe.json."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"recipe {str(path)!r} cannot be read as JSON: {str(error).splitlines()[0]}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"recipe {str(path)!r} must hold a JSON object, not a {type(values).__name__}")
-    return Recipe.from_dict(values)
+    return Recipe.from_dict(runs.read_json(path, dict))
 
 
 def _build(cls: Any, values: Any, prefix: str, built: dict[str, Any] | None = None) -> Any:

@@ -74,11 +74,11 @@ class Run:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return self._json(RECIPE)
+        return read_json(self.file(RECIPE), dict)
 
     @property
     def scores(self) -> dict[str, Any]:
-        return self._json(SCORES) if self.file(SCORES).exists() else {}
+        return read_json(self.file(SCORES), dict) if self.file(SCORES).exists() else {}
 
     @property
     def unlabelled(self) -> bool:
@@ -119,6 +119,17 @@ class Run:
                     rows.append(row)
         return rows
 
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes; none where there are no labels, or before `crlf embed`."""
+        path = self.file(CLASSES)
+        return [str(name) for name in read_json(path, list)] if path.exists() else []
+
+    def ids(self, split: str) -> list[str] | None:
+        """The name of each image of "train" or "test", of files the relative path; None before `crlf embed`."""
+        path = self.file(f"{split}_ids.json")
+        return [str(name) for name in read_json(path, list)] if path.exists() else None
+
     def tensors(self, name: str) -> Any:
         """What `torch.save` wrote: tensors and plain values only, on the CPU.
 
@@ -138,16 +149,6 @@ class Run:
     def _maker(self, name: str) -> str:
         command = MADE_BY.get(name, "pretrain")
         return command if command == "pretrain" else f"{command} {self.path}"
-
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self.file(name)
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise InputError(f"{str(path)!r} cannot be read as JSON: {first_line(error)}") from error
-        if not isinstance(value, dict):
-            raise InputError(f"{str(path)!r} must hold a JSON object, not a {type(value).__name__}")
-        return value
 
     def held(self) -> list[str]:
         """The files of a run that are there."""
@@ -238,6 +239,22 @@ def _umask() -> int:
 def write_bytes(path: Path, data: bytes) -> None:
     with replacing(path) as file:
         file.write(data)
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """What a JSON file holds: a dict or a list, as `kind` says.
+
+    Raises:
+        InputError: it is missing, damaged, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} cannot be read as JSON: {first_line(error)}") from error
+    if not isinstance(value, kind):
+        expected = "object" if kind is dict else "list"
+        raise InputError(f"{str(path)!r} must hold a JSON {expected}, not a {type(value).__name__}")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -19,3 +20,12 @@ def cifar10() -> tuple[data.ImageSet, data.ImageSet]:
         return data.load("cifar10", None if os.environ.get("CRLF_TEST_DOWNLOAD") == "1" else CACHE)
     except InputError as error:
         pytest.skip(f"CIFAR-10 is not in the cache (CRLF_TEST_DOWNLOAD=1 fetches it): {error}")
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, filled by two threads."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CRLF_CACHE", str(folder))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    return folder

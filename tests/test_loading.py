@@ -201,7 +201,7 @@ def test_runs_that_cannot_be_loaded(run: crlf.Run, tmp_path: Path):
     with pytest.raises(InputError, match=r"encoder_simclr.pth' is missing: `crlf pretrain` makes it"):
         crlf.load(tmp_path)
     (tmp_path / "encoder_simclr.pth").write_bytes(run.file("encoder_simclr.pth").read_bytes())
-    for text, reason in (("{}", "must hold a list of names, not a dict"), ("[", "cannot be read as JSON")):
+    for text, reason in (("{}", "must hold a JSON list, not a dict"), ("[", "cannot be read as JSON")):
         (tmp_path / "classes.json").write_text(text)
         with pytest.raises(InputError, match=reason):
             crlf.load(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from tiny_images import encoded, pixels
 
 from crlf import cli, data
 from crlf.data import ImageSettings, decoded, tables
@@ -23,23 +22,10 @@ from crlf.data.decode import decode
 from crlf.data.shards import look_at
 from crlf.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("CRLF_CACHE", str(folder))
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
-def picture(seed: int, side: int = 32) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-FILES = [picture(seed) for seed in range(40)]
+FILES = [encoded(pixels(seed), "PNG") for seed in range(40)]
 LABELS = [seed % 4 for seed in range(40)]
 STRUCTS = [{"bytes": content, "path": f"{i}.png"} for i, content in enumerate(FILES)]
 

@@ -224,6 +224,6 @@ def tell(data: str, folder: Path, index: Index, side: int, collection: Collectio
     elif index.labels is None:
         say("too few images of each class to hold some out: all are for training, without labels")
     elif collection.by_folder:
-        say(f"the {len(index.classes):,} folders are taken for classes, to evaluate only; {held}")
+        say(f"the {len(index.classes):,} folders are taken for classes, which pretraining never sees; {held}")
     elif collection.hold_out:
         say(f"of the {len(index.classes):,} classes {held}")

@@ -98,7 +98,7 @@ def told(where: str, image: str, label: str | None, classes: Sequence[str], trai
     parts = [f"images are in column {image!r}"]
     if label is not None:
         parts.append(
-            f"labels in {label!r} ({len(classes):,} classes), to evaluate only"
+            f"labels in {label!r} ({len(classes):,} classes), which pretraining never sees"
             if classes
             else f"column {label!r} is not used: some of its labels are missing, or all are the same"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,13 +50,9 @@ def class_names(run: Run) -> list[str]:
     path = run.file(runs.CLASSES)
     if not path.exists():
         raise NotDrawn(f"{str(path)!r} is missing: `crlf embed {run.path}` makes it")
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{str(path)!r} cannot be read as JSON: {error}") from error
-    if not isinstance(names, list) or not names:
-        raise InputError(f"{str(path)!r} must hold a list of class names")
-    return [short(str(name)) for name in names]
+    if not run.classes:
+        raise InputError(f"{str(path)!r} must hold the names of classes, not an empty list")
+    return [short(name) for name in run.classes]
 
 
 def short(name: str, most: int = 24) -> str:

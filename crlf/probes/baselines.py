@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from crlf import encoders
 from crlf.devices import autocast, pick_device
@@ -16,6 +16,7 @@ from crlf.probes.inputs import Embedded, Found
 from crlf.probes.logistic import linear
 from crlf.probes.neighbours import HEADLINE, knn_predict
 from crlf.randomness import generator
+from crlf.training import epoch_order
 from crlf.views import Views
 
 
@@ -81,7 +82,8 @@ def train_classifier(images: Embedded, steps: int) -> nn.Module:
     )
     labels, make_view = torch.from_numpy(images.train_lbl), Views(recipe.augmentation)
     for step in range(steps):
-        rows = batch_of(step, len(pixels), recipe.batch_size, recipe.seed)
+        epoch, i = divmod(step, len(pixels) // recipe.batch_size)
+        rows = epoch_order(recipe.seed, epoch, len(pixels))[i * recipe.batch_size : (i + 1) * recipe.batch_size]
         stream = generator(device, "supervised", recipe.seed, step)
         views = make_view(pixels[rows].to(device), stream, recipe.views)  # (V B, C, h, w)
         share = (step + 0.5) / steps
@@ -97,10 +99,3 @@ def train_classifier(images: Embedded, steps: int) -> nn.Module:
             optimizer.step()
             optimizer.zero_grad()
     return network.eval()
-
-
-def batch_of(step: int, images: int, batch_size: int, seed: int) -> Tensor:
-    """The rows of a step, int64 (B,): each epoch is a permutation, and its last, smaller batch is left out."""
-    epoch, i = divmod(step, images // batch_size)
-    order = torch.randperm(images, generator=generator("cpu", "supervised order", seed, epoch))
-    return order[i * batch_size : (i + 1) * batch_size]

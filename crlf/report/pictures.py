@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,14 +107,10 @@ def most_confident_mistakes(labels: np.ndarray, predicted: np.ndarray, confidenc
 
 def identities(run: Run, split: str, N: int) -> list[str]:
     """The name of each image: of files the relative path."""
-    path = run.file("test_ids.json" if split == "test" else "train_ids.json")
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8")) if path.exists() else range(N)
-    except ValueError as error:
-        raise InputError(f"{str(path)!r} cannot be read as JSON: {error}") from error
-    if not isinstance(ids, list | range) or len(ids) != N:
-        raise InputError(f"{path.name} must be a list of {N} names")
-    return [str(name) for name in ids]
+    ids = run.ids(split)
+    if ids is not None and len(ids) != N:
+        raise InputError(f"{split}_ids.json must hold {N} names, not {len(ids)}")
+    return ids or [str(row) for row in range(N)]
 
 
 def across(n: int, h: int, w: int) -> int:
