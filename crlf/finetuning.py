@@ -33,7 +33,7 @@ from crlf.probes import chance, choose_c, fit_linear
 from crlf.randomness import generator
 from crlf.recipe import Recipe
 from crlf.runs import Run
-from crlf.training import epoch_order
+from crlf.training import batch_rows
 from crlf.views import Views, ViewSettings
 from crlf.words import percent
 
@@ -175,8 +175,7 @@ def tune(
     chosen, labels = torch.from_numpy(rows), torch.from_numpy(images.train_labels)
 
     def rows_of(step: int) -> Tensor:
-        epoch, i = divmod(step, steps_per_epoch)
-        return chosen[epoch_order(seed, epoch, len(rows))[i * size : (i + 1) * size]]
+        return chosen[batch_rows(step, len(rows), size, seed)]
 
     settings = OptimSettings(optimizer="adamw", lr=lr, weight_decay=DECAY)
     optimizers = OPTIMIZERS["adamw"](list(model.named_parameters()), settings)

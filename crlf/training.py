@@ -180,8 +180,7 @@ def train(
     make_view, watch = Views(recipe.augmentation), Watch(recipe, data.images, device)
 
     def rows_of(step: int) -> Tensor:
-        epoch, i = divmod(step, steps)
-        return epoch_order(recipe.seed, epoch, len(data))[i * recipe.batch_size : (i + 1) * recipe.batch_size]
+        return batch_rows(step, len(data), recipe.batch_size, recipe.seed)
 
     with (
         stop_requests() as stop,
@@ -232,6 +231,12 @@ def train(
                 where = f"step {state.step} of {course.steps(state.step):.0f}"
                 raise Interrupted(stop[0], f"stopped after {where}: --resume continues it")
     finish(run, recipe, data, state)
+
+
+def batch_rows(step: int, images: int, batch_size: int, seed: int) -> Tensor:
+    """The rows of a step's batch, int64 (B,): each epoch is a permutation, and its last, smaller batch is left out."""
+    epoch, i = divmod(step, images // batch_size)
+    return epoch_order(seed, epoch, images)[i * batch_size : (i + 1) * batch_size]
 
 
 @functools.lru_cache(maxsize=2)  # an epoch's last batches are used while the next one's first are read

@@ -19,11 +19,11 @@ from crlf.encoders import CNN, ENCODERS, Frozen
 from crlf.errors import InputError
 from crlf.methods.simclr import SimCLRSettings
 from crlf.probes import PROBES, Embedded, embedded
-from crlf.probes.baselines import batch_of
 from crlf.probes.logistic import linear
 from crlf.probes.with_encoder import embed_views
 from crlf.recipe import Recipe
 from crlf.runs import ENCODER, save_array
+from crlf.training import batch_rows
 
 SETS = gratings(512, seed=0), gratings(300, seed=1)
 
@@ -83,7 +83,7 @@ def test_pixels_are_the_images(images: Embedded):
 def test_supervision_learns_and_spends_the_runs_budget(images: Embedded, run: crlf.Run, monkeypatch):
     steps = []
     monkeypatch.setattr(
-        "crlf.probes.baselines.batch_of", lambda step, *rest: steps.append(step) or batch_of(step, *rest)
+        "crlf.probes.baselines.batch_rows", lambda step, *rest: steps.append(step) or batch_rows(step, *rest)
     )
     found = PROBES["supervised"](images)
     assert len(steps) * 64 * 2 == run.scores["views_seen"]
@@ -97,9 +97,9 @@ def test_shuffled_labels_teach_supervision_nothing(images: Embedded):
 
 
 def test_each_epoch_of_supervision_is_a_permutation():
-    rows = torch.cat([batch_of(step, 20, 6, seed=0) for step in range(3)])
+    rows = torch.cat([batch_rows(step, 20, 6, seed=0) for step in range(3)])
     assert len(set(rows.tolist())) == 18
-    assert not torch.equal(rows, torch.cat([batch_of(step, 20, 6, seed=0) for step in range(3, 6)]))
+    assert not torch.equal(rows, torch.cat([batch_rows(step, 20, 6, seed=0) for step in range(3, 6)]))
 
 
 def test_supervision_needs_to_know_the_budget(images: Embedded, tmp_path: Path):

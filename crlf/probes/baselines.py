@@ -16,7 +16,7 @@ from crlf.probes.inputs import Embedded, Found
 from crlf.probes.logistic import linear
 from crlf.probes.neighbours import HEADLINE, knn_predict
 from crlf.randomness import generator
-from crlf.training import epoch_order
+from crlf.training import batch_rows
 from crlf.views import Views
 
 
@@ -82,8 +82,7 @@ def train_classifier(images: Embedded, steps: int) -> nn.Module:
     )
     labels, make_view = torch.from_numpy(images.train_lbl), Views(recipe.augmentation)
     for step in range(steps):
-        epoch, i = divmod(step, len(pixels) // recipe.batch_size)
-        rows = epoch_order(recipe.seed, epoch, len(pixels))[i * recipe.batch_size : (i + 1) * recipe.batch_size]
+        rows = batch_rows(step, len(pixels), recipe.batch_size, recipe.seed)
         stream = generator(device, "supervised", recipe.seed, step)
         views = make_view(pixels[rows].to(device), stream, recipe.views)  # (V B, C, h, w)
         share = (step + 0.5) / steps
