@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crlf.errors import InputError
 
+HEADLINE = 10  # the k of knn_accuracy
 TEMPERATURE = 0.1  # of the weighted vote
 CHUNK_BYTES = 2**28  # what the similarities of one chunk of images may take
 

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crlf.intervals import interval
-from crlf.knn import TEMPERATURE, chunk_rows, nearest, tied, vote, weighted_vote
+from crlf.knn import HEADLINE, TEMPERATURE, chunk_rows, nearest, tied, vote, weighted_vote
 from crlf.probes.inputs import Embedded, Found
 
 KS = (1, 10, 20, 200)
-HEADLINE = 10  # the k of knn_accuracy
 QUERIES = 1000  # test images that retrieval asks for
 
 
