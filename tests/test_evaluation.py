@@ -45,12 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> crlf.Run:
 
 def recipe(**other: Any) -> Recipe:
     """Nine steps an epoch."""
-    return Recipe(
-        **(
-            {"data": "gratings", "encoder": "tiny", "batch_size": 64, "views": 2, "epochs": 1, "augmentation": VIEWS}
-            | other
-        )
-    )
+    plain = {"data": "gratings", "encoder": "tiny", "batch_size": 64, "views": 2, "epochs": 1, "augmentation": VIEWS}
+    return Recipe(**(plain | other))
 
 
 def net(seed: int = 0) -> nn.Module:

@@ -95,7 +95,7 @@ def test_training_leaves_the_global_generator_alone(tmp_path: Path):
 
 
 def test_labels_play_no_part(straight: crlf.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Without them, and with others, the same bits come of it; the kNN that is given them alone tells something else."""
+    """Without them, and with others, the same bits come of it; what the kNN tells, which is given them, changes."""
     train, test = data.load("shapes")
     accuracies = [[row["knn_accuracy"] for row in straight.log() if "knn_accuracy" in row]]
     shuffled = train.labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
