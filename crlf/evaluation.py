@@ -9,11 +9,14 @@ Shapes: N training images, n of the sample that vote and m that are asked about,
 
 from __future__ import annotations
 
+import sys
 import time
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from crlf import dist
 from crlf.data import ImageSet
 from crlf.health import evaluating
 from crlf.knn import HEADLINE, knn_predict
@@ -56,10 +59,12 @@ class KnnCurve:
         """What the log shall hold: `knn_accuracy`, 0..1, and its protocol. Nothing of the encoder changes.
 
         Nothing when another look would take more than `SHARE` of the seconds of training so far; the first is always
-        taken.
+        taken, and says on the terminal what it is.
         """
-        if self.seconds and self.seconds + self.last > SHARE * seconds:
-            return {}
+        if dist.rank() > 0 or (self.seconds and self.seconds + self.last > SHARE * seconds):
+            return {}  # all processes have the same weights: the first one looks
+        if not self.seconds:
+            tqdm.write(self.protocol, file=sys.stderr)
         start = time.perf_counter()
         rows, n = self.embed(encoder), self.voters
         found = knn_predict(rows[:n].numpy(), self.labels[:n], rows[n:].numpy(), HEADLINE)

@@ -77,12 +77,9 @@ def pretrain(
     if resume and run.file(runs.CHECKPOINT).exists():
         state.load(run)
     save_views(run, recipe, data)
-    knn = knn_curve(recipe, data, place)
     if state.share < 1:
         tell_cost(state, data)
-        if knn:
-            print(knn.protocol, file=sys.stderr)
-    train(run, recipe, data, state, started, track, knn)
+    train(run, recipe, data, state, started, track, knn_curve(recipe, data, place))
     return run
 
 

@@ -122,7 +122,7 @@ def test_the_report_draws_it_against_epochs_and_seconds(run: crlf.Run):
     assert "curve-loss" in plots and "curve-rankme" in plots
 
 
-def test_it_is_said_before_training_and_each_epoch(tmp_path, capsys: pytest.CaptureFixture[str]):
+def test_it_is_said_before_the_first_number(tmp_path, capsys: pytest.CaptureFixture[str]):
     crlf.pretrain(recipe(), out=tmp_path, device="cpu")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("kNN while it trains: 400 ") and lines[0].endswith("for this evaluation only")
