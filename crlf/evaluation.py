@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class KnnCurve:
             "their labels are for this evaluation only"
         )
 
-    def look(self, encoder: nn.Module, seconds: float) -> dict[str, float | str]:
+    def look(self, encoder: nn.Module, seconds: float) -> dict[str, Any]:
         """What the log shall hold: `knn_accuracy`, 0..1, and its protocol. Nothing of the encoder changes.
 
         Nothing when another look would take more than `SHARE` of the seconds of training so far; the first is always

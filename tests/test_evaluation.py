@@ -74,7 +74,7 @@ def test_the_number_is_scikit_learns_on_the_sample_embedded_as_it_is():
 
 
 def breaking_ties(distances: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(1 + 1e-3 * 0.5 ** np.arange(distances.shape[1]), distances.shape)
+    return np.tile(1 + 1e-3 * 0.5 ** np.arange(distances.shape[1]), (len(distances), 1))
 
 
 def test_looking_changes_nothing_of_the_encoder():
