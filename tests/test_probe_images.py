@@ -126,14 +126,14 @@ def test_fine_tuning_starts_as_the_linear_probe(images: Embedded):
     assert all(weight.requires_grad for weight in model.parameters())
 
 
-def test_fine_tuning_learns_more_than_the_probe_and_leaves_the_run_alone(images: Embedded, run: crlf.Run, short):
+def test_fine_tuning_learns_more_than_the_probe_and_leaves_the_run_alone(images: Embedded, run: crlf.Run):
     before = run.file(ENCODER).read_bytes()
     rows = images.embed(images.images[1])
     found = PROBES["fine_tuning"](images)
     low, high = found.scores["fine_tuning_interval"]
     assert low <= found.scores["fine_tuning_accuracy"] <= high
-    assert found.scores["fine_tuning_accuracy"] > images.accuracy(images.linear[0].predict(images.test))
-    assert "for 8 epochs (32 steps of 128), AdamW" in found.protocol and "C = " in found.protocol
+    assert found.scores["fine_tuning_accuracy"] > images.accuracy(images.linear[0].predict(images.test)) + 0.05
+    assert "for 113 epochs (452 steps of 128), AdamW" in found.protocol and "C = " in found.protocol
     assert run.file(ENCODER).read_bytes() == before
     np.testing.assert_array_equal(images.embed(images.images[1]), rows)
 
@@ -166,7 +166,7 @@ def test_gaps_in_the_labels_and_a_class_that_nothing_is_learned_of(images: Embed
 
 def test_fine_tuning_is_asked_for_by_name(run: crlf.Run, short):
     assert cli.main(["probe", str(run.path), "--probes", "fine_tuning", "--device", "cpu"]) == 0
-    assert run.scores["fine_tuning_accuracy"] > 0.6 and "AdamW" in run.scores["protocol"]["fine_tuning"]
+    assert run.scores["fine_tuning_accuracy"] > 0.5 and "AdamW" in run.scores["protocol"]["fine_tuning"]
 
 
 def test_robustness_is_the_linear_probe_on_what_is_saved_corrupted(images: Embedded):
