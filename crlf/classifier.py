@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crlf import encoders, runs
 from crlf.errors import InputError
-from crlf.probes.logistic import Linear
+from crlf.logistic import Linear
 from crlf.recipe import Recipe
 from crlf.runs import Run
 from crlf.views import ViewSettings, normalise

@@ -27,9 +27,9 @@ from crlf.classifier import Classifier
 from crlf.devices import autocast, describe, keep_freed_memory, pick_device
 from crlf.embeddings import embed_images, image_shape
 from crlf.errors import InputError
-from crlf.labelled import Labelled
+from crlf.labelled import Labelled, chance
+from crlf.logistic import choose_c, fit_linear
 from crlf.optim import OPTIMIZERS, OptimSettings, schedule, set_rates
-from crlf.probes import chance, choose_c, fit_linear
 from crlf.randomness import generator
 from crlf.recipe import Recipe
 from crlf.runs import Run
@@ -39,6 +39,8 @@ from crlf.words import percent
 
 LEAST_STEPS = 450  # of full fine-tuning, whatever the number of images
 PASSES = 30  # over many images
+PEAK = 3e-3  # learning rate
+BATCH = 128  # images in a step
 DECAY = 0.05  # weight decay of AdamW
 SMOOTHING = 0.1  # of the labels (Szegedy et al. 2016, section 7)
 
@@ -52,8 +54,8 @@ def finetune(
     labels_per_class: int = 0,
     fraction: float = 1.0,
     epochs: int = 0,
-    lr: float = 3e-3,
-    batch_size: int = 128,
+    lr: float = PEAK,
+    batch_size: int = BATCH,
     seed: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,

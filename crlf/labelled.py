@@ -123,3 +123,9 @@ def some(labels: np.ndarray, classes: Sequence[str], per_class: int, fraction: f
             raise InputError(f"labels_per_class must be {rule}, not {per_class}")
         chosen.append(rows[: per_class or max(1, round(fraction * len(rows)))])
     return np.sort(np.concatenate(chosen))
+
+
+def chance(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
+    """The share of the test images that the most frequent training class gets right: int (N,), int (M,)."""
+    labels, counts = np.unique(train_labels, return_counts=True)
+    return float((test_labels == labels[counts.argmax()]).mean())

@@ -15,6 +15,7 @@ from crlf.course import ByClock, BySteps
 from crlf.errors import InputError
 from crlf.runs import Run
 from crlf.tracking import Write
+from crlf.words import percent
 
 
 class Progress:
@@ -70,8 +71,9 @@ class Progress:
         self.bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)
         self.bar.update(step * self.batch_size - self.bar.n)
         if step % self.steps == 0:
+            knn = f"kNN {percent(row['knn_accuracy'])}  " if "knn_accuracy" in row else ""
             line = (
-                f"{epoch}  loss {losses.double().mean().item():.4f}  "
+                f"{epoch}  loss {losses.double().mean().item():.4f}  {knn}"
                 f"{rate:,.0f} images/s  {tqdm.format_interval(seconds)} passed  {tqdm.format_interval(left)} left"
             )
             tqdm.write(line, file=sys.stderr)

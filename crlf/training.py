@@ -19,6 +19,7 @@ from crlf.data import ImageSet, load_for_pretraining
 from crlf.devices import autocast, describe, dtype_of, keep_freed_memory, memory_there, pick_device
 from crlf.errors import InputError
 from crlf.estimate import embedding_bytes, estimate
+from crlf.evaluation import KnnCurve, knn_curve
 from crlf.health import Watch, gradient_norm
 from crlf.interrupts import Interrupted, stop_requests
 from crlf.methods import METHODS
@@ -78,7 +79,7 @@ def pretrain(
     save_views(run, recipe, data)
     if state.share < 1:
         tell_cost(state, data)
-    train(run, recipe, data, state, started, track)
+    train(run, recipe, data, state, started, track, knn_curve(recipe, data, place))
     return run
 
 
@@ -161,13 +162,20 @@ class State:
 
 
 def train(
-    run: Run, recipe: Recipe, data: ImageSet, state: State, started: float | None = None, track: str = "none"
+    run: Run,
+    recipe: Recipe,
+    data: ImageSet,
+    state: State,
+    started: float | None = None,
+    track: str = "none",
+    knn: KnnCurve | None = None,
 ) -> None:
     """The loop: batch, views, learning rate, loss, backward, step, log, save.
 
     Args:
         started: when the run did, on the clock of `time.perf_counter`; a time budget counts from then.
         track: one of crlf.tracking.TRACKERS.
+        knn: what looks at the encoder now and then, and alone has the labels.
     """
     steps = len(state.losses)  # in an epoch
     course: BySteps | ByClock = BySteps(recipe.epochs * steps)
@@ -221,6 +229,7 @@ def train(
                 if last or course.over(state.step):
                     with in_precision:
                         stats |= watch.look(method, state.step, state.seconds)
+                        stats |= knn.look(method.encoder, state.seconds) if knn else {}
                 progress.log(state.step, state.losses[: i + 1].cpu(), state.seconds, lr(optimizers), stats)
             if last:
                 state.epoch_losses.append(mean(state.losses))

@@ -11,15 +11,16 @@ import torch
 from test_method_learning import VIEWS, gratings
 
 import crlf
-from crlf import cli, encoders, probes
+from crlf import classifier, cli, encoders, probes
 from crlf.corruptions import CORRUPTIONS
 from crlf.data import SOURCES
 from crlf.embeddings import embed_images
 from crlf.encoders import CNN, ENCODERS, Frozen
 from crlf.errors import InputError
+from crlf.logistic import linear
 from crlf.methods.simclr import SimCLRSettings
 from crlf.probes import PROBES, Embedded, embedded
-from crlf.probes.logistic import linear
+from crlf.probes.fine_tuning import started
 from crlf.probes.with_encoder import embed_views
 from crlf.recipe import Recipe
 from crlf.runs import ENCODER, save_array
@@ -106,6 +107,66 @@ def test_supervision_needs_to_know_the_budget(images: Embedded, tmp_path: Path):
     (tmp_path / "recipe.json").write_bytes(images.run.file("recipe.json").read_bytes())
     with pytest.raises(InputError, match="supervised needs views_seen"):
         PROBES["supervised"](dataclasses.replace(images, run=crlf.Run(tmp_path)))
+
+
+# Fine-tuning
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crlf.finetuning.LEAST_STEPS", 30)
+    monkeypatch.setattr("crlf.finetuning.PASSES", 6)
+
+
+def test_fine_tuning_starts_as_the_linear_probe(images: Embedded):
+    """Without a step of it, it predicts what the probe does."""
+    model, data = started(images)
+    found = classifier.probabilities(model.eval(), data.test, images.recipe.augmentation)
+    np.testing.assert_allclose(found, images.linear[0].probabilities(images.test), atol=1e-3)
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_fine_tuning_learns_more_than_the_probe_and_leaves_the_run_alone(images: Embedded, run: crlf.Run):
+    before = run.file(ENCODER).read_bytes()
+    rows = images.embed(images.images[1])
+    found = PROBES["fine_tuning"](images)
+    low, high = found.scores["fine_tuning_interval"]
+    assert low <= found.scores["fine_tuning_accuracy"] <= high
+    assert found.scores["fine_tuning_accuracy"] > images.accuracy(images.linear[0].predict(images.test)) + 0.05
+    assert "for 113 epochs (452 steps of 128), AdamW" in found.protocol and "C = " in found.protocol
+    assert run.file(ENCODER).read_bytes() == before
+    np.testing.assert_array_equal(images.embed(images.images[1]), rows)
+
+
+def test_shuffled_labels_teach_fine_tuning_nothing(images: Embedded, short):
+    shuffled = np.random.default_rng(0).permutation(images.train_lbl)
+    scores = PROBES["fine_tuning"](dataclasses.replace(images, train_lbl=shuffled)).scores
+    assert abs(scores["fine_tuning_accuracy"] - 1 / 6) < 0.12
+
+
+def test_test_labels_do_not_steer_fine_tuning(images: Embedded, short):
+    """With other test labels the same images are named the same: right and wrong add up."""
+    wrong = dataclasses.replace(images, test_lbl=(images.test_lbl + 1) % 6)
+    right = PROBES["fine_tuning"](images).scores["fine_tuning_accuracy"]
+    assert PROBES["fine_tuning"](wrong).scores["fine_tuning_accuracy"] <= 1 - right
+
+
+def test_gaps_in_the_labels_and_a_class_that_nothing_is_learned_of(images: Embedded, short):
+    """Labels 0, 10, ... 50, and 5 test images of a class 70: those are wrong, and the rest as they were."""
+    train, test = 10 * images.train_lbl, 10 * images.test_lbl
+    plain = PROBES["fine_tuning"](images)
+    spread = PROBES["fine_tuning"](dataclasses.replace(images, train_lbl=train, test_lbl=test))
+    assert spread == plain
+    data = started(images)[1]
+    unseen = np.concatenate([np.full(5, 70), test[5:]])
+    _, odd = started(dataclasses.replace(images, train_lbl=train, test_lbl=unseen))
+    assert (odd.test_labels[:5] == -1).all() and (odd.test_labels[5:] == images.test_lbl[5:]).all()
+    assert (odd.train_labels == data.train_labels).all() and odd.classes == ("0", "10", "20", "30", "40", "50")
+
+
+def test_fine_tuning_is_asked_for_by_name(run: crlf.Run, short):
+    assert cli.main(["probe", str(run.path), "--probes", "fine_tuning", "--device", "cpu"]) == 0
+    assert run.scores["fine_tuning_accuracy"] > 0.5 and "AdamW" in run.scores["protocol"]["fine_tuning"]
 
 
 def test_robustness_is_the_linear_probe_on_what_is_saved_corrupted(images: Embedded):

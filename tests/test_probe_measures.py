@@ -15,11 +15,12 @@ from test_probes import TEST, TRAIN, embedded
 
 from crlf.corruptions import CORRUPTIONS
 from crlf.intervals import interval, paired_interval
+from crlf.knn import nearest, weighted_vote
 from crlf.probes import PROBES, Embedded
 from crlf.probes.clusters import cluster_accuracy
 from crlf.probes.confidence import calibration_error
 from crlf.probes.few_labels import draw, few_label
-from crlf.probes.neighbours import average_precision, nearest, weighted_vote
+from crlf.probes.neighbours import average_precision
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:

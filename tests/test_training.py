@@ -95,10 +95,19 @@ def test_training_leaves_the_global_generator_alone(tmp_path: Path):
 
 
 def test_labels_play_no_part(straight: crlf.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without them, and with others, the same bits come of it; what the kNN tells, which is given them, changes."""
     train, test = data.load("shapes")
-    blind = data.ImageSet(train.images, None, (), train.ids)
-    monkeypatch.setitem(data.SOURCES, "shapes", lambda data_dir: (blind, test))
-    assert same_bits(weights(crlf.pretrain(TINY, out=tmp_path, device="cpu")), weights(straight))
+    accuracies = [[row["knn_accuracy"] for row in straight.log() if "knn_accuracy" in row]]
+    shuffled = train.labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
+    for name, labels in (("none", None), ("shuffled", shuffled)):
+        other = data.ImageSet(train.images, labels, train.classes, train.ids)
+        monkeypatch.setitem(data.SOURCES, "shapes", lambda data_dir, other=other: (other, test))
+        run = crlf.pretrain(TINY, out=tmp_path / name, device="cpu")
+        for file in (runs.ENCODER, "loss.npy", "views.npy"):
+            assert run.file(file).read_bytes() == straight.file(file).read_bytes(), (name, file)
+        assert same_bits(run.tensors(runs.CHECKPOINT)["method"], straight.tensors(runs.CHECKPOINT)["method"])
+        accuracies.append([row["knn_accuracy"] for row in run.log() if "knn_accuracy" in row])
+    assert accuracies[0] and not accuracies[1] and accuracies[2] and accuracies[0] != accuracies[2]
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

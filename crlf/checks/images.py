@@ -12,7 +12,7 @@ from torch import Tensor
 from crlf.checks.case import Case
 from crlf.errors import InputError
 from crlf.findings import Finding
-from crlf.probes.neighbours import nearest
+from crlf.knn import nearest
 from crlf.words import percent
 
 COPIES = 0.01  # share of the training images that may be copies

@@ -19,13 +19,14 @@ import numpy as np
 from crlf import runs
 from crlf.devices import keep_freed_memory
 from crlf.errors import InputError, unknown
-from crlf.probes import baselines, clusters, confidence, few_labels, neighbours, with_encoder
+from crlf.knn import knn_predict as knn_predict
+from crlf.labelled import chance as chance
+from crlf.logistic import choose_c as choose_c
+from crlf.logistic import fit_linear as fit_linear
+from crlf.logistic import linear as linear
+from crlf.probes import baselines, clusters, confidence, few_labels, fine_tuning, neighbours, with_encoder
 from crlf.probes.inputs import Embedded as Embedded
 from crlf.probes.inputs import Found as Found
-from crlf.probes.logistic import choose_c as choose_c
-from crlf.probes.logistic import fit_linear as fit_linear
-from crlf.probes.logistic import linear as linear
-from crlf.probes.neighbours import knn_predict as knn_predict
 from crlf.runs import Run
 
 PROBES: dict[str, Callable[[Embedded], Found]] = {
@@ -40,9 +41,10 @@ PROBES: dict[str, Callable[[Embedded], Found]] = {
     "pixels": baselines.pixels,
     "untrained": baselines.untrained,
     "supervised": baselines.supervised,
+    "fine_tuning": fine_tuning.fine_tuning,
 }
 QUICK = ("linear", "calibration", "knn")
-LONG = ("supervised",)  # as long as the training itself: asked for by name
+LONG = ("supervised", "fine_tuning")  # about as long as the training itself: asked for by name
 
 
 def probe(
@@ -56,7 +58,7 @@ def probe(
     Args:
         run: the run folder.
         probes: names with commas between; quick for linear, calibration and knn, which take seconds; all for every one
-            but supervised, which takes as long as the training.
+            but supervised and fine_tuning, which take about as long as the training.
         data_dir: where a data set known by name lies, for the probes that need the images.
         device: of the encoder, for the probes that need it.
 
@@ -119,12 +121,6 @@ def embedded(run: Run, data_dir: str | Path | None = None, device: str = "auto")
     if len(np.unique(train_lbl)) < 2:
         raise InputError(f"train_lbl.npy must hold two classes or more, not {len(np.unique(train_lbl))}")
     return Embedded(train, train_lbl, test, test_lbl, run, data_dir, device)
-
-
-def chance(train_lbl: np.ndarray, test_lbl: np.ndarray) -> float:
-    """The share of the test images that the most frequent training class gets right."""
-    labels, counts = np.unique(train_lbl, return_counts=True)
-    return float((test_lbl == labels[counts.argmax()]).mean())
 
 
 def rows_and_labels(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -11,10 +11,10 @@ from crlf import encoders
 from crlf.devices import autocast, pick_device
 from crlf.embeddings import embed_images
 from crlf.errors import InputError
+from crlf.knn import HEADLINE, knn_predict
+from crlf.logistic import linear
 from crlf.optim import OPTIMIZERS, schedule, set_rates
 from crlf.probes.inputs import Embedded, Found
-from crlf.probes.logistic import linear
-from crlf.probes.neighbours import HEADLINE, knn_predict
 from crlf.randomness import generator
 from crlf.training import batch_rows
 from crlf.views import Views

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from crlf.devices import one_thread
+from crlf.logistic import linear
 from crlf.probes.inputs import Embedded, Found
-from crlf.probes.logistic import linear
 
 SHARES = (0.01, 0.1)  # of the training labels
 EACH = (1, 5, 10, 50)  # labels a class

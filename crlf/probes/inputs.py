@@ -14,8 +14,9 @@ from torch import Tensor
 from crlf.data import ImageSet, load
 from crlf.devices import pick_device
 from crlf.embeddings import embed_images, load_encoder
+from crlf.encoders import Frozen
 from crlf.errors import InputError
-from crlf.probes.logistic import Linear, choose_c, fit_linear
+from crlf.logistic import Linear, choose_c, fit_linear
 from crlf.recipe import Recipe
 from crlf.runs import Run
 
@@ -78,7 +79,7 @@ class Embedded:
         return train, test
 
     @functools.cached_property
-    def encoder(self) -> torch.nn.Module:
+    def encoder(self) -> Frozen:
         """The frozen encoder, on the device."""
         assert self.run is not None
         return load_encoder(self.run, self.recipe, self.images[0].shape[1:]).to(pick_device(self.device))

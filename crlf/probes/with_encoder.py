@@ -11,8 +11,8 @@ from torch import Tensor
 from crlf.corruptions import CORRUPTIONS, STRENGTHS
 from crlf.embeddings import embed_images
 from crlf.intervals import interval
+from crlf.logistic import choose_c, fit_linear
 from crlf.probes.inputs import Embedded, Found
-from crlf.probes.logistic import choose_c, fit_linear
 from crlf.randomness import generator
 from crlf.views import Views, ViewSettings
 

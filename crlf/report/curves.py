@@ -17,6 +17,7 @@ H_AND_Z = {
     "uniformity": ("Uniformity", "how evenly the sphere is filled; lower is more even, 0 is collapse"),
     "spread": ("Spread", "deviation of the normalised features, 1 for independent ones; 0 is collapse"),
 }
+VOTES = "share that is right on a sample of the training images; labels serve this only; higher is better"
 
 
 def curves(run: Run) -> tuple[str, dict[str, Any]]:
@@ -27,7 +28,7 @@ def curves(run: Run) -> tuple[str, dict[str, Any]]:
     votes = sorted({key for row in log for key in row if "knn" in key and isinstance(row[key], float)})
     if votes:
         lines = {key.replace("_", " "): key for key in votes}
-        panels.append(panel("knn", "kNN while it trains", "higher is better", log, lines))
+        panels.append(panel("knn", "kNN while it trains", VOTES, log, lines))
     for measure, (name, reading) in H_AND_Z.items():
         lines = {"h, the embedding": f"h_{measure}", "z, the projection": f"z_{measure}"}
         panels.append(panel(measure, name, reading, log, lines))
