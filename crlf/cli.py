@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -89,9 +90,7 @@ def command_line(function: Callable[..., Any], argv: Sequence[str] | None = None
 
 def say(line: str) -> None:
     """A last line on stderr. Of torchrun's processes, which as a rule end alike, the first one says it."""
-    from crlf.dist import rank
-
-    if rank() == 0:
+    if os.environ.get("RANK", "0") == "0":  # crlf.dist.rank, without torch
         print(line, file=sys.stderr)
 
 

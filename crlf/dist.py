@@ -119,10 +119,15 @@ def highest(*values: float) -> list[float]:
     return told.tolist()
 
 
-def require_share(batch_size: int) -> None:
-    """Raise InputError when a batch has no image for some rank."""
+def require_share(batch_size: int, device: torch.device) -> None:
+    """Raise InputError when a batch has no image for some rank, or the device cannot train with so many."""
     if batch_size < world():
         raise InputError(f"batch_size must be at least the {world()} processes, not {batch_size}")
+    if world() > 1 and device.type == "mps":
+        raise InputError(f"device 'mps' trains with one process, not {world()}: gloo and NCCL do not know it")
+    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if device.type == "cuda" and here > there:
+        raise InputError(f"nproc-per-node must be at most the {there} GPUs of this machine, not {here}")
 
 
 # One batch on all ranks
@@ -141,15 +146,17 @@ def joined() -> Iterator[None]:
 class _Joined(TorchFunctionMode):
     """Any module's batch norm, those of timm as well, comes down to this one function."""
 
-    depth = 0
+    active: _Joined | None = None
+    gathered = False
 
     def __enter__(self) -> _Joined:
-        _Joined.depth += 1
+        _Joined.active = self
         return super().__enter__()
 
-    def __exit__(self, *error: Any) -> None:
-        _Joined.depth -= 1
-        super().__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        _Joined.active = None
+        super().__exit__(kind, *error)
+        assert kind or self.gathered, "a method sees its own rows alone: whole_batch is missing behind its last weights"
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -166,7 +173,10 @@ def whole_batch(rows: Tensor, dim: int = 1) -> Tensor:
         rows: any dtype, (..., B of this rank, ...).
         dim: which of them B is.
     """
-    return _WholeBatch.apply(rows, dim) if _Joined.depth else rows
+    if _Joined.active is None:
+        return rows
+    _Joined.active.gathered = True
+    return _WholeBatch.apply(rows, dim)
 
 
 class _WholeBatch(torch.autograd.Function):

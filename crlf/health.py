@@ -344,5 +344,5 @@ class Watch:
 
     def stop(self, run: Run) -> None:
         """Raise InputError when the run has collapsed and is to stop then."""
-        if self.collapse and self.recipe.stop_on_collapse:
+        if self.recipe.stop_on_collapse and dist.highest(self.collapse is not None) == [1]:  # all processes end
             raise InputError(f"{self.collapse}; stopped, and the checkpoint is in {str(run.path)!r}")

@@ -73,7 +73,7 @@ def pretrain(
         data = load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
         recipe.steps_per_epoch(len(data))
         require_labels(recipe, data)
-        dist.require_share(recipe.batch_size)
+        dist.require_share(recipe.batch_size, place)
         state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
     space = 5 * embedding_bytes(recipe, data) // 2
     run = dist.by_first(lambda: runs.claim(out, recipe.to_dict(), resume, overwrite, space))
@@ -137,8 +137,6 @@ class State:
         self.epoch_losses: list[float] = []  # the mean of each whole epoch
 
     def save(self, run: Run) -> None:
-        if dist.rank() > 0:
-            return  # the first one's is the same
         values = {
             "recipe": self.recipe.to_dict(),
             "method": self.method.state_dict(),
@@ -239,7 +237,7 @@ def train(
             if last:
                 state.epoch_losses.append(mean(state.losses))
             if last or stopped or course.over(state.step):  # a clock may end within an epoch
-                state.save(run)
+                dist.by_first(lambda: state.save(run))
                 watch.stop(run)
             if stopped:
                 where = f"step {state.step} of {course.steps(state.step):.0f}"

@@ -110,7 +110,7 @@ class Views:
     def of_part(
         self, images: Tensor, views: int, generator: torch.Generator, batch: int, part: range
     ) -> tuple[Tensor, ...]:
-        """Several views of the images of a part of a batch: bit for bit those that the whole batch would get.
+        """Several views of the images of a part of a batch: those that the whole batch would get, but for rounding.
 
         Args:
             images: uint8 (R, C, H, W), the part's.
