@@ -193,7 +193,7 @@ class _WholeBatch(torch.autograd.Function):
         return torch.cat(parts).movedim(0, dim).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.narrow(ctx.dim, ctx.start, ctx.size), None
 
 
@@ -261,7 +261,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *none: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *none: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
         dims, along = _all_but_channels(x), (1, -1, *[1] * (x.ndim - 2))
         dy = _wide(grad)

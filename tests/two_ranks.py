@@ -21,6 +21,7 @@ from torch import Tensor
 
 from crlf import dist, encoders, training
 from crlf.encoders import CNN
+from crlf.errors import InputError
 from crlf.interrupts import Interrupted
 from crlf.methods import METHODS
 from crlf.methods.base import loss_of
@@ -91,6 +92,17 @@ def stopped(out: Path) -> tuple[int, int]:
     raise AssertionError("it was not stopped")
 
 
+def refused(out: Path) -> str:
+    """What comes of a run in a folder that holds another."""
+    try:
+        twenty_steps("byol", out)
+    except InputError as error:
+        return str(error)
+    except SystemExit as end:
+        return f"exit {end.code}"
+    raise AssertionError("it was not refused")
+
+
 def shrink() -> None:
     """A small network, and no trial step before the first."""
     encoders.ENCODERS["cnn"] = lambda channels, size, regions: CNN(channels, regions, widths=(4, 8, 8), read=2)
@@ -102,6 +114,7 @@ def everything(folder: Path) -> dict[str, Any]:
         "step": {name: one_step(name) for name in METHODS},
         "trained": {name: twenty_steps(name, folder / f"{name}{dist.world()}") for name in METHODS},
         "stopped": stopped(folder / f"stopped{dist.world()}"),
+        "refused": refused(folder / f"stopped{dist.world()}"),
         "highest": dist.highest(dist.rank(), -dist.rank()),
     }
 
