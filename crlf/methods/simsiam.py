@@ -62,5 +62,5 @@ class SimSiam(Method):
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
         p = whole_batch(self.predictor(z).unflatten(0, (len(views), -1)))  # (V, B, P)
-        z = whole_batch(z.detach().unflatten(0, (len(views), -1)))  # (V, B, P)
+        z = whole_batch(z.unflatten(0, (len(views), -1)))  # (V, B, P)
         return over_pairs(negative_cosine, p, z), {"spread": spread(z)}
