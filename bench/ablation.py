@@ -124,9 +124,9 @@ class Progressive(Views):
         super().__init__(settings)
         self.left, self.small = steps // 2, Views(replace(settings, resolution=0.5))
 
-    def __call__(self, images: Tensor, generator: torch.Generator, count: int = 1) -> Tensor:
+    def of_part(self, *args: Any) -> tuple[Tensor, ...]:
         self.left -= 1
-        return (self.small if self.left >= 0 else super().__call__)(images, generator, count)
+        return self.small.of_part(*args) if self.left >= 0 else super().of_part(*args)
 
 
 NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {

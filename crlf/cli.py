@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -79,12 +80,18 @@ def command_line(function: Callable[..., Any], argv: Sequence[str] | None = None
         bound = parse(function, arguments, prog)
         function(*bound.args, **bound.kwargs)
     except InputError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        say(f"{prog}: error: {error}")
         return 2
     except KeyboardInterrupt as error:
-        print(f"{prog}: {str(error) or 'interrupted'}", file=sys.stderr)
+        say(f"{prog}: {str(error) or 'interrupted'}")
         return getattr(error, "exit_code", 130)
     return 0
+
+
+def say(line: str) -> None:
+    """A last line on stderr. Of torchrun's processes, which as a rule end alike, the first one says it."""
+    if os.environ.get("RANK", "0") == "0":  # crlf.dist.rank, without torch
+        print(line, file=sys.stderr)
 
 
 def with_recipe(function: Callable[..., Any], arguments: list[str]) -> tuple[Callable[..., Any], list[str]]:

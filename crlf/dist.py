@@ -1,6 +1,11 @@
-"""Which of several processes this is. `torchrun` starts them; alone, everything here does nothing.
+"""Which of several processes this is, and what they tell each other. `torchrun` starts them; alone, nothing here acts.
 
-The processes talk over gloo, on the CPU: what they tell each other here is small.
+Each rank has a share of every batch (`part_of`). Within `joined()` a method meets the whole of it all the same: batch
+norms take their moments over all ranks' rows, and `whole_batch` puts the rows together. What comes after is computed by
+every rank alike, so that each holds the loss of the whole batch; `add_up` then makes of the gradients, to which each
+rank gave those of its rows, the ones that a single process has. Whatever has weights stands before `whole_batch`.
+
+CPU tensors travel by gloo, those on NVIDIA's GPUs by NCCL.
 """
 
 from __future__ import annotations
@@ -8,14 +13,21 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+from crlf.errors import InputError
 
 T = TypeVar("T")
 WAIT = datetime.timedelta(days=7)  # for the slowest rank; when one dies, torchrun ends the others
+FAILED = 2  # the exit code of a rank that ends because the first one refused the input
 
 
 def rank() -> int:
@@ -30,11 +42,12 @@ def world() -> int:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Within this block the processes that torchrun started can `gather`."""
+    """Within this block, or function, the processes that torchrun started can speak to each other."""
     if world() == 1 or torch.distributed.is_initialized():
         yield
         return
-    torch.distributed.init_process_group("gloo", timeout=WAIT)
+    nccl = torch.cuda.is_available() and torch.distributed.is_nccl_available()
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=WAIT)
     try:
         yield
     finally:
@@ -60,3 +73,212 @@ def own_device(device: torch.device) -> torch.device:
     if world() == 1 or device.type != "cuda" or device.index is not None:
         return device
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+# What the first one does for all
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """The block runs on rank 0, and then on the others: what the first one fetched, they find.
+
+    Raises:
+        SystemExit: on the others, when the block failed on rank 0, which says why.
+    """
+    if rank() > 0:
+        _end_unless(gather(True)[0])
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        gather(False)
+        raise
+    gather(True)
+
+
+def by_first(act: Callable[[], T]) -> T:
+    """What a function returned on rank 0, which alone calls it. Raises as `first_alone` does."""
+    made: T | None = None
+    with first_alone():
+        made = act() if rank() == 0 else None
+    return gather(made)[0]  # type: ignore[return-value]
+
+
+def _end_unless(fine: bool) -> None:
+    if not fine:
+        raise SystemExit(FAILED)
+
+
+def highest(*values: float) -> list[float]:
+    """The highest of all ranks, of each value: so they agree on what time or a signal tells them differently."""
+    if world() == 1:
+        return list(values)
+    told = torch.tensor(values, dtype=torch.float64)  # on the CPU: no device waits
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return told.tolist()
+
+
+def require_share(batch_size: int, device: torch.device) -> None:
+    """Raise InputError when a batch has no image for some rank, or the device cannot train with so many."""
+    if batch_size < world():
+        raise InputError(f"batch_size must be at least the {world()} processes, not {batch_size}")
+    if world() > 1 and device.type == "mps":
+        raise InputError(f"device 'mps' trains with one process, not {world()}: gloo and NCCL do not know it")
+    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if device.type == "cuda" and here > there:
+        raise InputError(f"nproc-per-node must be at most the {there} GPUs of this machine, not {here}")
+
+
+# One batch on all ranks
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Within this block a forward pass is one over the rows of all ranks: see the top of this file."""
+    if world() == 1:
+        yield
+        return
+    with _Joined():
+        yield
+
+
+class _Joined(TorchFunctionMode):
+    """Any module's batch norm, those of timm as well, comes down to this one function."""
+
+    active: _Joined | None = None
+    gathered = False
+
+    def __enter__(self) -> _Joined:
+        _Joined.active = self
+        return super().__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        _Joined.active = None
+        super().__exit__(kind, *error)
+        assert kind or self.gathered, "a method sees its own rows alone: whole_batch is missing behind its last weights"
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return (batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+
+def whole_batch(rows: Tensor, dim: int = 1) -> Tensor:
+    """The rows of all ranks, in order, within `joined()`; elsewhere these rows.
+
+    The gradient of what each rank computes from them, all the same, reaches the rows that are its own.
+
+    Args:
+        rows: any dtype, (..., B of this rank, ...).
+        dim: which of them B is.
+    """
+    if _Joined.active is None:
+        return rows
+    _Joined.active.gathered = True
+    return _WholeBatch.apply(rows, dim)
+
+
+class _WholeBatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, dim: int) -> Tensor:
+        counts = [torch.empty(1, dtype=torch.int64) for _ in range(world())]
+        torch.distributed.all_gather(counts, torch.tensor([rows.shape[dim]]))
+        sizes = [int(count) for count in counts]
+        ctx.dim, ctx.start, ctx.size = dim, sum(sizes[: rank()]), rows.shape[dim]
+        mine = rows.movedim(dim, 0)
+        padded = mine.new_zeros(max(sizes), *mine.shape[1:])  # all ranks send as much
+        padded[: len(mine)] = mine
+        parts = [part[:size] for part, size in zip(_all_gather(padded), sizes, strict=True)]
+        return torch.cat(parts).movedim(0, dim).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.narrow(ctx.dim, ctx.start, ctx.size), None
+
+
+def _all_gather(value: Tensor) -> list[Tensor]:
+    found = [torch.empty_like(value) for _ in range(world())]
+    torch.distributed.all_gather(found, value)
+    return found
+
+
+def add_up(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Make each gradient the sum of all ranks': one message for each dtype."""
+    if world() == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    for dtype in dict.fromkeys(grad.dtype for grad in grads):
+        these = [grad for grad in grads if grad.dtype == dtype]
+        flat = torch.cat([grad.flatten() for grad in these])
+        torch.distributed.all_reduce(flat)
+        for grad, part in zip(these, flat.split([grad.numel() for grad in these]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm`, with the moments of all ranks' rows in training.
+
+    torch.nn.SyncBatchNorm is for GPUs alone, and for modules of torch's own classes.
+
+    Args:
+        x: float (B, C, ...); B may differ between ranks.
+    """
+    if not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    y, mean, var, count = _BatchNorm.apply(x, weight, bias, eps)
+    if running_mean is not None and running_var is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * count / (count - 1)).to(running_var.dtype), momentum)
+    return y
+
+
+class _BatchNorm(torch.autograd.Function):
+    """Ioffe and Szegedy 2015, algorithm 1 and the gradients of section 3, their sums over all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        var, mean = torch.var_mean(_wide(x), _all_but_channels(x), correction=0)  # of this rank, (C,)
+        count = mean.new_full((1,), x.numel() // x.shape[1])
+        C = len(mean)
+        ranks = torch.stack(_all_gather(torch.cat([mean, var, count])))  # (ranks, 2C + 1)
+        means, variances, counts = ranks[:, :C], ranks[:, C:-1], ranks[:, -1:]
+        count = counts.sum()
+        mean = (counts / count * means).sum(dim=0)
+        var = (counts / count * (variances + (means - mean).square())).sum(dim=0)  # Chan et al. 1979: no cancellation
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps), mean, var, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *none: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, count = ctx.saved_tensors
+        dims, along = _all_but_channels(x), (1, -1, *[1] * (x.ndim - 2))
+        dy = _wide(grad)
+        x_hat = (_wide(x) - mean.view(along)) * scale.view(along)
+        own = torch.stack([dy.sum(dims), (dy * x_hat).sum(dims)])  # (2, C): the gradients of bias and weight
+        sums = own / count
+        torch.distributed.all_reduce(sums)
+        dx = (dy - sums[0].view(along) - x_hat * sums[1].view(along)) * scale.view(along)
+        if weight is None:
+            return dx.to(x.dtype), None, None, None
+        return (dx * weight.view(along)).to(x.dtype), own[1].to(weight.dtype), own[0].to(weight.dtype), None
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [0, *range(2, x.ndim)]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision in float32: moments of it have three digits."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crlf import encoders
+from crlf import dist, encoders
 from crlf.data import ImageSet
 from crlf.devices import autocast, fits, memory_used, wait_for
 from crlf.methods import Method
@@ -57,7 +57,7 @@ def estimate(
     device = next(method.parameters()).device
     method, optimizers = copy.deepcopy((method.train(), optimizers))
     images = min(recipe.batch_size, TRIAL if device.type == "cpu" else recipe.batch_size)
-    scale = recipe.batch_size / images
+    scale = len(dist.part_of(recipe.batch_size)) / images  # of this process
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         activations = saved_bytes(lambda: forward(recipe, data, method, images, device))
         learn = fastest(lambda: forward(recipe, data, method, images, device).backward(), device)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from crlf import dist
 from crlf.errors import InputError
 from crlf.methods.base import Method, cosine, spread, unit
 from crlf.randomness import generator
@@ -318,6 +319,8 @@ class Watch:
         Nothing when another look would take more than `SHARE` of the seconds of training so far. The first look is
         always taken, and the first after `SETTLED` steps, from where on a collapse is one.
         """
+        if dist.rank() > 0:
+            return {}  # all processes have the same weights: the first one looks
         settled = step >= SETTLED
         needed = not self.seconds or (settled and not self.judged)
         if not needed and self.seconds + self.last > SHARE * seconds:
@@ -341,5 +344,5 @@ class Watch:
 
     def stop(self, run: Run) -> None:
         """Raise InputError when the run has collapsed and is to stop then."""
-        if self.collapse and self.recipe.stop_on_collapse:
+        if self.recipe.stop_on_collapse and dist.highest(self.collapse is not None) == [1]:  # all processes end
             raise InputError(f"{self.collapse}; stopped, and the checkpoint is in {str(run.path)!r}")

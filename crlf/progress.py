@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from crlf import runs
+from crlf import dist, runs
 from crlf.course import ByClock, BySteps
 from crlf.errors import InputError
 from crlf.runs import Run
@@ -25,20 +25,21 @@ class Progress:
         self.run, self.course, self.steps, self.batch_size = run, course, steps, batch_size
         self.done = done  # steps
         self.send = send  # a row of the log, to a tracker
-        kept = [row for row in run.log() if row.get("step", 0) <= done]  # a resumed run goes on from its checkpoint
-        runs.write_bytes(run.file(runs.LOG), "".join(json.dumps(row) + "\n" for row in kept).encode())
+        if dist.rank() == 0:
+            kept = [row for row in run.log() if row.get("step", 0) <= done]  # a resumed run goes on from its checkpoint
+            runs.write_bytes(run.file(runs.LOG), "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.bar = tqdm(
             total=course.total * batch_size if isinstance(course, BySteps) else None,
             initial=done * batch_size,
             unit=" images",
             unit_scale=True,
-            disable=None,  # unless stderr is a terminal
+            disable=True if dist.rank() else None,  # None: unless stderr is a terminal
             dynamic_ncols=True,
             leave=False,
         )
 
     def log(self, step: int, losses: Tensor, seconds: float, lr: float, stats: dict[str, Any]) -> None:
-        """Say how far the run is.
+        """Say how far the run is; of several processes the first one does.
 
         Args:
             step: steps done.
@@ -46,6 +47,8 @@ class Progress:
             seconds: of training so far.
             stats: what else the row shall hold; scalars may be tensors.
         """
+        if dist.rank() > 0:
+            return
         new = losses[-max(1, step - self.done) :]
         self.done = step
         rate = step * self.batch_size / seconds

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from crlf import dist
 from crlf.errors import InputError, first_line, require, unknown
 from crlf.runs import Run
 
@@ -32,6 +33,7 @@ def tracked(tracker: str, run: Run, done: int) -> Iterator[Write]:
         InputError: the tracker is not installed, or cannot start.
     """
     require_tracker(tracker)
+    tracker = "none" if dist.rank() else tracker  # of several processes the first one tells
     with contextlib.ExitStack() as stack:
         try:
             write = stack.enter_context(TRACKERS[tracker](run, done))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crlf import encoders, runs
+from crlf import dist, encoders, runs
 from crlf.batches import batches
 from crlf.course import ByClock, BySteps
 from crlf.data import ImageSet, load_for_pretraining
@@ -36,6 +36,7 @@ from crlf.words import size
 LIKELY = "a learning rate that is too high, a temperature that is too low, or images that are not finite"
 
 
+@dist.together()
 def pretrain(
     recipe: Recipe = RECIPES["default"],
     *,
@@ -46,7 +47,7 @@ def pretrain(
     overwrite: bool = False,
     track: str = "none",
 ) -> Run:
-    """Train an encoder without labels.
+    """Train an encoder without labels; under torchrun on all of its processes, each of which calls this.
 
     Args:
         recipe: every setting of the run.
@@ -68,16 +69,19 @@ def pretrain(
     started = time.perf_counter()
     keep_freed_memory()
     require_tracker(track)
-    place = pick_device(device)
-    data = load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
-    recipe.steps_per_epoch(len(data))
-    require_labels(recipe, data)
-    state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
-    run = runs.claim(out, recipe.to_dict(), resume, overwrite, space=5 * embedding_bytes(recipe, data) // 2)
+    place = dist.own_device(pick_device(device))
+    with dist.first_alone():
+        data = load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
+        recipe.steps_per_epoch(len(data))
+        require_labels(recipe, data)
+        dist.require_share(recipe.batch_size, place)
+        state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
+    space = 5 * embedding_bytes(recipe, data) // 2
+    run = dist.by_first(lambda: runs.claim(out, recipe.to_dict(), resume, overwrite, space))
     if resume and run.file(runs.CHECKPOINT).exists():
         state.load(run)
-    save_views(run, recipe, data)
-    if state.share < 1:
+    if dist.rank() == 0:
+        save_views(run, recipe, data)
         tell_cost(state, data)
     train(run, recipe, data, state, started, track, knn_curve(recipe, data, place))
     return run
@@ -91,6 +95,8 @@ def require_labels(recipe: Recipe, data: ImageSet) -> None:
 
 def tell_cost(state: State, data: ImageSet) -> None:
     """Say what the encoder chose and what the run will take, and when that is more memory than there is."""
+    if state.share >= 1:
+        return
     if choice := getattr(state.method.encoder, "choice", ""):
         print(f"encoder {state.recipe.encoder}: {choice}", file=sys.stderr)
     cost = estimate(state.recipe, data, state.method, state.optimizers, state.share)
@@ -181,14 +187,17 @@ def train(
     course: BySteps | ByClock = BySteps(recipe.epochs * steps)
     if recipe.minutes:
         startup = 0.0 if started is None else time.perf_counter() - started
+        [startup] = dist.highest(startup)
         course = ByClock(60 * recipe.minutes - startup, state.step, state.share, state.seconds)
     labels = data.labels if isinstance(state.method, SupervisedMethod) else None  # no other method has them in reach
     method, optimizers, device = state.method.train(), state.optimizers, state.device
     in_precision = autocast(recipe.precision, device)
     make_view, watch = Views(recipe.augmentation), Watch(recipe, data.images, device)
 
+    B, part = recipe.batch_size, dist.part_of(recipe.batch_size)  # the part is this process's: all of it, alone
+
     def rows_of(step: int) -> Tensor:
-        return batch_rows(step, len(data), recipe.batch_size, recipe.seed)
+        return batch_rows(step, len(data), B, recipe.seed)[part.start : part.stop]
 
     with (
         stop_requests() as stop,
@@ -201,7 +210,7 @@ def train(
             i = state.step % steps
             batch = pixels[state.step]  # uint8 (B, C, H, W)
             stream = generator(device, "views", recipe.seed, state.step)
-            views = make_view(batch, stream, recipe.views).chunk(recipe.views)  # each (B, C, h, w)
+            views = make_view.of_part(batch, recipe.views, stream, B, part)  # each (B, C, h, w)
             share = course.share(state.step + 0.5)
             set_rates(
                 optimizers,
@@ -209,9 +218,10 @@ def train(
                 decay=schedule(share, 0.0, recipe.optim.final_weight_decay),
             )
             seen = None if labels is None else labels[rows_of(state.step)].to(device)
-            with in_precision:
+            with in_precision, dist.joined():
                 loss, stats = loss_of(method, views, seen)
             loss.backward()
+            dist.add_up(method.parameters())
             last = i == steps - 1
             if last:
                 stats["gradient_norm"] = gradient_norm(method.parameters())
@@ -221,9 +231,10 @@ def train(
             state.step += 1
             method.after_step(course.share(state.step))
             state.losses[i] = loss.detach()
-            if last or stop or course.due(state.step):
+            stopped, due = dist.highest(stop[0] if stop else 0, course.due(state.step))
+            if last or stopped or due:
                 require_finite(state.losses[: i + 1], state.step - i, run)  # waits for the device
-                state.seconds = time.perf_counter() - clock
+                [state.seconds] = dist.highest(time.perf_counter() - clock)
                 course.look(state.step, state.seconds)
                 state.share = course.share(state.step)
                 if last or course.over(state.step):
@@ -233,13 +244,13 @@ def train(
                 progress.log(state.step, state.losses[: i + 1].cpu(), state.seconds, lr(optimizers), stats)
             if last:
                 state.epoch_losses.append(mean(state.losses))
-            if last or stop or course.over(state.step):  # a clock may end within an epoch
-                state.save(run)
+            if last or stopped or course.over(state.step):  # a clock may end within an epoch
+                dist.by_first(lambda: state.save(run))
                 watch.stop(run)
-            if stop:
+            if stopped:
                 where = f"step {state.step} of {course.steps(state.step):.0f}"
-                raise Interrupted(stop[0], f"stopped after {where}: --resume continues it")
-    finish(run, recipe, data, state)
+                raise Interrupted(int(stopped), f"stopped after {where}: --resume continues it")
+    dist.by_first(lambda: finish(run, recipe, data, state))
 
 
 def batch_rows(step: int, images: int, batch_size: int, seed: int) -> Tensor:
@@ -309,6 +320,7 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
         pflop=flops * images_seen * recipe.views / 1e15,
         loss=losses[-1],
         device=describe(state.device),
+        processes=dist.world(),
         precision=str(dtype_of(recipe.precision, state.device)).removeprefix("torch."),
         torch=torch.__version__,
     )

@@ -107,6 +107,23 @@ class Views:
         """
         return apply(images, draw(images.shape, self.settings, generator, count), self.settings)
 
+    def of_part(
+        self, images: Tensor, views: int, generator: torch.Generator, batch: int, part: range
+    ) -> tuple[Tensor, ...]:
+        """Several views of the images of a part of a batch: those that the whole batch would get, but for rounding.
+
+        Args:
+            images: uint8 (R, C, H, W), the part's.
+            batch: B, the images in the whole batch, for which the parameters are drawn.
+            part: which of them these R are.
+
+        Returns:
+            So many views, each float32 (R, C, h, w).
+        """
+        drawn = draw(torch.Size((batch, *images.shape[1:])), self.settings, generator, views)
+        own = slice(views * part.start, views * part.stop)
+        return apply(images, Parameters(*(values[own] for values in drawn)), self.settings).chunk(views)
+
 
 def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator, count: int = 1) -> Parameters:
     """Draw the parameters of V = count views for each image of a batch of this shape (B, C, H, W)."""

@@ -207,6 +207,18 @@ def test_same_seed_same_bits_and_other_seed_other_views():
     assert (first - other).abs().mean() > 0.1
 
 
+@pytest.mark.parametrize("part", [range(8), range(3), range(3, 8), range(7, 8)])
+def test_a_part_of_a_batch_has_the_views_that_the_whole_batch_would_get(part: range):
+    images, make = photo(), Views(ViewSettings(blur=0.5))
+    whole = make(images, torch.Generator().manual_seed(1), 3).chunk(3)
+    rows = slice(part.start, part.stop)
+    parts = make.of_part(images[rows], 3, torch.Generator().manual_seed(1), 8, part)
+    for view, own in zip(whole, parts, strict=True):
+        if len(part) == 8:
+            assert torch.equal(view, own)
+        torch.testing.assert_close(view[rows], own, atol=5e-6, rtol=0)  # a product's rounding depends on the batch
+
+
 def test_randomness_comes_from_the_generator_alone():
     images, make = photo(), Views(ViewSettings(blur=0.5))
     before = torch.random.get_rng_state()

@@ -19,6 +19,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.methods.base import WIDTH, Method, in_float32, mlp, out_dim, require, spread
 
 EPSILON = 1e-5  # added to a variance, as batch norm does
@@ -74,6 +75,6 @@ class BarlowTwins(Method):
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        z = self.projector(h).unflatten(0, (len(views), -1))  # (V, B, P)
+        z = whole_batch(self.projector(h).unflatten(0, (len(views), -1)))  # (V, B, P)
         losses = [barlow_twins(z[i], z[j], self.redundancy) for i, j in combinations(range(len(z)), 2)]
         return torch.stack(losses).mean(), {"spread": spread(z)}

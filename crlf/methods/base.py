@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import FlopCounterMode
 
+from crlf.dist import whole_batch
 from crlf.errors import InputError
 
 LOGITS = 2**24  # at most this many at a time, 64 MB in float32
@@ -35,6 +36,7 @@ class Method(nn.Module, ABC):
 
     A subclass has a `Settings` dataclass and takes `(encoder, settings)`. It never sees labels. All views go through
     the encoder in one pass, so that batch norm sees them together, where most papers' code passes one view at a time.
+    Behind the last weights `whole_batch` puts the rows of several processes together, so that the loss sees them all.
     """
 
     Settings: type[Any]
@@ -262,7 +264,7 @@ class Target(nn.Module):
     @torch.no_grad()
     def forward(self, views: Sequence[Tensor]) -> Tensor:
         """Views, each float (B, C, h, w) -> (V, B, P), in one pass."""
-        return self.networks(torch.cat(list(views))).unflatten(0, (len(views), -1))
+        return whole_batch(self.networks(torch.cat(list(views))).unflatten(0, (len(views), -1)))
 
     @torch.no_grad()
     def follow(self, *networks: nn.Module, progress: float) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.methods.base import SHARE, WIDTH, Method, Target, in_float32, mlp, out_dim, over_pairs, require, spread, unit
 
 
@@ -66,8 +67,8 @@ class BYOL(Method):
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
-        q = self.predictor(z).unflatten(0, (len(views), -1))  # (V, B, P)
-        return over_pairs(byol, q, self.target(views)), {"spread": spread(z)}
+        q = whole_batch(self.predictor(z).unflatten(0, (len(views), -1)))  # (V, B, P)
+        return over_pairs(byol, q, self.target(views)), {"spread": spread(whole_batch(z.detach(), dim=0))}
 
     def after_step(self, progress: float) -> None:
         self.target.follow(self.encoder, self.projector, progress=progress)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.methods.base import TEMPERATURE, WIDTH, Method, mlp, out_dim, over_negatives, require
 
 
@@ -68,5 +69,5 @@ class DCL(Method):
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        z = self.projector(h).unflatten(0, (len(views), -1))  # (V, B, P)
+        z = whole_batch(self.projector(h).unflatten(0, (len(views), -1)))  # (V, B, P)
         return dcl(z, self.temperature), {}

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.methods.base import (
     SHARE,
     TEMPERATURE,
@@ -117,13 +118,14 @@ class DINO(Method):
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.settings
         z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
-        student = self.prototypes(z).unflatten(0, (len(views), -1))  # (V, B, M)
+        student = whole_batch(self.prototypes(z).unflatten(0, (len(views), -1)))  # (V, B, M)
         teacher = self.target(views)  # (V, B, M)
         targets = sharpened(teacher, self.centre, s.target_temperature)
         if self.training:
             self.centre = self.centre.lerp(teacher.mean(dim=(0, 1)), 1 - s.centre_momentum)  # equation 4
         loss = over_pairs(lambda a, b: cross_entropy(a, b, s.temperature), student, targets)
-        return loss, {"spread": spread(z), "teacher_entropy": torch.special.entr(targets).sum(dim=-1).mean()}
+        entropy = torch.special.entr(targets).sum(dim=-1).mean()
+        return loss, {"spread": spread(whole_batch(z.detach(), dim=0)), "teacher_entropy": entropy}
 
     def after_step(self, progress: float) -> None:
         self.target.follow(self.encoder, self.projector, self.prototypes, progress=progress)

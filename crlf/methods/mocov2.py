@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.methods.base import (
     SHARE,
     TEMPERATURE,
@@ -94,7 +95,7 @@ class MoCov2(Method):
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        q = self.projector(h).unflatten(0, (len(views), -1))  # (V, B, P)
+        q = whole_batch(self.projector(h).unflatten(0, (len(views), -1)))  # (V, B, P)
         k = self.target(views)  # (V, B, P)
         keys = self.queue.rows  # of earlier steps alone: another view of the same image is no negative
         loss = over_pairs(lambda a, b: moco(a, b, keys, self.temperature), q, k)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.methods.base import (
     SHARE,
     TEMPERATURE,
@@ -85,7 +86,7 @@ class MoCov3(Method):
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        q = self.predictor(self.projector(h)).unflatten(0, (len(views), -1))  # (V, B, P)
+        q = whole_batch(self.predictor(self.projector(h)).unflatten(0, (len(views), -1)))  # (V, B, P)
         k = self.target(views)  # (V, B, P)
         return over_pairs(lambda a, b: ctr(a, b, self.temperature), q, k), {}
 

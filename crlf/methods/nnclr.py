@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.methods.base import (
     TEMPERATURE,
     WIDTH,
@@ -90,7 +91,8 @@ class NNCLR(Method):
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
-        p = self.predictor(z).unflatten(0, (len(views), -1))  # (V, B, P)
-        neighbours = nearest(z.detach(), self.queue.rows).unflatten(0, (len(views), -1))  # (V, B, P)
-        self.queue.push(z[: len(views[0])])
+        p = whole_batch(self.predictor(z).unflatten(0, (len(views), -1)))  # (V, B, P)
+        z = whole_batch(z.detach().unflatten(0, (len(views), -1)))  # (V, B, P)
+        neighbours = nearest(z, self.queue.rows)  # (V, B, P)
+        self.queue.push(z[0])
         return over_pairs(lambda a, b: nnclr(a, b, self.temperature), neighbours, p), {}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.errors import InputError
 from crlf.methods.base import TEMPERATURE, WIDTH, Method, mlp, out_dim, over_negatives, require
 
@@ -79,5 +80,5 @@ class SimCLR(Method):
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D): batch norm sees all views together
-        z = self.projector(h).unflatten(0, (len(views), -1))  # (V, B, P)
+        z = whole_batch(self.projector(h).unflatten(0, (len(views), -1)))  # (V, B, P)
         return nt_xent_views(z, self.temperature), {}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.methods.base import WIDTH, Method, in_float32, mlp, out_dim, over_pairs, require, spread, unit
 
 
@@ -60,5 +61,6 @@ class SimSiam(Method):
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
-        p = self.predictor(z).unflatten(0, (len(views), -1))  # (V, B, P)
-        return over_pairs(negative_cosine, p, z.unflatten(0, (len(views), -1))), {"spread": spread(z)}
+        p = whole_batch(self.predictor(z).unflatten(0, (len(views), -1)))  # (V, B, P)
+        z = whole_batch(z.unflatten(0, (len(views), -1)))  # (V, B, P)
+        return over_pairs(negative_cosine, p, z), {"spread": spread(z)}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.methods.base import TEMPERATURE, WIDTH, SupervisedMethod, cosine, in_float32, mlp, out_dim, require
 
 
@@ -69,5 +70,5 @@ class SupCon(SupervisedMethod):
 
     def forward(self, views: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        z = self.projector(h).unflatten(0, (len(views), -1))  # (V, B, P)
-        return sup_con(z, labels, self.temperature), {}
+        z = whole_batch(self.projector(h).unflatten(0, (len(views), -1)))  # (V, B, P)
+        return sup_con(z, whole_batch(labels, dim=0), self.temperature), {}

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.methods.base import (
     TEMPERATURE,
     WIDTH,
@@ -106,7 +107,7 @@ class SwAV(Method):
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.settings
         z = self.projector(self.encoder(torch.cat(list(views)))).unflatten(0, (len(views), -1))  # (V, B, P)
-        scores = cosine(z, self.prototypes)  # (V, B, M)
+        scores = whole_batch(cosine(z, self.prototypes))  # (V, B, M)
         codes = [sinkhorn(view, s.epsilon, s.iterations) for view in scores]  # each (B, M)
         loss = over_pairs(lambda a, b: swapped_prediction(a, b, s.temperature), scores, codes)
-        return loss, {"spread": spread(z)}
+        return loss, {"spread": spread(whole_batch(z.detach()))}

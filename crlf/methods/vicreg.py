@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crlf.dist import whole_batch
 from crlf.methods.base import WIDTH, Method, in_float32, mlp, out_dim, require, spread
 
 EPSILON = 1e-4  # the paper's, under the root
@@ -79,7 +80,7 @@ class VICReg(Method):
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        z = self.projector(h).unflatten(0, (len(views), -1))  # (V, B, P)
+        z = whole_batch(self.projector(h).unflatten(0, (len(views), -1)))  # (V, B, P)
         terms = vicreg_terms(z)
         loss = torch.stack([weight * term for weight, term in zip(self.weights, terms, strict=True)]).sum()
         names = ("invariance", "variance", "covariance")

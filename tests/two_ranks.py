@@ -1,0 +1,127 @@
+"""What each of several processes does in tests/test_dist.py, and the one that they are held against.
+
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/two_ranks.py FOLDER
+
+All of it is in float64: what differs then is the order of sums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from test_methods import narrow, small, views_of
+from torch import Tensor
+
+from crlf import dist, encoders, training
+from crlf.encoders import CNN
+from crlf.errors import InputError
+from crlf.interrupts import Interrupted
+from crlf.methods import METHODS
+from crlf.methods.base import loss_of
+from crlf.methods.byol import BYOL
+from crlf.optim import OptimSettings
+from crlf.recipe import Recipe
+
+BATCH = 9  # two ranks have 4 and 5 of it
+SGD = OptimSettings(optimizer="sgd", lr=0.02, lr_per=0, momentum=0.9, warmup=0.0)
+OPTIM = {"simclr": OptimSettings(), "vicreg": dataclasses.replace(SGD, lr=0.002)}  # the first: Muon
+
+
+def one_step(name: str) -> dict[str, Any]:
+    """The loss, what is logged, every gradient and every buffer, after a pass over this rank's part of a batch."""
+    method, part = small(name).double(), dist.part_of(BATCH)
+    rows = slice(part.start, part.stop)
+    views = [view.double()[rows] for view in views_of(batch=BATCH)]
+    labels = (torch.arange(BATCH) % 3)[rows]
+    with dist.joined():
+        loss, stats = loss_of(method, views, labels)
+    loss.backward()
+    dist.add_up(method.parameters())
+    gradients = {f"gradient of {n}": p.grad for n, p in method.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), **stats, **gradients, **dict(method.named_buffers())}
+
+
+class Double(training.State):
+    """A run in float64."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.method.double()
+        self.losses = self.losses.double()
+        for module in self.method.modules():
+            if isinstance(module, CNN):
+                module.register_forward_pre_hook(lambda module, views: (views[0].double(),))
+
+
+def twenty_steps(name: str, out: Path, resume: bool = False) -> dict[str, Tensor]:
+    """The losses, and the state of a method, after 20 steps of `crlf.pretrain`."""
+    recipe = Recipe(
+        method=name, data="shapes", subset=10 * BATCH, batch_size=BATCH, epochs=2, views=2,
+        head=narrow(name), optim=OPTIM.get(name, SGD),
+    )  # fmt: skip
+    states: list[Double] = []
+    training.State = lambda *args: states.append(Double(*args)) or states[-1]  # type: ignore[misc, assignment]
+    run = training.pretrain(recipe, out=out, device="cpu", resume=resume)
+    return {"losses": torch.from_numpy(run.array("loss.npy")), **states[0].method.state_dict()}
+
+
+def stopped(out: Path) -> tuple[int, int]:
+    """The exit code of a run whose last rank alone gets a SIGTERM in its eighth step, and the steps it did."""
+    forward, seen = BYOL.forward, [0]
+
+    def with_signal(method: BYOL, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        seen[0] += 1
+        if seen[0] == 8 and dist.rank() == dist.world() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(method, views)
+
+    BYOL.forward = with_signal  # type: ignore[method-assign]
+    try:
+        twenty_steps("byol", out)
+    except Interrupted as stop:
+        return stop.exit_code, seen[0]
+    finally:
+        BYOL.forward = forward  # type: ignore[method-assign]
+    raise AssertionError("it was not stopped")
+
+
+def refused(out: Path) -> str:
+    """What comes of a run in a folder that holds another."""
+    try:
+        twenty_steps("byol", out)
+    except InputError as error:
+        return str(error)
+    except SystemExit as end:
+        return f"exit {end.code}"
+    raise AssertionError("it was not refused")
+
+
+def shrink() -> None:
+    """A small network, and no trial step before the first."""
+    encoders.ENCODERS["cnn"] = lambda channels, size, regions: CNN(channels, regions, widths=(4, 8, 8), read=2)
+    training.tell_cost = lambda state, data: None
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    return {
+        "step": {name: one_step(name) for name in METHODS},
+        "trained": {name: twenty_steps(name, folder / f"{name}{dist.world()}") for name in METHODS},
+        "stopped": stopped(folder / f"stopped{dist.world()}"),
+        "refused": refused(folder / f"stopped{dist.world()}"),
+        "highest": dist.highest(dist.rank(), -dist.rank()),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    shrink()
+    place = Path(sys.argv[1])
+    with dist.together():
+        torch.save(everything(place), place / f"{dist.world()}-{dist.rank()}.pt")
