@@ -1,9 +1,9 @@
 """Which of several processes this is, and what they tell each other. `torchrun` starts them; alone, nothing here acts.
 
-Each rank has a share of every batch (`part_of`). Within `joined()` a method meets the whole of it all the same: batch
-norms take their moments over all ranks' rows, and `whole_batch` puts the rows together. What comes after is computed by
-every rank alike, so that each holds the loss of the whole batch; `add_up` then makes of the gradients, to which each
-rank gave those of its rows, the ones that a single process has. Whatever has weights stands before `whole_batch`.
+Each rank has a share of every batch (`parts_of`), and all of them together compute what one process would. Within
+`joined()` batch norms take their moments over all ranks' rows; `whole_batch` puts together the rows that a loss
+compares. What comes after is computed by every rank alike, so that each holds the loss of the whole batch; `add_up`
+then makes of the gradients, to which each rank gave those of its rows, the ones that a single process has.
 
 CPU tensors travel by gloo, those on NVIDIA's GPUs by NCCL.
 """
@@ -14,6 +14,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -66,6 +67,14 @@ def gather(value: T) -> list[T]:
 def part_of(count: int) -> range:
     """This rank's share of so many things: the ranks' shares are contiguous, in order, and as equal as can be."""
     return range(count * rank() // world(), count * (rank() + 1) // world())
+
+
+def parts_of(count: int, most: int = 0) -> list[range]:
+    """This rank's share in as few parts of at most so many as can be, on all ranks alike many; 0 leaves it whole."""
+    share = part_of(count)
+    parts = -(-count // (most * world())) if most else 1
+    cuts = [share.start + len(share) * i // parts for i in range(parts + 1)]
+    return [range(*ends) for ends in pairwise(cuts)]
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -146,18 +155,6 @@ def joined() -> Iterator[None]:
 class _Joined(TorchFunctionMode):
     """Any module's batch norm, those of timm as well, comes down to this one function."""
 
-    active: _Joined | None = None
-    gathered = False
-
-    def __enter__(self) -> _Joined:
-        _Joined.active = self
-        return super().__enter__()
-
-    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        _Joined.active = None
-        super().__exit__(kind, *error)
-        assert kind or self.gathered, "a method sees its own rows alone: whole_batch is missing behind its last weights"
-
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -165,7 +162,7 @@ class _Joined(TorchFunctionMode):
 
 
 def whole_batch(rows: Tensor, dim: int = 1) -> Tensor:
-    """The rows of all ranks, in order, within `joined()`; elsewhere these rows.
+    """The rows of all ranks, in order.
 
     The gradient of what each rank computes from them, all the same, reaches the rows that are its own.
 
@@ -173,9 +170,8 @@ def whole_batch(rows: Tensor, dim: int = 1) -> Tensor:
         rows: any dtype, (..., B of this rank, ...).
         dim: which of them B is.
     """
-    if _Joined.active is None:
+    if world() == 1:
         return rows
-    _Joined.active.gathered = True
     return _WholeBatch.apply(rows, dim)
 
 
@@ -201,6 +197,13 @@ def _all_gather(value: Tensor) -> list[Tensor]:
     found = [torch.empty_like(value) for _ in range(world())]
     torch.distributed.all_gather(found, value)
     return found
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of all ranks' values."""
+    if world() > 1:
+        torch.distributed.all_reduce(value)
+    return value
 
 
 def add_up(parameters: Iterable[torch.nn.Parameter]) -> None:

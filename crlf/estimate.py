@@ -56,14 +56,17 @@ def estimate(
     """
     device = next(method.parameters()).device
     method, optimizers = copy.deepcopy((method.train(), optimizers))
-    images = min(recipe.batch_size, TRIAL if device.type == "cpu" else recipe.batch_size)
-    scale = len(dist.part_of(recipe.batch_size)) / images  # of this process
+    parts = dist.parts_of(recipe.batch_size, recipe.micro_batch)  # of this process
+    part = max(map(len, parts))
+    images = min(part, TRIAL if device.type == "cpu" else part)
+    scale = sum(map(len, parts)) / images
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         activations = saved_bytes(lambda: forward(recipe, data, method, images, device))
         learn = fastest(lambda: forward(recipe, data, method, images, device).backward(), device)
         move = fastest(lambda: [optimizer.step() for optimizer in optimizers], device)
     steps = recipe.steps_per_epoch(len(data))
-    epoch = steps * (scale * learn + move)  # seconds
+    forwards = 1.0 if len(parts) == 1 else 4 / 3  # a second one, beside a backward pass of two
+    epoch = steps * (scale * forwards * learn + move)  # seconds
     epochs = 60 * recipe.minutes / epoch if recipe.minutes else recipe.epochs
     weights = sum(p.nbytes for p in method.parameters())
     moments = sum(
@@ -80,7 +83,7 @@ def estimate(
     return Estimate(
         seconds=epochs * epoch * (1 - done),
         epochs=epochs,
-        memory=held + int(scale * activations) + memory_used(device),
+        memory=held + int(part / images * activations) + memory_used(device),
         disk=rows + 2 * weights + moments + REPORT,
     )
 

@@ -22,6 +22,7 @@ LIMITS = {
     "epochs": (1, 100_000),
     "minutes": (0, 1_000_000),
     "batch_size": (2, 65_536),
+    "micro_batch": (0, 65_536),
     "views": (2, 64),
     "subset": (0, 2**40),
     "seed": (0, 2**63 - 1),
@@ -47,6 +48,11 @@ class Recipe:
     """A time budget for training, in place of the epochs: as many steps as fit; 0 trains by epochs."""
     batch_size: int = 128
     """Images in a step; a last, smaller batch is left out."""
+    micro_batch: int = 0
+    """Images of each process that are in memory at a time, where the batch is larger; gradients are still those of the
+    whole batch, for a second forward pass. 0 for all at once."""
+    frozen_norm: bool = False
+    """Let batch norm use what it remembers of earlier batches, not the moments of the batch or of each micro-batch."""
     views: int = 4
     """Views of each image in a step; all pairs are positive."""
     seed: int = 0

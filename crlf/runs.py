@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -155,7 +155,14 @@ class Run:
         return [name for name in FILES if self.file(name).exists()]
 
 
-def claim(path: str | os.PathLike[str], recipe: dict[str, Any], resume: bool, overwrite: bool, space: int = 0) -> Run:
+def claim(
+    path: str | os.PathLike[str],
+    recipe: dict[str, Any],
+    resume: bool,
+    overwrite: bool,
+    space: int = 0,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Run:
     """Make a folder the place of a run, and write its recipe.json.
 
     Args:
@@ -163,6 +170,7 @@ def claim(path: str | os.PathLike[str], recipe: dict[str, Any], resume: bool, ov
         resume: the folder's run has the same settings and goes on.
         overwrite: the folder's run is removed first; files that no run writes stay.
         space: bytes that the run will need.
+        complete: gives the recipe of an older run the settings that it does not know.
 
     Raises:
         InputError: the folder holds a run and neither was asked for, holds none to resume, holds one with other
@@ -176,7 +184,7 @@ def claim(path: str | os.PathLike[str], recipe: dict[str, Any], resume: bool, ov
     if resume:
         if RECIPE not in held:
             raise InputError(f"{where} holds no run to resume")
-        for name, here, there in difference(recipe, run.recipe):
+        for name, here, there in difference(recipe, complete(run.recipe)):
             raise InputError(f"{name} is {here!r}, but the run to resume in {str(run.path)!r} has {there!r}")
         return run
     if held and not overwrite:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +22,11 @@ from crlf.devices import autocast, describe, dtype_of, keep_freed_memory, memory
 from crlf.errors import InputError
 from crlf.estimate import embedding_bytes, estimate
 from crlf.evaluation import KnnCurve, knn_curve
+from crlf.gradients import gradients
 from crlf.health import Watch, gradient_norm
 from crlf.interrupts import Interrupted, stop_requests
 from crlf.methods import METHODS
-from crlf.methods.base import SupervisedMethod, loss_of, training_flops
+from crlf.methods.base import SupervisedMethod, training_flops
 from crlf.optim import OPTIMIZERS, schedule, set_rates
 from crlf.progress import Progress
 from crlf.randomness import generator
@@ -77,7 +80,7 @@ def pretrain(
         dist.require_share(recipe.batch_size, place)
         state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
     space = 5 * embedding_bytes(recipe, data) // 2
-    run = dist.by_first(lambda: runs.claim(out, recipe.to_dict(), resume, overwrite, space))
+    run = dist.by_first(lambda: runs.claim(out, recipe.to_dict(), resume, overwrite, space, completed))
     if resume and run.file(runs.CHECKPOINT).exists():
         state.load(run)
     if dist.rank() == 0:
@@ -85,6 +88,11 @@ def pretrain(
         tell_cost(state, data)
     train(run, recipe, data, state, started, track, knn_curve(recipe, data, place))
     return run
+
+
+def completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an older run; what was not a setting yet was as the default is."""
+    return Recipe.from_dict(recipe).to_dict()
 
 
 def require_labels(recipe: Recipe, data: ImageSet) -> None:
@@ -151,7 +159,7 @@ class State:
         values = run.tensors(runs.CHECKPOINT)
         where = f"the checkpoint in {str(run.path)!r}"
         try:
-            for name, here, there in runs.difference(self.recipe.to_dict(), values["recipe"]):
+            for name, here, there in runs.difference(self.recipe.to_dict(), completed(values["recipe"])):
                 raise InputError(f"{name} is {here!r}, but {where} has {there!r}")
             self.method.load_state_dict(values["method"])
             for optimizer, saved in zip(self.optimizers, values["optimizers"], strict=True):
@@ -194,10 +202,17 @@ def train(
     in_precision = autocast(recipe.precision, device)
     make_view, watch = Views(recipe.augmentation), Watch(recipe, data.images, device)
 
-    B, part = recipe.batch_size, dist.part_of(recipe.batch_size)  # the part is this process's: all of it, alone
+    parts = dist.parts_of(recipe.batch_size, recipe.micro_batch)  # of this process: the whole batch, as a rule
+    first, end = parts[0].start, parts[-1].stop
 
     def rows_of(step: int) -> Tensor:
-        return batch_rows(step, len(data), B, recipe.seed)[part.start : part.stop]
+        return batch_rows(step, len(data), recipe.batch_size, recipe.seed)[first:end]
+
+    def views_of(part: range) -> Sequence[Tensor]:
+        """The views of some of the batch's images, each (b, C, h, w)."""
+        stream = generator(device, "views", recipe.seed, state.step)
+        images = batch[part.start - first : part.stop - first]
+        return make_view.of_part(images, recipe.views, stream, recipe.batch_size, part)
 
     with (
         stop_requests() as stop,
@@ -209,8 +224,6 @@ def train(
         while not course.over(state.step):
             i = state.step % steps
             batch = pixels[state.step]  # uint8 (B, C, H, W)
-            stream = generator(device, "views", recipe.seed, state.step)
-            views = make_view.of_part(batch, recipe.views, stream, B, part)  # each (B, C, h, w)
             share = course.share(state.step + 0.5)
             set_rates(
                 optimizers,
@@ -218,10 +231,7 @@ def train(
                 decay=schedule(share, 0.0, recipe.optim.final_weight_decay),
             )
             seen = None if labels is None else labels[rows_of(state.step)].to(device)
-            with in_precision, dist.joined():
-                loss, stats = loss_of(method, views, seen)
-            loss.backward()
-            dist.add_up(method.parameters())
+            loss, stats = gradients(method, views_of, parts, seen, in_precision, recipe.frozen_norm)
             last = i == steps - 1
             if last:
                 stats["gradient_norm"] = gradient_norm(method.parameters())
@@ -230,7 +240,7 @@ def train(
                 optimizer.zero_grad()
             state.step += 1
             method.after_step(course.share(state.step))
-            state.losses[i] = loss.detach()
+            state.losses[i] = loss
             stopped, due = dist.highest(stop[0] if stop else 0, course.due(state.step))
             if last or stopped or due:
                 require_finite(state.losses[: i + 1], state.step - i, run)  # waits for the device
@@ -305,7 +315,8 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
     runs.save_array(run.file(runs.LOSS), np.array(losses, dtype=np.float64))
     images_seen = state.step * recipe.batch_size
     view = [view_size(side, recipe.augmentation) for side in data.images.shape[2:]]
-    flops = training_flops(state.method, recipe.views, data.images.shape[1], *view)
+    forwards = 1 if len(dist.parts_of(recipe.batch_size, recipe.micro_batch)) == 1 else 2
+    flops = training_flops(state.method, recipe.views, data.images.shape[1], view[0], view[1], forwards)
     run.update_scores(
         method=recipe.method,
         supervised=isinstance(state.method, SupervisedMethod),

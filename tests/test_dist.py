@@ -21,6 +21,7 @@ from crlf.methods import METHODS
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
+WORLDS = (2, 4)
 EVERY = pytest.mark.parametrize("name", METHODS)
 
 
@@ -38,8 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(folder: Path) -> dict[str, dict[str, Any]]:
     """What tests/two_ranks.py found: by the names 1-0 (alone), 2-0 and 2-1 (processes and rank)."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    places = [{}, *({"RANK": str(rank), "WORLD_SIZE": "2", **address} for rank in range(2))]
+    places: list[dict[str, str]] = [{}]
+    for world in WORLDS:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(world)}
+        places += [{"RANK": str(rank), **address} for rank in range(world)]
     command = [sys.executable, str(ROOT / "tests" / "two_ranks.py"), str(folder)]
     started = [subprocess.Popen(command, **PIPES | {"env": ENVIRONMENT | place}) for place in places]
     try:
@@ -59,17 +62,20 @@ def furthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, str]:
 
 
 @EVERY
-@pytest.mark.parametrize("rank", ["2-0", "2-1"])
-def test_loss_statistics_and_every_gradient_are_those_of_one_process(results, name: str, rank: str):
-    one, two = results["1-0"]["step"][name], results[rank]["step"][name]
+@pytest.mark.parametrize("rank", ["2-0", "2-1", "4-0", "4-3"])
+@pytest.mark.parametrize("what", ["step", "parted"])
+def test_loss_statistics_and_every_gradient_are_those_of_one_process(results, name: str, rank: str, what: str):
+    """And with the rank's share in parts, where batch norms are frozen."""
+    one, several = results["1-0"][what][name], results[rank][what][name]
     assert sum(key.startswith("gradient") for key in one) > 5
-    assert furthest(one, two)[0] < 1e-10, furthest(one, two)
+    assert furthest(one, several)[0] < 1e-10, furthest(one, several)
 
 
 @EVERY
-def test_twenty_steps_of_training_give_the_weights_of_one_process(results, name: str):
-    one, first, second = (results[key]["trained"][name] for key in ("1-0", "2-0", "2-1"))
-    assert furthest(first, second)[0] == 0  # the ranks never drift apart
+@pytest.mark.parametrize("world", WORLDS)
+def test_twenty_steps_of_training_give_the_weights_of_one_process(results, name: str, world: int):
+    one, first, last = (results[key]["trained"][name] for key in ("1-0", f"{world}-0", f"{world}-{world - 1}"))
+    assert furthest(first, last)[0] == 0  # the ranks never drift apart
     assert furthest(one, first)[0] < 1e-6, furthest(one, first)
     assert abs(one["losses"][1] - one["losses"][0]) > 1e-4  # and they have moved
 
@@ -138,13 +144,3 @@ def test_devices_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch):
         dist.require_share(8, torch.device("cuda", 0))
     with pytest.raises(InputError, match="device 'mps' trains with one process, not 4"):
         dist.require_share(8, torch.device("mps"))
-
-
-def test_a_method_that_forgets_the_other_ranks_is_noticed(monkeypatch: pytest.MonkeyPatch):
-    as_one_of(monkeypatch, 2)
-    with pytest.raises(AssertionError, match="whole_batch is missing"), dist.joined():
-        torch.ones(2) + 1
-    with pytest.raises(ValueError, match="its own"), dist.joined():
-        raise ValueError("its own")
-    rows = torch.ones(2, 3)
-    assert dist.whole_batch(rows) is rows  # outside nothing is put together

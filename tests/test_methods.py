@@ -15,7 +15,8 @@ from crlf import cli, data
 from crlf.encoders import CNN
 from crlf.errors import InputError
 from crlf.methods import METHODS
-from crlf.methods.base import Method, Queue, SupervisedMethod, Target, loss_of, mlp
+from crlf.methods.base import Method, Queue, SupervisedMethod, Target, compare, loss_of, mlp
+from crlf.methods.supcon import SupCon
 from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import RECIPES, Recipe
 from crlf.report.verdict import how_long
@@ -213,8 +214,8 @@ def test_the_settings_of_another_method_are_refused():
 @EVERY
 def test_only_a_supervised_method_can_be_given_labels(name: str):
     assert issubclass(METHODS[name], SupervisedMethod) == (name in SUPERVISED)
-    takes = ["self", "views"] + ["labels"] * (name in SUPERVISED)
-    assert list(inspect.signature(METHODS[name].forward).parameters) == takes
+    assert ("labels" in inspect.signature(METHODS[name].loss).parameters) == (name in SUPERVISED)
+    assert list(inspect.signature(METHODS[name].project).parameters) == ["self", "views"]
     if name not in SUPERVISED:
         other = loss_of(small(name), views_of(), torch.zeros_like(LABELS))[0]
         assert torch.equal(other, loss_of(small(name), views_of(), None)[0])
@@ -225,7 +226,7 @@ TINY = {"data": "shapes", "subset": 128, "batch_size": 64, "views": 2, "epochs":
 
 def test_the_loop_gives_labels_to_supervised_methods_alone(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("crlf.training.loss_of", lambda m, v, labels: seen.append(labels) or loss_of(m, v, labels))
+    monkeypatch.setattr("crlf.gradients.compare", lambda m, z, labels: seen.append(labels) or compare(m, z, labels))
     monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)
     for name in ("byol", "supcon"):
         run = crlf.pretrain(Recipe(method=name, head=narrow(name), **TINY), out=tmp_path / name, device="cpu")
@@ -243,16 +244,23 @@ def test_a_batchs_labels_are_those_of_its_images(tmp_path, monkeypatch):
     grey = data.ImageSet(images, labels, tuple(map(str, range(64))), tuple(map(str, range(64))))
     monkeypatch.setitem(data.SOURCES, "grey", lambda data_dir: (grey, grey))
     monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)
-    seen = []
+    seen, project = [], SupCon.project
 
-    def note(method: Method, views: list[Tensor], given: Tensor | None):
-        seen.append([(view.mean(dim=(1, 2, 3)), given) for view in views])
-        return loss_of(method, views, given)
+    def note(method: SupCon, views: list[Tensor]):
+        seen.append([[view.mean(dim=(1, 2, 3))] for view in views])
+        return project(method, views)
 
-    monkeypatch.setattr("crlf.training.loss_of", note)
+    def note_labels(method: Method, projections: list[Tensor], given: Tensor):
+        for pair in seen[-1]:
+            pair.append(given)
+        return compare(method, projections, given)
+
+    monkeypatch.setattr(SupCon, "project", note)
+    monkeypatch.setattr("crlf.gradients.compare", note_labels)
     plain = crlf.views.ViewSettings(jitter=0, grayscale=0)
     recipe = Recipe(method="supcon", data="grey", batch_size=16, views=2, epochs=1, augmentation=plain)
     crlf.pretrain(recipe, out=tmp_path, device="cpu")
+    seen = [step for step in seen if len(step[0]) == 2]  # the count of operations has no labels
     assert len(seen) == 4
     for mean, given in (pair for step in seen for pair in step):
         assert torch.equal(mean.argsort(), given.argsort())

@@ -7,6 +7,7 @@ All of it is in float64: what differs then is the order of sums.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -22,30 +23,36 @@ from torch import Tensor
 from crlf import dist, encoders, training
 from crlf.encoders import CNN
 from crlf.errors import InputError
+from crlf.gradients import gradients
 from crlf.interrupts import Interrupted
 from crlf.methods import METHODS
-from crlf.methods.base import loss_of
 from crlf.methods.byol import BYOL
 from crlf.optim import OptimSettings
 from crlf.recipe import Recipe
 
-BATCH = 9  # two ranks have 4 and 5 of it
+BATCH = 9  # two ranks have 4 and 5 of it, four have 2, 2, 2 and 3
 SGD = OptimSettings(optimizer="sgd", lr=0.02, lr_per=0, momentum=0.9, warmup=0.0)
 OPTIM = {"simclr": OptimSettings(), "vicreg": dataclasses.replace(SGD, lr=0.002)}  # the first: Muon
 
 
-def one_step(name: str) -> dict[str, Any]:
-    """The loss, what is logged, every gradient and every buffer, after a pass over this rank's part of a batch."""
-    method, part = small(name).double(), dist.part_of(BATCH)
-    rows = slice(part.start, part.stop)
-    views = [view.double()[rows] for view in views_of(batch=BATCH)]
-    labels = (torch.arange(BATCH) % 3)[rows]
-    with dist.joined():
-        loss, stats = loss_of(method, views, labels)
-    loss.backward()
-    dist.add_up(method.parameters())
-    gradients = {f"gradient of {n}": p.grad for n, p in method.named_parameters() if p.grad is not None}
-    return {"loss": loss.detach(), **stats, **gradients, **dict(method.named_buffers())}
+def one_step(name: str, most: int = 0, frozen: bool = False) -> dict[str, Any]:
+    """The loss, what is logged, every gradient and every buffer, after a pass over this rank's part of a batch.
+
+    Args:
+        most: images in a part of the rank's part.
+        frozen: batch norms use what they remember: the parts are then exactly the whole.
+    """
+    method, parts = small(name).double(), dist.parts_of(BATCH, most)
+    views = [view.double() for view in views_of(batch=BATCH)]
+    labels = (torch.arange(BATCH) % 3)[parts[0].start : parts[-1].stop]
+
+    def views_in(part: range) -> list[Tensor]:
+        return [view[part.start : part.stop] for view in views]
+
+    loss, stats = gradients(method, views_in, parts, labels, contextlib.nullcontext(), frozen)
+    found = {f"gradient of {n}": p.grad for n, p in method.named_parameters() if p.grad is not None}
+    buffers = {n: b for n, b in method.named_buffers() if "num_batches" not in n}
+    return {"loss": loss, **stats, **found, **buffers}
 
 
 class Double(training.State):
@@ -74,21 +81,21 @@ def twenty_steps(name: str, out: Path, resume: bool = False) -> dict[str, Tensor
 
 def stopped(out: Path) -> tuple[int, int]:
     """The exit code of a run whose last rank alone gets a SIGTERM in its eighth step, and the steps it did."""
-    forward, seen = BYOL.forward, [0]
+    project, seen = BYOL.project, [0]
 
-    def with_signal(method: BYOL, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def with_signal(method: BYOL, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         seen[0] += 1
         if seen[0] == 8 and dist.rank() == dist.world() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return forward(method, views)
+        return project(method, views)
 
-    BYOL.forward = with_signal  # type: ignore[method-assign]
+    BYOL.project = with_signal  # type: ignore[method-assign]
     try:
         twenty_steps("byol", out)
     except Interrupted as stop:
         return stop.exit_code, seen[0]
     finally:
-        BYOL.forward = forward  # type: ignore[method-assign]
+        BYOL.project = project  # type: ignore[method-assign]
     raise AssertionError("it was not stopped")
 
 
@@ -112,6 +119,7 @@ def shrink() -> None:
 def everything(folder: Path) -> dict[str, Any]:
     return {
         "step": {name: one_step(name) for name in METHODS},
+        "parted": {name: one_step(name, 2 if dist.world() > 1 else 0, frozen=True) for name in METHODS},
         "trained": {name: twenty_steps(name, folder / f"{name}{dist.world()}") for name in METHODS},
         "stopped": stopped(folder / f"stopped{dist.world()}"),
         "refused": refused(folder / f"stopped{dist.world()}"),

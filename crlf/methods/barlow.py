@@ -19,8 +19,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from crlf.dist import whole_batch
-from crlf.methods.base import WIDTH, Method, in_float32, mlp, out_dim, require, spread
+from crlf.methods.base import WIDTH, Method, by_view, in_float32, mlp, out_dim, require, spread
 
 EPSILON = 1e-5  # added to a variance, as batch norm does
 
@@ -73,8 +72,10 @@ class BarlowTwins(Method):
         self.projector = mlp([out_dim(encoder), s.hidden, s.projection], bias=False)
         self.redundancy = s.redundancy
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        z = whole_batch(self.projector(h).unflatten(0, (len(views), -1)))  # (V, B, P)
+        return (by_view(self.projector(h), views),)  # (V, B, P)
+
+    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         losses = [barlow_twins(z[i], z[j], self.redundancy) for i, j in combinations(range(len(z)), 2)]
         return torch.stack(losses).mean(), {"spread": spread(z)}

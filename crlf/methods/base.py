@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import FlopCounterMode
 
-from crlf.dist import whole_batch
 from crlf.errors import InputError
 
 LOGITS = 2**24  # at most this many at a time, 64 MB in float32
@@ -34,43 +33,63 @@ Result = TypeVar("Result")
 class Method(nn.Module, ABC):
     """An encoder in training: it owns what else the paper needs (projector, predictor, target, queue).
 
-    A subclass has a `Settings` dataclass and takes `(encoder, settings)`. It never sees labels. All views go through
-    the encoder in one pass, so that batch norm sees them together, where most papers' code passes one view at a time.
-    Behind the last weights `whole_batch` puts the rows of several processes together, so that the loss sees them all.
+    A subclass has a `Settings` dataclass and takes `(encoder, settings)`. It never sees labels. It says in two parts
+    what it does: all that has weights is in `project`, and what compares images with each other is in `loss`. Between
+    them `crlf.gradients` puts together what several processes, or several parts of a large batch, have projected.
     """
 
     Settings: type[Any]
     encoder: nn.Module
 
     @abstractmethod
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Two or more views, each float (B, C, h, w) -> what the loss compares, each float (V, B, ...).
+
+        All views go through the encoder in one pass, so that batch norm sees them together, where most papers' code
+        passes one view at a time.
+        """
+
+    @abstractmethod
+    def loss(self, *projections: Any, **labels: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `project` gave of all images of a batch -> the scalar loss, and detached scalars for the log."""
+
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Two or more views, each float (B, C, h, w) -> the scalar loss, and detached scalars for the log."""
+        """The loss of a batch: views, each float (B, C, h, w)."""
+        return self.loss(*self.project(views))
 
     def after_step(self, progress: float) -> None:
         """Called after the optimizer, with the share of the steps done; for targets that follow the weights."""
 
 
 class SupervisedMethod(Method):
-    """The exception: a method that is given the labels of its batch. What it learns is not learned without labels."""
+    """The exception: a method that is given the labels of its batch. What it learns is not learned without labels.
 
-    @abstractmethod
+    Its `loss` takes int64 (B,) labels behind the projections, by that name.
+    """
+
     def forward(self, views: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
-        """As `Method.forward`, with int64 (B,) labels."""
+        """As `Method.forward`."""
+        return self.loss(*self.project(views), labels=labels)
 
 
 def loss_of(method: Method, views: Sequence[Tensor], labels: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Call a method, with the labels of the batch only if it is a `SupervisedMethod`: the one place where they meet."""
+    """A method's loss of a whole batch: views, each float (B, C, h, w), and int64 (B,)."""
+    return compare(method, method.project(views), labels)
+
+
+def compare(method: Method, projections: Sequence[Tensor], labels: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """A method's loss, with the labels of the batch only for a `SupervisedMethod`: the one place where they meet."""
     if isinstance(method, SupervisedMethod):
         assert labels is not None, "a supervised method needs labels"
-        return method(views, labels)
-    return method(views)
+        return method.loss(*projections, labels=labels)
+    return method.loss(*projections)
 
 
-def training_flops(method: Method, views: int, channels: int, height: int, width: int) -> float:
+def training_flops(method: Method, views: int, channels: int, height: int, width: int, forwards: int = 1) -> float:
     """Floating-point operations that a view costs in training, two for each multiply-add.
 
     Torch counts one forward pass; elementwise operations, norms and pools are not in it. A backward pass costs two
-    forwards, and a target (the attribute of that name) has none.
+    forwards, and a target (the attribute of that name) has none. A batch in parts goes forward twice (crlf.gradients).
     """
     method = copy.deepcopy(method).eval()
     device = next(method.parameters()).device
@@ -78,7 +97,7 @@ def training_flops(method: Method, views: int, channels: int, height: int, width
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         loss_of(method, [pair] * views, torch.arange(2, device=device))
     target = sum(counter.get_flop_counts().get(f"{type(method).__name__}.target", {}).values())
-    return (3 * counter.get_total_flops() - 2 * target) / (2 * views)
+    return ((2 + forwards) * counter.get_total_flops() - 2 * target) / (2 * views)
 
 
 def require(settings: object, **limits: tuple[float, float]) -> None:
@@ -112,6 +131,11 @@ def mlp(
         layers += [nn.Linear(fan_in, fan_out, bias=not norm), *[nn.BatchNorm1d(fan_out)] * norm, activation()]
     layers.append(nn.Linear(sizes[-2], sizes[-1], bias=bias and not last_norm))
     return nn.Sequential(*layers, *[nn.BatchNorm1d(sizes[-1], affine=False)] * last_norm)
+
+
+def by_view(rows: Tensor, views: Sequence[Tensor]) -> Tensor:
+    """What came of all views in one pass, apart again: (V B, ...) -> (V, B, ...)."""
+    return rows.unflatten(0, (len(views), -1))
 
 
 def out_dim(encoder: nn.Module) -> int:
@@ -264,7 +288,7 @@ class Target(nn.Module):
     @torch.no_grad()
     def forward(self, views: Sequence[Tensor]) -> Tensor:
         """Views, each float (B, C, h, w) -> (V, B, P), in one pass."""
-        return whole_batch(self.networks(torch.cat(list(views))).unflatten(0, (len(views), -1)))
+        return by_view(self.networks(torch.cat(list(views))), views)
 
     @torch.no_grad()
     def follow(self, *networks: nn.Module, progress: float) -> None:

@@ -18,8 +18,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crlf.dist import whole_batch
-from crlf.methods.base import SHARE, WIDTH, Method, Target, in_float32, mlp, out_dim, over_pairs, require, spread, unit
+from crlf.methods.base import (
+    SHARE,
+    WIDTH,
+    Method,
+    Target,
+    by_view,
+    in_float32,
+    mlp,
+    out_dim,
+    over_pairs,
+    require,
+    spread,
+    unit,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +77,13 @@ class BYOL(Method):
         self.predictor = mlp([s.projection, s.hidden, s.projection])
         self.target = Target(encoder, self.projector, start=s.target_momentum, end=s.target_momentum_end)
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
-        q = whole_batch(self.predictor(z).unflatten(0, (len(views), -1)))  # (V, B, P)
-        return over_pairs(byol, q, self.target(views)), {"spread": spread(whole_batch(z.detach(), dim=0))}
+        q = self.predictor(z)
+        return by_view(q, views), self.target(views), by_view(z.detach(), views)  # each (V, B, P)
+
+    def loss(self, q: Tensor, k: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return over_pairs(byol, q, k), {"spread": spread(z)}
 
     def after_step(self, progress: float) -> None:
         self.target.follow(self.encoder, self.projector, progress=progress)

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crlf.dist import whole_batch
-from crlf.methods.base import TEMPERATURE, WIDTH, Method, mlp, out_dim, over_negatives, require
+from crlf.methods.base import TEMPERATURE, WIDTH, Method, by_view, mlp, out_dim, over_negatives, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,9 @@ class DCL(Method):
         self.projector = mlp([out_dim(encoder), settings.hidden, settings.projection])
         self.temperature = settings.temperature
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        z = whole_batch(self.projector(h).unflatten(0, (len(views), -1)))  # (V, B, P)
+        return (by_view(self.projector(h), views),)  # (V, B, P)
+
+    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return dcl(z, self.temperature), {}

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crlf.dist import whole_batch
 from crlf.methods.base import (
     SHARE,
     TEMPERATURE,
     WIDTH,
     Method,
     Target,
+    by_view,
     cosine,
     in_float32,
     mlp,
@@ -115,17 +115,19 @@ class DINO(Method):
         self.register_buffer("centre", torch.zeros(s.prototypes))  # (M,)
         self.settings = s
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        s = self.settings
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
-        student = whole_batch(self.prototypes(z).unflatten(0, (len(views), -1)))  # (V, B, M)
-        teacher = self.target(views)  # (V, B, M)
+        student = self.prototypes(z)  # (V B, M)
+        return by_view(student, views), self.target(views), by_view(z.detach(), views)  # each (V, B, ...)
+
+    def loss(self, student: Tensor, teacher: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        s = self.settings
         targets = sharpened(teacher, self.centre, s.target_temperature)
         if self.training:
             self.centre = self.centre.lerp(teacher.mean(dim=(0, 1)), 1 - s.centre_momentum)  # equation 4
         loss = over_pairs(lambda a, b: cross_entropy(a, b, s.temperature), student, targets)
         entropy = torch.special.entr(targets).sum(dim=-1).mean()
-        return loss, {"spread": spread(whole_batch(z.detach(), dim=0)), "teacher_entropy": entropy}
+        return loss, {"spread": spread(z), "teacher_entropy": entropy}
 
     def after_step(self, progress: float) -> None:
         self.target.follow(self.encoder, self.projector, self.prototypes, progress=progress)

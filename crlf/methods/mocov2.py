@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crlf.dist import whole_batch
 from crlf.methods.base import (
     SHARE,
     TEMPERATURE,
@@ -30,6 +29,7 @@ from crlf.methods.base import (
     Method,
     Queue,
     Target,
+    by_view,
     cosine,
     in_float32,
     mlp,
@@ -93,10 +93,11 @@ class MoCov2(Method):
         self.queue = Queue(s.queue, s.projection)
         self.temperature = s.temperature
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        q = whole_batch(self.projector(h).unflatten(0, (len(views), -1)))  # (V, B, P)
-        k = self.target(views)  # (V, B, P)
+        return by_view(self.projector(h), views), self.target(views)  # each (V, B, P)
+
+    def loss(self, q: Tensor, k: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         keys = self.queue.rows  # of earlier steps alone: another view of the same image is no negative
         loss = over_pairs(lambda a, b: moco(a, b, keys, self.temperature), q, k)
         self.queue.push(k.flatten(0, 1))

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crlf.dist import whole_batch
 from crlf.methods.base import (
     SHARE,
     TEMPERATURE,
     WIDTH,
     Method,
     Target,
+    by_view,
     cosine,
     in_float32,
     mlp,
@@ -84,10 +84,11 @@ class MoCov3(Method):
         self.target = Target(encoder, self.projector, start=s.target_momentum, end=s.target_momentum_end)
         self.temperature = s.temperature
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        q = whole_batch(self.predictor(self.projector(h)).unflatten(0, (len(views), -1)))  # (V, B, P)
-        k = self.target(views)  # (V, B, P)
+        return by_view(self.predictor(self.projector(h)), views), self.target(views)  # each (V, B, P)
+
+    def loss(self, q: Tensor, k: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return over_pairs(lambda a, b: ctr(a, b, self.temperature), q, k), {}
 
     def after_step(self, progress: float) -> None:

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crlf.dist import whole_batch
 from crlf.methods.base import (
     TEMPERATURE,
     WIDTH,
     Method,
     Queue,
+    by_view,
     cosine,
     in_float32,
     mlp,
@@ -89,10 +89,11 @@ class NNCLR(Method):
         self.queue = Queue(s.queue, s.projection)
         self.temperature = s.temperature
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
-        p = whole_batch(self.predictor(z).unflatten(0, (len(views), -1)))  # (V, B, P)
-        z = whole_batch(z.detach().unflatten(0, (len(views), -1)))  # (V, B, P)
+        return by_view(self.predictor(z), views), by_view(z.detach(), views)  # each (V, B, P)
+
+    def loss(self, p: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         neighbours = nearest(z, self.queue.rows)  # (V, B, P)
         self.queue.push(z[0])
         return over_pairs(lambda a, b: nnclr(a, b, self.temperature), neighbours, p), {}

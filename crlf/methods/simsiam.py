@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crlf.dist import whole_batch
-from crlf.methods.base import WIDTH, Method, in_float32, mlp, out_dim, over_pairs, require, spread, unit
+from crlf.methods.base import WIDTH, Method, by_view, in_float32, mlp, out_dim, over_pairs, require, spread, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,9 @@ class SimSiam(Method):
         self.projector = mlp([out_dim(encoder), s.projection, s.projection], last_norm=True)
         self.predictor = mlp([s.projection, s.bottleneck, s.projection])
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
-        p = whole_batch(self.predictor(z).unflatten(0, (len(views), -1)))  # (V, B, P)
-        z = whole_batch(z.unflatten(0, (len(views), -1)))  # (V, B, P)
+        return by_view(self.predictor(z), views), by_view(z, views)  # each (V, B, P)
+
+    def loss(self, p: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return over_pairs(negative_cosine, p, z), {"spread": spread(z)}

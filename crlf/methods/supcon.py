@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crlf.dist import whole_batch
-from crlf.methods.base import TEMPERATURE, WIDTH, SupervisedMethod, cosine, in_float32, mlp, out_dim, require
+from crlf.methods.base import TEMPERATURE, WIDTH, SupervisedMethod, by_view, cosine, in_float32, mlp, out_dim, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,9 @@ class SupCon(SupervisedMethod):
         self.projector = mlp([out_dim(encoder), settings.hidden, settings.projection], norm=False)
         self.temperature = settings.temperature
 
-    def forward(self, views: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        z = whole_batch(self.projector(h).unflatten(0, (len(views), -1)))  # (V, B, P)
-        return sup_con(z, whole_batch(labels, dim=0), self.temperature), {}
+        return (by_view(self.projector(h), views),)  # (V, B, P)
+
+    def loss(self, z: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return sup_con(z, labels, self.temperature), {}

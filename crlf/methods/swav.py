@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crlf.dist import whole_batch
 from crlf.methods.base import (
     TEMPERATURE,
     WIDTH,
     Method,
+    by_view,
     cosine,
     in_float32,
     mlp,
@@ -104,10 +104,12 @@ class SwAV(Method):
         self.prototypes = nn.Parameter(unit(torch.randn(s.prototypes, s.projection)))
         self.settings = s
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        z = by_view(self.projector(self.encoder(torch.cat(list(views)))), views)
+        return cosine(z, self.prototypes), z.detach()  # (V, B, M), (V, B, P)
+
+    def loss(self, scores: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.settings
-        z = self.projector(self.encoder(torch.cat(list(views)))).unflatten(0, (len(views), -1))  # (V, B, P)
-        scores = whole_batch(cosine(z, self.prototypes))  # (V, B, M)
         codes = [sinkhorn(view, s.epsilon, s.iterations) for view in scores]  # each (B, M)
         loss = over_pairs(lambda a, b: swapped_prediction(a, b, s.temperature), scores, codes)
-        return loss, {"spread": spread(whole_batch(z.detach()))}
+        return loss, {"spread": spread(z)}

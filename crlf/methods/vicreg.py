@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crlf.dist import whole_batch
-from crlf.methods.base import WIDTH, Method, in_float32, mlp, out_dim, require, spread
+from crlf.methods.base import WIDTH, Method, by_view, in_float32, mlp, out_dim, require, spread
 
 EPSILON = 1e-4  # the paper's, under the root
 WEIGHT = (0, 1e6)
@@ -78,9 +77,11 @@ class VICReg(Method):
         self.projector = mlp([out_dim(encoder), s.hidden, s.hidden, s.projection], bias=False)
         self.weights = (s.invariance, s.variance, s.covariance)
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
-        z = whole_batch(self.projector(h).unflatten(0, (len(views), -1)))  # (V, B, P)
+        return (by_view(self.projector(h), views),)  # (V, B, P)
+
+    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         terms = vicreg_terms(z)
         loss = torch.stack([weight * term for weight, term in zip(self.weights, terms, strict=True)]).sum()
         names = ("invariance", "variance", "covariance")
