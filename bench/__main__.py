@@ -27,6 +27,7 @@ BENCHES = {
     "finetuning": "a classifier from few and from many labels: a linear layer, and all weights",
     "views": "views a second: CRLF, torchvision v2 and a PIL pipeline",
     "step": "a training step beside the bare network on ready-made views",
+    "loading": "a training step with images read from a file, beside images in memory",
     "search": "the nearest of 200,000 embeddings: an exact scan, scikit-learn, faiss",
     "memory": "training speed with the allocator's default and with memory that is kept",
     "probes": "linear probe and kNN beside scikit-learn's",

@@ -19,6 +19,8 @@ RUNS = {
     "cifar10-seed": "`python simclr_train.py --recipe seed` (the original project's settings, this network)",
 }
 
+SPEEDS = ("throughput", "views", "step", "loading", "loss-memory", "probes", "search", "memory", "newton-schulz")
+
 
 def latest(records: Path) -> dict[str, dict[str, Any]]:
     """The last record of each measurement."""
@@ -58,7 +60,17 @@ def mean(rows: list[dict[str, Any]], key: str) -> float:
 def measurements(found: dict[str, dict[str, Any]]) -> str:
     """Speeds side by side, one table a measurement."""
     parts = []
-    for name in ("throughput", "views", "step", "loss-memory", "probes", "search", "memory", "newton-schulz"):
+    for name in (
+        "throughput",
+        "views",
+        "step",
+        "loading",
+        "loss-memory",
+        "probes",
+        "search",
+        "memory",
+        "newton-schulz",
+    ):
         if name in found:
             record = found[name]
             parts += [
