@@ -8,11 +8,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from bench import scaling
 from bench.timing import mean_and_spread
 
 ROOT = Path(__file__).parent.parent
 README, RECIPE, METHODS = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
-FINETUNING = ROOT / "docs" / "fine-tune.md"
+FINETUNING, SCALING = ROOT / "docs" / "fine-tune.md", ROOT / "docs" / "scaling.md"
 RUNS = {
     "cifar10": "`python simclr_train.py` (10 epochs)",
     "cifar10-1": "`python simclr_train.py --epochs 1`",
@@ -107,11 +108,13 @@ def filled(page: str, name: str, table: str) -> str:
 def pages(records: Path) -> dict[Path, str]:
     """Each page that holds tables, as it should be."""
     found = latest(records)
+    plans, parts = map(markdown, scaling.tables())
     readme = filled(README.read_text(encoding="utf-8"), "results", results(found))
     return {
         README: filled(readme, "measurements", measurements(found)),
         RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", rows(found, "ablation")),
         FINETUNING: filled(FINETUNING.read_text(encoding="utf-8"), "finetuning", rows(found, "finetuning")),
+        SCALING: filled(filled(SCALING.read_text(encoding="utf-8"), "plans", plans), "parts", parts),
         METHODS: filled(METHODS.read_text(encoding="utf-8"), "methods", rows(found, "methods")),
     }
 
