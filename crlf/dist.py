@@ -13,6 +13,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -24,11 +27,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from crlf.errors import InputError
+from crlf.errors import InputError, first_line
 
 T = TypeVar("T")
 WAIT = datetime.timedelta(days=7)  # for the slowest rank; when one dies, torchrun ends the others
 FAILED = 2  # the exit code of a rank that ends because the first one refused the input
+ANSWER = datetime.timedelta(seconds=10)  # when a rank is lost, for the others to say that they are there
 
 
 def rank() -> int:
@@ -51,8 +55,51 @@ def together() -> Iterator[None]:
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=WAIT)
     try:
         yield
+    except Unanswered:
+        _end_without(_lost())
     finally:
         torch.distributed.destroy_process_group()
+
+
+class Unanswered(RuntimeError):
+    """Another rank is gone: what was to be said to all could not be."""
+
+
+def _speak(collective: Callable[..., Any], *arguments: Any) -> None:
+    """A collective of torch.distributed."""
+    try:
+        collective(*arguments)
+    except RuntimeError as error:  # gloo's, and NCCL's DistBackendError
+        raise Unanswered(first_line(error)) from error
+
+
+def _lost() -> list[int]:
+    """The ranks that do not say within `ANSWER` that they are there; torchrun's own end of us waits until then."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    lost = []
+    try:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = torch.distributed.TCPStore(*place, is_master=False, timeout=ANSWER, wait_for_workers=False)
+        store.set(f"crlf/{rank()}", "here")
+        deadline = time.monotonic() + ANSWER.total_seconds()
+        for other in range(world()):
+            left = datetime.timedelta(seconds=max(0.01, deadline - time.monotonic()))
+            try:
+                store.wait([f"crlf/{other}"], left)
+            except RuntimeError:
+                lost.append(other)
+    except RuntimeError:  # the store is gone, and with it who holds it where torchrun's agent does not
+        lost = [0]
+    return lost
+
+
+def _end_without(lost: Sequence[int]) -> None:
+    """End this process; the first one that is left says why."""
+    who = "rank " + ", ".join(map(str, lost)) if lost else "a rank"
+    first = min(set(range(world())) - set(lost), default=rank())
+    advice = "--resume continues from the last checkpoint, on any number of processes"
+    raise SystemExit(f"{who} of {world()} is gone, so all stop: {advice}" if rank() == first else 1)
 
 
 def gather(value: T) -> list[T]:
@@ -60,7 +107,7 @@ def gather(value: T) -> list[T]:
     if world() == 1:
         return [value]
     found: list[T] = [value] * world()
-    torch.distributed.all_gather_object(found, value)
+    _speak(torch.distributed.all_gather_object, found, value)
     return found
 
 
@@ -111,7 +158,8 @@ def by_first(act: Callable[[], T]) -> T:
     made: T | None = None
     with first_alone():
         made = act() if rank() == 0 else None
-    return gather(made)[0]  # type: ignore[return-value]
+    told = gather(made)[0]
+    return made if rank() == 0 else told  # type: ignore[return-value]
 
 
 def _end_unless(fine: bool) -> None:
@@ -124,7 +172,7 @@ def highest(*values: float) -> list[float]:
     if world() == 1:
         return list(values)
     told = torch.tensor(values, dtype=torch.float64)  # on the CPU: no device waits
-    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    _speak(torch.distributed.all_reduce, told, torch.distributed.ReduceOp.MAX)
     return told.tolist()
 
 
@@ -179,7 +227,7 @@ class _WholeBatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, dim: int) -> Tensor:
         counts = [torch.empty(1, dtype=torch.int64) for _ in range(world())]
-        torch.distributed.all_gather(counts, torch.tensor([rows.shape[dim]]))
+        _speak(torch.distributed.all_gather, counts, torch.tensor([rows.shape[dim]]))
         sizes = [int(count) for count in counts]
         ctx.dim, ctx.start, ctx.size = dim, sum(sizes[: rank()]), rows.shape[dim]
         mine = rows.movedim(dim, 0)
@@ -195,14 +243,14 @@ class _WholeBatch(torch.autograd.Function):
 
 def _all_gather(value: Tensor) -> list[Tensor]:
     found = [torch.empty_like(value) for _ in range(world())]
-    torch.distributed.all_gather(found, value)
+    _speak(torch.distributed.all_gather, found, value)
     return found
 
 
 def total(value: Tensor) -> Tensor:
     """The sum of all ranks' values."""
     if world() > 1:
-        torch.distributed.all_reduce(value)
+        _speak(torch.distributed.all_reduce, value)
     return value
 
 
@@ -214,7 +262,7 @@ def add_up(parameters: Iterable[torch.nn.Parameter]) -> None:
     for dtype in dict.fromkeys(grad.dtype for grad in grads):
         these = [grad for grad in grads if grad.dtype == dtype]
         flat = torch.cat([grad.flatten() for grad in these])
-        torch.distributed.all_reduce(flat)
+        _speak(torch.distributed.all_reduce, flat)
         for grad, part in zip(these, flat.split([grad.numel() for grad in these]), strict=True):
             grad.copy_(part.view_as(grad))
 
@@ -271,7 +319,7 @@ class _BatchNorm(torch.autograd.Function):
         x_hat = (_wide(x) - mean.view(along)) * scale.view(along)
         own = torch.stack([dy.sum(dims), (dy * x_hat).sum(dims)])  # (2, C): the gradients of bias and weight
         sums = own / count
-        torch.distributed.all_reduce(sums)
+        _speak(torch.distributed.all_reduce, sums)
         dx = (dy - sums[0].view(along) - x_hat * sums[1].view(along)) * scale.view(along)
         if weight is None:
             return dx.to(x.dtype), None, None, None

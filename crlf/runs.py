@@ -18,10 +18,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from crlf import sealed
 from crlf.errors import InputError, first_line
 
 RECIPE, SCORES, LOG, CLASSES = "recipe.json", "scores.json", "log.jsonl", "classes.json"
-ENCODER, CHECKPOINT, LOSS = "encoder_simclr.pth", "checkpoint.pt", "loss.npy"
+ENCODER, LOSS = "encoder_simclr.pth", "loss.npy"
+CHECKPOINT, CHECKPOINT_BEFORE = "checkpoint.pt", "checkpoint-before.pt"
+LOCK = ".running"
 VIEWS, REPORT, TABLE = "views.npy", "report.html", "embeddings.parquet"
 THUMBNAILS, MAPS = "thumbnails.npy", "maps.npz"
 MADE_BY = {
@@ -43,7 +46,7 @@ FIGURES = (
     *("pca_embedding.png", "tsne_embedding.png", "views.png", "filters.png"),
 )
 PDFS = tuple(name.replace(".png", ".pdf") for name in FIGURES)
-FILES = (RECIPE, LOG, CHECKPOINT, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, *FIGURES, *PDFS, REPORT)
+FILES = (RECIPE, LOG, CHECKPOINT, CHECKPOINT_BEFORE, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, *FIGURES, *PDFS, REPORT)
 
 
 class Run:
@@ -51,9 +54,44 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+        self._lock: IO[bytes] | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
+
+    def __reduce__(self) -> tuple[type[Run], tuple[Path]]:
+        return Run, (self.path,)  # a lock stays with its process
+
+    def lock(self) -> None:
+        """Let no other process train into the folder until `release`, or until this process ends.
+
+        Raises:
+            InputError: another one does.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        path = self.file(LOCK)
+        try:
+            file = path.open("ab")
+        except OSError as error:
+            raise InputError(f"output folder {str(self.path)!r} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino != path.stat().st_ino:  # the one that just ended took it away
+                raise OSError
+        except OSError as error:
+            file.close()
+            raise InputError(f"another process is training into the output folder {str(self.path)!r}") from error
+        self._lock = file
+
+    def release(self) -> None:
+        """Let others train into the folder."""
+        if self._lock is not None:
+            self.file(LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
 
     @classmethod
     def open(cls, run: Run | str | os.PathLike[str]) -> Run:
@@ -142,7 +180,10 @@ class Run:
         if not path.exists():
             raise InputError(f"{str(path)!r} is missing: `crlf {self._maker(name)}` makes it")
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            data = path.read_bytes()
+            if not sealed.intact(data):
+                raise ValueError("its checksum is wrong")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             raise InputError(f"{str(path)!r} is damaged or holds more than tensors: {first_line(error)}") from error
 
@@ -186,6 +227,8 @@ def claim(
             raise InputError(f"{where} holds no run to resume")
         for name, here, there in difference(recipe, complete(run.recipe)):
             raise InputError(f"{name} is {here!r}, but the run to resume in {str(run.path)!r} has {there!r}")
+        run.lock()
+        clear(run)
         return run
     if held and not overwrite:
         raise InputError(f"{where} holds another run: --resume continues it, --overwrite replaces it")
@@ -196,11 +239,20 @@ def claim(
         raise InputError(f"{where} cannot be written: {error.strerror}") from error
     if free < space:
         raise InputError(f"{where} needs {space / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB free")
+    run.lock()
     write_json(run.file(RECIPE), recipe)  # shows that the folder can be written before anything goes
     for name in held:
         if name != RECIPE:
             run.file(name).unlink()
+    clear(run)
     return run
+
+
+def clear(run: Run) -> None:
+    """Remove what a process that was killed while it wrote has left."""
+    for name in FILES:
+        for path in run.path.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -217,8 +269,12 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` when the block ends well, and vanishes otherwise."""
+def replacing(path: Path, before: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` when the block ends well, and vanishes otherwise.
+
+    Args:
+        before: what was at `path` goes here.
+    """
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -229,7 +285,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        if before is not None and path.exists():
+            os.replace(path, before)
         os.replace(temporary, path)
+        _sync(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -238,14 +297,24 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def _sync(folder: Path) -> None:
+    """Make renames last through a loss of power, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    with replacing(path) as file:
+def write_bytes(path: Path, data: bytes, before: Path | None = None) -> None:
+    with replacing(path, before) as file:
         file.write(data)
 
 
@@ -301,10 +370,10 @@ def save_rows(path: Path, count: int, parts: Iterable[np.ndarray]) -> None:
         assert written == count, f"{written} rows in an array of {count}"
 
 
-def save_tensors(path: Path, value: Any) -> None:
-    """Save tensors and plain values so that `torch.load(weights_only=True)` reads them."""
+def save_tensors(path: Path, value: Any, before: Path | None = None) -> None:
+    """Save tensors and plain values so that `torch.load(weights_only=True)` reads them, with a checksum."""
     import torch
 
     buffer = io.BytesIO()  # torch's writer needs a file that seeks; a full disk then fails in one place
     torch.save(value, buffer)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, sealed.seal(buffer.getvalue()), before)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crlf import dist, encoders, runs
+from crlf import checkpoints, dist, encoders, runs
 from crlf.batches import batches
 from crlf.course import ByClock, BySteps
 from crlf.data import ImageSet, load_for_pretraining
@@ -81,12 +81,15 @@ def pretrain(
         state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
     space = 5 * embedding_bytes(recipe, data) // 2
     run = dist.by_first(lambda: runs.claim(out, recipe.to_dict(), resume, overwrite, space, completed))
-    if resume and run.file(runs.CHECKPOINT).exists():
-        state.load(run)
-    if dist.rank() == 0:
-        save_views(run, recipe, data)
-        tell_cost(state, data)
-    train(run, recipe, data, state, started, track, knn_curve(recipe, data, place))
+    try:
+        if resume and checkpoints.kept(run):
+            state.load(run)
+        if dist.rank() == 0:
+            save_views(run, recipe, data)
+            tell_cost(state, data)
+        train(run, recipe, data, state, started, track, knn_curve(recipe, data, place))
+    finally:
+        run.release()
     return run
 
 
@@ -153,10 +156,10 @@ class State:
             "losses": self.losses,
             **{name: getattr(self, name) for name in ("step", "seconds", "share", "epoch_losses")},
         }
-        runs.save_tensors(run.file(runs.CHECKPOINT), values)
+        checkpoints.save(run, values)
 
     def load(self, run: Run) -> None:
-        values = run.tensors(runs.CHECKPOINT)
+        values = checkpoints.load(run)
         where = f"the checkpoint in {str(run.path)!r}"
         try:
             for name, here, there in runs.difference(self.recipe.to_dict(), completed(values["recipe"])):
@@ -289,8 +292,9 @@ def require_finite(losses: Tensor, first_step: int, run: Run) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = first_step + int(bad[0])
-        kept = run.file(runs.CHECKPOINT).exists()
-        saved = f"the last good checkpoint is in {str(run.path)!r}" if kept else "no epoch was finished"
+        saved = (
+            f"the last good checkpoint is in {str(run.path)!r}" if checkpoints.kept(run) else "no epoch was finished"
+        )
         raise InputError(f"the loss of step {step} is {losses[bad[0]].item()}: likely {LIKELY}; {saved}")
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scaling.md: its counts against torch's, its formulas against cases that can be seen through."""
+"""The arithmetic of docs/scaling.md: its counts against torch's, its formulas against cases one sees through."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_a100_does_what_nvidia_measured():
 
 
 def test_twice_the_gpus_and_the_batch():
-    """The network's and the disks' share stays; all of the loss, which every rank computes, takes four times as long."""
+    """The network's and the disks' share stays; the loss, which every rank computes whole, takes four times as long."""
     web = CLUSTERS[2]
     small, large = (
         scaling.step(dataclasses.replace(WEB, batch=n * 512), dataclasses.replace(web, gpus=n)) for n in (32, 64)

@@ -16,6 +16,8 @@ FLOORS = {
     "findings": 0,
     "thumbnails": 0,
     "course": 0,
+    "sealed": 0,
+    "checkpoints": 2,
     **dict.fromkeys(("dist", "randomness", "devices", "interrupts", "runs", "views", "encoders", "optim"), 1),
     **dict.fromkeys(("batches", "data", "parquet", "tracking"), 2),
     **dict.fromkeys(("progress", "sharding"), 3),

@@ -19,6 +19,7 @@ HOLDS = {
     runs.RECIPE: "every setting; the run can be repeated from it alone",
     runs.LOG: "one JSON object for each logged step",
     runs.CHECKPOINT: "what --resume needs: weights, optimizer state, place",
+    runs.CHECKPOINT_BEFORE: "the same of an epoch before, should the last one be damaged",
     runs.ENCODER: "the trained encoder's state dict, CPU tensors",
     runs.LOSS: "the mean loss of each epoch, float64",
     runs.VIEWS: "a few images and views of them, uint8 (n, 1 + V, C, h, w)",
