@@ -142,6 +142,7 @@ class State:
         self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim.for_batch(recipe.batch_size))
         self.recipe = recipe
         self.device = device
+        self.images = data.fingerprint()
         self.step = 0  # steps done
         self.seconds = 0.0  # of training so far
         self.share = 0.0  # of the run that is done
@@ -154,6 +155,7 @@ class State:
             "method": self.method.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "losses": self.losses,
+            "images": self.images,
             **{name: getattr(self, name) for name in ("step", "seconds", "share", "epoch_losses")},
         }
         checkpoints.save(run, values)
@@ -164,6 +166,8 @@ class State:
         try:
             for name, here, there in runs.difference(self.recipe.to_dict(), completed(values["recipe"])):
                 raise InputError(f"{name} is {here!r}, but {where} has {there!r}")
+            if values.get("images", self.images) != self.images:
+                raise InputError(f"the images of {self.recipe.data!r} are not those that {where} was trained on")
             self.method.load_state_dict(values["method"])
             for optimizer, saved in zip(self.optimizers, values["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
