@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from crlf import dist
 from crlf.frozen_norms import FrozenNorms
+from crlf.joint import add_up, joined, whole_batch
 from crlf.methods.base import Method, compare
 
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -46,21 +46,21 @@ def gradients(
     Returns:
         The loss and what else the method logs, detached: those of the batch of all processes.
     """
-    with FrozenNorms(method, passes=1 + (len(parts) > 1)) if frozen else dist.joined():
+    with FrozenNorms(method, passes=1 + (len(parts) > 1)) if frozen else joined():
         if len(parts) == 1:
             with precision:
                 loss, stats = whole_loss(method, method.project(views_of(parts[0])), labels)
             loss.backward()
         else:
             loss, stats = in_parts(method, views_of, parts, labels, precision)
-    dist.add_up(method.parameters())
+    add_up(method.parameters())
     return loss.detach(), stats
 
 
 def whole_loss(method: Method, projections: Sequence[Tensor], labels: Tensor | None) -> Loss:
     """The loss of all processes' projections, each of this process's float (V, B, ...)."""
-    everyone = None if labels is None else dist.whole_batch(labels, dim=0)
-    return compare(method, [dist.whole_batch(rows) for rows in projections], everyone)
+    everyone = None if labels is None else whole_batch(labels, dim=0)
+    return compare(method, [whole_batch(rows) for rows in projections], everyone)
 
 
 def in_parts(

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,24 @@ def test_what_the_first_rank_refuses_ends_all(results):
     said = "holds another run: --resume continues it, --overwrite replaces it"
     assert said in results["1-0"]["refused"] and said in results["2-0"]["refused"]
     assert results["2-1"]["refused"] == "exit 2"
+
+
+def test_when_a_rank_dies_the_others_name_it_and_the_run_goes_on_alone(results, tmp_path: Path, monkeypatch):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--standalone"]
+    start = time.monotonic()
+    script = [str(ROOT / "tests" / "two_ranks.py"), str(out), "killed"]
+    done = subprocess.run([*command, *script], timeout=120, **PIPES)
+    assert done.returncode != 0 and time.monotonic() - start < 60
+    gone = "rank 2 of 3 is gone, so all stop: --resume continues from the last checkpoint, on any number of processes"
+    assert done.stderr.count(gone) == 1, done.stderr
+    assert "Signal 9 (SIGKILL)" in done.stderr  # torchrun's report
+    monkeypatch.setitem(encoders.ENCODERS, "cnn", encoders.ENCODERS["cnn"])
+    monkeypatch.setattr(training, "State", training.State)
+    monkeypatch.setattr(training, "tell_cost", training.tell_cost)
+    two_ranks.shrink()
+    resumed = two_ranks.twenty_steps("byol", out, resume=True)
+    assert furthest(results["1-0"]["trained"]["byol"], resumed)[0] < 1e-6
 
 
 PROGRAM = """

@@ -23,6 +23,7 @@ FLOORS = {
     **dict.fromkeys(("progress", "sharding"), 3),
     "methods.base": 2,
     "frozen_norms": 2,
+    "joint": 2,
     "gradients": 3,
     **{f"methods.{name}": 3 for name in ("simclr", "dcl", "mocov2", "mocov3", "byol", "simsiam")},
     **{f"methods.{name}": 3 for name in ("barlow", "vicreg", "nnclr", "swav", "dino", "supcon")},

@@ -1,6 +1,6 @@
 """What each of several processes does in tests/test_dist.py, and the one that they are held against.
 
-    RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/two_ranks.py FOLDER
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/two_ranks.py FOLDER [killed]
 
 All of it is in float64: what differs then is the order of sums.
 """
@@ -99,6 +99,20 @@ def stopped(out: Path) -> tuple[int, int]:
     raise AssertionError("it was not stopped")
 
 
+def killed(out: Path) -> None:
+    """The last rank is killed in its 13th step, after a checkpoint; the others end by themselves."""
+    project, seen = BYOL.project, [0]
+
+    def with_end(method: BYOL, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        seen[0] += 1
+        if seen[0] == 13 and dist.rank() == dist.world() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return project(method, views)
+
+    BYOL.project = with_end  # type: ignore[method-assign]
+    twenty_steps("byol", out)
+
+
 def refused(out: Path) -> str:
     """What comes of a run in a folder that holds another."""
     try:
@@ -131,5 +145,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     shrink()
     place = Path(sys.argv[1])
+    if sys.argv[2:] == ["killed"]:
+        killed(place)
+        raise AssertionError("it was not ended")
     with dist.together():
         torch.save(everything(place), place / f"{dist.world()}-{dist.rank()}.pt")
