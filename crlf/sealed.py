@@ -23,8 +23,6 @@ def intact(data: bytes) -> bool:
     """Whether these are the bytes of a sealed file as it was written, or of one that was never sealed."""
     if data[-SIZE:].startswith(END) and data.endswith(b"\0\0"):
         return True
-    start = len(data) - SIZE - DIGEST
-    if start < 0 or data[start : start + 4] != END:
-        return False
-    plain = data[:-DIGEST][:-2] + b"\0\0"
-    return hashlib.sha256(plain).hexdigest().encode() == data[-DIGEST:]
+    plain, digest = data[: -DIGEST - 2] + b"\0\0", data[-DIGEST:]
+    written = plain[-SIZE:].startswith(END) and data[:-DIGEST].endswith(struct.pack("<H", DIGEST))
+    return written and hashlib.sha256(plain).hexdigest().encode() == digest
