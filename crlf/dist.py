@@ -69,18 +69,14 @@ def _lost() -> list[int]:
     """The ranks that do not say within `ANSWER` that they are there; torchrun's own end of us waits until then."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    lost = []
     try:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = torch.distributed.TCPStore(*place, is_master=False, timeout=ANSWER, wait_for_workers=False)
         store.set(f"crlf/{rank()}", "here")
-        deadline = time.monotonic() + ANSWER.total_seconds()
-        for other in range(world()):
-            left = datetime.timedelta(seconds=max(0.01, deadline - time.monotonic()))
-            try:
-                store.wait([f"crlf/{other}"], left)
-            except RuntimeError:
-                lost.append(other)
+        lost, deadline = list(range(world())), time.monotonic() + ANSWER.total_seconds()
+        while lost and time.monotonic() < deadline:
+            lost = [other for other in lost if not store.check([f"crlf/{other}"])]
+            time.sleep(0.2)
     except RuntimeError:  # the store is gone, and with it who holds it where torchrun's agent does not
         lost = [0]
     return lost
