@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bench import __main__ as bench
-from bench import ablation, accuracy, finetuning, loss_memory, methods
+from bench import accuracy, finetuning, loss_memory, methods
 from bench.timing import in_turn, median_ratio
 from crlf.data import SOURCES
 from crlf.methods import METHODS
@@ -73,7 +73,7 @@ def test_a_method_is_measured_on_held_out_images(monkeypatch):
     """In tiny form: a second of training, some shapes in the place of CIFAR-10."""
     few = [part.first(256) for part in SOURCES["shapes"](None)]
     monkeypatch.setattr(methods, "held_out", lambda data_dir=None: few)
-    monkeypatch.setattr(ablation, "held_out", lambda data_dir=None: few)
+    monkeypatch.setattr("bench.ablation.held_out", lambda data_dir=None: few)
     monkeypatch.setitem(SOURCES, "held-out", None)  # taken away again afterwards
     (row,) = methods.measure(minutes=0.02, seeds=(0,), names=("byol",))
     assert row["method"] == "byol" and 5 < float(row["kNN %"]) <= 100 and row["train seconds"] < 6
