@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import crlf
-from crlf import checkpoints, runs, sealed
+from crlf import checkpoints, data, runs, sealed
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 from crlf.runs import Run
@@ -104,6 +104,38 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_ends_the_same(tmp_path: Pa
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (straight.array(runs.LOSS) == resumed.array(runs.LOSS)).all()
     assert [row["step"] for row in straight.log()] == [row["step"] for row in resumed.log()]
+
+
+def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    crlf.pretrain(TINY, out=tmp_path, device="cpu")
+    train, test = data.load("shapes")
+    pixels = train.images.clone()
+    pixels[:64] = 255 - pixels[:64]
+    renamed = tuple(f"other/{name}" for name in train.ids)
+    for changed in (
+        data.ImageSet(pixels, train.labels, train.classes, train.ids),
+        data.ImageSet(train.images, train.labels, train.classes, renamed),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(data.SOURCES, "shapes", lambda data_dir, changed=changed: (changed, test))
+            with pytest.raises(
+                InputError, match=r"^the images of 'shapes' are not those that the checkpoint in '.*' was"
+            ):
+                crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
+    crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path):
+    run = crlf.pretrain(TINY, out=tmp_path, device="cpu")
+    recipe = run.recipe
+    del recipe["micro_batch"]
+    runs.write_json(run.file(runs.RECIPE), recipe)
+    values = run.tensors(runs.CHECKPOINT)
+    del values["recipe"]["micro_batch"], values["images"]
+    runs.save_tensors(run.file(runs.CHECKPOINT), values)
+    crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
+    with pytest.raises(InputError, match="^micro_batch is 16, but the run to resume in '.*' has 0$"):
+        crlf.pretrain(dataclasses.replace(TINY, micro_batch=16), out=tmp_path, device="cpu", resume=True)
 
 
 LOCKING = """

@@ -229,7 +229,7 @@ def test_a_disk_that_fills_while_it_runs_keeps_the_last_checkpoint(tmp_path: Pat
 
     def full(descriptor: int) -> None:
         count[0] += 1
-        if count[0] > 4:  # recipe, views, log, and the first epoch's checkpoint fit
+        if count[0] > 8:  # recipe, views, log, and the first epoch's checkpoint fit, each with its folder
             raise OSError(28, "No space left on device")
         real(descriptor)
 
@@ -245,26 +245,28 @@ def test_a_batch_larger_than_the_data_set(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_checkpoint_is_refused(straight: crlf.Run, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(straight.path, copy)
+@pytest.fixture
+def copy(straight: crlf.Run, tmp_path: Path) -> Path:
+    """A run with one checkpoint: the one before it would be taken in its place."""
+    shutil.copytree(straight.path, tmp_path / "copy")
+    (tmp_path / "copy" / "checkpoint-before.pt").unlink()
+    return tmp_path / "copy"
+
+
+def test_a_damaged_checkpoint_is_refused(copy: Path):
     whole = (copy / "checkpoint.pt").read_bytes()
     (copy / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
     refused("checkpoint.pt' is damaged", out=copy, resume=True)
 
 
-def test_a_checkpoint_of_something_else_is_refused(straight: crlf.Run, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(straight.path, copy)
+def test_a_checkpoint_of_something_else_is_refused(copy: Path):
     whole = torch.load(copy / "checkpoint.pt", weights_only=True)
     for spoiled in ({"step": 3}, [1, 2], whole | {"method": {}}, whole | {"optimizers": []}, whole | {"losses": 0}):
         torch.save(spoiled, copy / "checkpoint.pt")
         refused("is damaged", out=copy, resume=True)
 
 
-def test_a_checkpoint_runs_no_code(straight: crlf.Run, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(straight.path, copy)
+def test_a_checkpoint_runs_no_code(copy: Path, tmp_path: Path):
     torch.save({"step": Hostile(tmp_path / "owned")}, copy / "checkpoint.pt")
     refused("checkpoint.pt' is damaged or holds more than tensors", out=copy, resume=True)
     assert not (tmp_path / "owned").exists()
