@@ -118,9 +118,7 @@ def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path: Path, monkey
     ):
         with monkeypatch.context() as patch:
             patch.setitem(data.SOURCES, "shapes", lambda data_dir, changed=changed: (changed, test))
-            with pytest.raises(
-                InputError, match=r"^the images of 'shapes' are not those that the checkpoint in '.*' was"
-            ):
+            with pytest.raises(InputError, match=r"^the images of 'shapes' are not those that the checkpoint"):
                 crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
     crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
 
@@ -134,7 +132,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path):
     del values["recipe"]["micro_batch"], values["images"]
     runs.save_tensors(run.file(runs.CHECKPOINT), values)
     crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
-    with pytest.raises(InputError, match="^micro_batch is 16, but the run to resume in '.*' has 0$"):
+    with pytest.raises(InputError, match=r"^micro_batch is 16, but the run to resume in '.*' has 0$"):
         crlf.pretrain(dataclasses.replace(TINY, micro_batch=16), out=tmp_path, device="cpu", resume=True)
 
 
