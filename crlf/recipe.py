@@ -107,7 +107,7 @@ class Recipe:
             InputError: an unknown setting, or a value of the wrong type or range.
         """
         method = values.get("method", "simclr")
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             raise unknown("method", str(method), METHODS)
         sections = {
             "images": ImageSettings,

@@ -141,8 +141,11 @@ class Run:
         if not path.exists():
             raise InputError(f"{str(path)!r} is missing: `crlf {self._maker(name)}` makes it")
         try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            array = np.load(path, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise ValueError("it is an archive")
+            return array
+        except Exception as error:  # a damaged header raises almost any kind
             raise InputError(f"{str(path)!r} cannot be read as an array: {first_line(error)}") from error
 
     def log(self) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from crlf.data.decode import decode
 from crlf.errors import InputError
 from crlf.recipe import RECIPES, Recipe
 
-TARGETS = 10
+TARGETS = 9
 INPUTS = int(os.environ.get("CRLF_FUZZ", 2000)) // TARGETS
 FLOOD = 1_500_000_000  # bytes by which the process may grow
 fuzz = settings(
@@ -167,6 +167,7 @@ WHOLE = RECIPES["default"].to_dict()
 
 
 @fuzz
+@example({"method": []})
 @given(settings_of(WHOLE) | st.dictionaries(st.text(max_size=8), JSON, max_size=4))
 def test_recipes(values: dict):
     made = refused_or(lambda: Recipe.from_dict(values))
