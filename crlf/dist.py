@@ -72,10 +72,11 @@ def _lost() -> list[int]:
     try:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = torch.distributed.TCPStore(*place, is_master=False, timeout=ANSWER, wait_for_workers=False)
-        store.set(f"crlf/{rank()}", "here")
+        key = f"crlf/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"  # torchrun's store outlives a restart
+        store.set(f"{key}/{rank()}", "here")
         lost, deadline = list(range(world())), time.monotonic() + ANSWER.total_seconds()
         while lost and time.monotonic() < deadline:
-            lost = [other for other in lost if not store.check([f"crlf/{other}"])]
+            lost = [other for other in lost if not store.check([f"{key}/{other}"])]
             time.sleep(0.2)
     except RuntimeError:  # the store is gone, and with it who holds it where torchrun's agent does not
         lost = [0]

@@ -8,19 +8,18 @@ Renormalization, section 3): it serves encoders whose statistics have settled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from crlf import dist
+from crlf.joint import BatchNormBy
 
 
-class FrozenNorms(TorchFunctionMode):
+class FrozenNorms(BatchNormBy):
     """Within this block batch norms in training use their running statistics; at its end these move.
 
     Args:
@@ -28,15 +27,10 @@ class FrozenNorms(TorchFunctionMode):
     """
 
     def __init__(self, network: nn.Module, passes: int = 1):
-        super().__init__()
+        super().__init__(self.normalise)
         self.passes = passes
         self.momenta = {id(m.running_mean): m.momentum for m in network.modules() if isinstance(m, _BatchNorm)}
         self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # mean, variance; sums of 1, x - mean, (x - mean)^2
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        return (self.normalise if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
     def normalise(
         self,

@@ -26,17 +26,24 @@ def joined() -> Iterator[None]:
     if dist.world() == 1:
         yield
         return
-    with _Joined():
+    with BatchNormBy(batch_norm):
         yield
 
 
-class _Joined(TorchFunctionMode):
-    """Any module's batch norm, those of timm as well, comes down to this one function."""
+class BatchNormBy(TorchFunctionMode):
+    """Within this block another function takes the place of `torch.nn.functional.batch_norm`.
+
+    Any module's batch norm, those of timm as well, comes down to that one.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]):
+        super().__init__()
+        self.function = function
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return (batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+        return (self.function if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
 
 def whole_batch(rows: Tensor, dim: int = 1) -> Tensor:

@@ -142,7 +142,7 @@ class State:
         self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim.for_batch(recipe.batch_size))
         self.recipe = recipe
         self.device = device
-        self.images = data.fingerprint()
+        self.fingerprint = data.fingerprint()
         self.step = 0  # steps done
         self.seconds = 0.0  # of training so far
         self.share = 0.0  # of the run that is done
@@ -155,7 +155,7 @@ class State:
             "method": self.method.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "losses": self.losses,
-            "images": self.images,
+            "fingerprint": self.fingerprint,
             **{name: getattr(self, name) for name in ("step", "seconds", "share", "epoch_losses")},
         }
         checkpoints.save(run, values)
@@ -166,7 +166,7 @@ class State:
         try:
             for name, here, there in runs.difference(self.recipe.to_dict(), completed(values["recipe"])):
                 raise InputError(f"{name} is {here!r}, but {where} has {there!r}")
-            if values.get("images", self.images) != self.images:
+            if values.get("fingerprint", self.fingerprint) != self.fingerprint:  # older ones have none
                 raise InputError(f"the images of {self.recipe.data!r} are not those that {where} was trained on")
             self.method.load_state_dict(values["method"])
             for optimizer, saved in zip(self.optimizers, values["optimizers"], strict=True):

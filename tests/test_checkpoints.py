@@ -48,6 +48,14 @@ def test_every_flipped_bit_and_every_cut_is_noticed():
     assert not any(sealed.intact(data[:cut]) for cut in [0, 10, 22, 86, *chance.sample(range(len(data)), 100)])
 
 
+def test_without_a_seal_torch_takes_a_flipped_bit_for_another_weight():
+    """Why there are seals."""
+    data = bytearray(saved(VALUES))
+    data[data.find(VALUES["weights"].numpy().tobytes()) + 4 * 100 + 3] ^= 64
+    read = torch.load(io.BytesIO(bytes(data)), weights_only=True)["weights"]
+    assert (read != VALUES["weights"]).sum() == 1
+
+
 def flip(path: Path, place: int = 300) -> None:
     data = bytearray(path.read_bytes())
     data[place] ^= 1
@@ -129,7 +137,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path):
     del recipe["micro_batch"]
     runs.write_json(run.file(runs.RECIPE), recipe)
     values = run.tensors(runs.CHECKPOINT)
-    del values["recipe"]["micro_batch"], values["images"]
+    del values["recipe"]["micro_batch"], values["fingerprint"]
     runs.save_tensors(run.file(runs.CHECKPOINT), values)
     crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
     with pytest.raises(InputError, match=r"^micro_batch is 16, but the run to resume in '.*' has 0$"):

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 def test_killed_anywhere_it_ends_the_same(tmp_path: Path):
     command = [sys.executable, str(ROOT / "tests" / "killed.py"), str(tmp_path), "30", "5", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -12,7 +12,7 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,38 +79,38 @@ def twenty_steps(name: str, out: Path, resume: bool = False) -> dict[str, Tensor
     return {"losses": torch.from_numpy(run.array("loss.npy")), **states[0].method.state_dict()}
 
 
-def stopped(out: Path) -> tuple[int, int]:
-    """The exit code of a run whose last rank alone gets a SIGTERM in its eighth step, and the steps it did."""
+@contextlib.contextmanager
+def signalled(number: int, step: int) -> Iterator[list[int]]:
+    """BYOL's last rank sends itself a signal in a step, counted from 1; the steps that were begun."""
     project, seen = BYOL.project, [0]
 
     def with_signal(method: BYOL, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         seen[0] += 1
-        if seen[0] == 8 and dist.rank() == dist.world() - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if seen[0] == step and dist.rank() == dist.world() - 1:
+            os.kill(os.getpid(), number)
         return project(method, views)
 
     BYOL.project = with_signal  # type: ignore[method-assign]
     try:
-        twenty_steps("byol", out)
-    except Interrupted as stop:
-        return stop.exit_code, seen[0]
+        yield seen
     finally:
         BYOL.project = project  # type: ignore[method-assign]
+
+
+def stopped(out: Path) -> tuple[int, int]:
+    """The exit code of a run whose last rank alone gets a SIGTERM in its eighth step, and the steps it did."""
+    with signalled(signal.SIGTERM, 8) as seen:
+        try:
+            twenty_steps("byol", out)
+        except Interrupted as stop:
+            return stop.exit_code, seen[0]
     raise AssertionError("it was not stopped")
 
 
 def killed(out: Path) -> None:
     """The last rank is killed in its 13th step, after a checkpoint; the others end by themselves."""
-    project, seen = BYOL.project, [0]
-
-    def with_end(method: BYOL, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        seen[0] += 1
-        if seen[0] == 13 and dist.rank() == dist.world() - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return project(method, views)
-
-    BYOL.project = with_end  # type: ignore[method-assign]
-    twenty_steps("byol", out)
+    with signalled(signal.SIGKILL, 13):
+        twenty_steps("byol", out)
 
 
 def refused(out: Path) -> str:
