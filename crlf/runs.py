@@ -54,7 +54,7 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        self._lock: IO[bytes] | None = None
+        self._lock = -1  # the descriptor of a file that is locked
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -74,24 +74,27 @@ class Run:
             return
         path = self.file(LOCK)
         try:
-            file = path.open("ab")
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise InputError(f"output folder {str(self.path)!r} cannot be written: {error.strerror}") from error
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_ino != path.stat().st_ino:  # the one that just ended took it away
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_ino != path.stat().st_ino:  # the one that just ended took it away
                 raise OSError
         except OSError as error:
-            file.close()
+            os.close(lock)
             raise InputError(f"another process is training into the output folder {str(self.path)!r}") from error
-        self._lock = file
+        self._lock = lock
 
     def release(self) -> None:
         """Let others train into the folder."""
-        if self._lock is not None:
+        if self._lock >= 0:
             self.file(LOCK).unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+            os.close(self._lock)
+            self._lock = -1
+
+    def __del__(self) -> None:
+        self.release()  # a run that is gone locks nothing
 
     @classmethod
     def open(cls, run: Run | str | os.PathLike[str]) -> Run:

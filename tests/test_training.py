@@ -43,14 +43,14 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> crlf.Run:
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act, method: str = "simclr") -> None:
     """Let `act(loss)` replace the loss of one step, counted from 0 in this process."""
     kind, count = METHODS[method], [0]
-    forward = kind.forward
+    original = kind.loss
 
-    def planted(self, *batch):
-        loss, stats = forward(self, *batch)
+    def planted(self, *projections, **labels):
+        loss, stats = original(self, *projections, **labels)
         count[0] += 1
         return (act(loss) if count[0] == step + 1 else loss), stats
 
-    monkeypatch.setattr(kind, "forward", planted)
+    monkeypatch.setattr(kind, "loss", planted)
     monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)  # its trial is not counted
 
 
