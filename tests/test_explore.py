@@ -99,6 +99,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_what_cannot_be_explored(make, capsys, monkeypatch: pytest.MonkeyPatch):
     run, _ = make()
+    run.release()
     where = str(run.path)
     assert "split must be train or test, not 'val'" in refused(capsys, where, "--table-only", "--split", "val")
     runs.save_array(run.file("test_emb.npy"), np.zeros((2, 5), np.float32))

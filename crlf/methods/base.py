@@ -89,14 +89,14 @@ def training_flops(method: Method, views: int, channels: int, height: int, width
     """Floating-point operations that a view costs in training, two for each multiply-add.
 
     Torch counts one forward pass; elementwise operations, norms and pools are not in it. A backward pass costs two
-    forwards, and a target (the attribute of that name) has none. A batch in parts goes forward twice (crlf.gradients).
+    forwards, and a `Target` has none. A batch in parts goes forward twice (crlf.gradients).
     """
     method = copy.deepcopy(method).eval()
     device = next(method.parameters()).device
     pair = torch.zeros(2, channels, height, width, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         loss_of(method, [pair] * views, torch.arange(2, device=device))
-    target = sum(counter.get_flop_counts().get(f"{type(method).__name__}.target", {}).values())
+    target = sum(counter.get_flop_counts().get(Target.__name__, {}).values())
     return ((2 + forwards) * counter.get_total_flops() - 2 * target) / (2 * views)
 
 
