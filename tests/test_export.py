@@ -53,6 +53,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             settings["augmentation"] = GRAY
         recipe = Recipe(encoder=encoder, data="drawn", **settings)
         run = runs.claim(tmp_path / "run", recipe.to_dict(), resume=False, overwrite=True)
+        run.release()
         torch.manual_seed(0)
         network = encoders.build(encoder, channels, min(height, width))
         for module in network.modules():
