@@ -225,24 +225,35 @@ def _other_views(z: Tensor) -> Tensor:
 class LogSumExpOfNegatives(torch.autograd.Function):
     """Of the logits with the views of other images: unit rows (V B, P), B and a temperature -> (V B, 1).
 
-    At most `LOGITS` logits are there at a time, and they are made once more for the gradient, so that memory grows with
-    V B and not with its square. Cosines are symmetric: row i of z meets row j in logit ij and in logit ji, so the
-    gradient of row i is complete when the i-th row of logits is there. That saves a product, and any sum over blocks.
+    At most `LOGITS` logits are there at a time: when these are all, they are kept for the gradient, and otherwise made
+    once more, so that memory grows with V B and not with its square. Cosines are symmetric: row i of z meets row j in
+    logit ij and in logit ji, so the gradient of row i is complete when the i-th row of logits is there. That saves a
+    product, and any sum over blocks.
     """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, B: int, temperature: float) -> Tensor:
-        found = z.new_empty(len(z), 1)
-        for rows in _blocks(len(z)):
-            found[rows] = _logits_of_negatives(z, rows, B, temperature).logsumexp(dim=1, keepdim=True)
-        ctx.save_for_backward(z, found)
+        blocks = _blocks(len(z))
+        found, softmax = z.new_empty(len(z), 1), None
+        for rows in blocks:
+            logits = _logits_of_negatives(z, rows, B, temperature)
+            highest = logits.amax(dim=1, keepdim=True)
+            exponentials = logits.sub_(highest).exp_()
+            total = exponentials.sum(dim=1, keepdim=True)
+            found[rows] = total.log() + highest
+            if len(blocks) == 1:
+                softmax = exponentials.div_(total)
+        ctx.save_for_backward(z, found, softmax)
         ctx.B, ctx.temperature = B, temperature
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        z, found = ctx.saved_tensors
+        z, found, softmax = ctx.saved_tensors
+        if softmax is not None:
+            weights = softmax * grad  # of logit ij
+            return (weights + weights.T) @ z / ctx.temperature, None, None
         grad_z = torch.empty_like(z)
         for rows in _blocks(len(z)):
             logits = _logits_of_negatives(z, rows, ctx.B, ctx.temperature)  # (R, V B)
