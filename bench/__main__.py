@@ -31,6 +31,8 @@ BENCHES = {
     "search": "the nearest of 200,000 embeddings: an exact scan, scikit-learn, faiss",
     "memory": "training speed with the allocator's default and with memory that is kept",
     "probes": "linear probe and kNN beside scikit-learn's",
+    "soak": "an hour of training: memory, open files and threads, and a figure",
+    "short-runs": "a thousand short runs in one process: what they leave in memory and on the disk",
     "newton-schulz": "a step of Muon in float32 and of torch.optim.Muon in bf16",
 }
 RECORDS = Path(__file__).parent / "records.jsonl"

@@ -14,6 +14,7 @@ from bench.timing import mean_and_spread
 ROOT = Path(__file__).parent.parent
 README, RECIPE, METHODS = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
 FINETUNING, SCALING = ROOT / "docs" / "fine-tune.md", ROOT / "docs" / "scaling.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
 RUNS = {
     "cifar10": "`python simclr_train.py` (10 epochs)",
     "cifar10-1": "`python simclr_train.py --epochs 1`",
@@ -61,17 +62,7 @@ def mean(rows: list[dict[str, Any]], key: str) -> float:
 def measurements(found: dict[str, dict[str, Any]]) -> str:
     """Speeds side by side, one table a measurement."""
     parts = []
-    for name in (
-        "throughput",
-        "views",
-        "step",
-        "loading",
-        "loss-memory",
-        "probes",
-        "search",
-        "memory",
-        "newton-schulz",
-    ):
+    for name in SPEEDS:
         if name in found:
             record = found[name]
             parts += [
@@ -115,6 +106,11 @@ def pages(records: Path) -> dict[Path, str]:
         RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", rows(found, "ablation")),
         FINETUNING: filled(FINETUNING.read_text(encoding="utf-8"), "finetuning", rows(found, "finetuning")),
         SCALING: filled(filled(SCALING.read_text(encoding="utf-8"), "plans", plans), "parts", parts),
+        RELIABILITY: filled(
+            filled(RELIABILITY.read_text(encoding="utf-8"), "soak", rows(found, "soak")),
+            "short-runs",
+            rows(found, "short-runs"),
+        ),
         METHODS: filled(METHODS.read_text(encoding="utf-8"), "methods", rows(found, "methods")),
     }
 

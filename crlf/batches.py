@@ -24,7 +24,7 @@ class Resident:
         self.images, self.rows_of, self.device = images.to(device), rows_of, device
 
     def __getitem__(self, step: int) -> Tensor:
-        return self.images[self.rows_of(step).to(self.device)]
+        return self.images[self.rows_of(step).to(self.device, non_blocking=True)]
 
     def __enter__(self) -> Resident:
         return self

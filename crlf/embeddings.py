@@ -104,7 +104,7 @@ def embed_own(run: Run, data_dir: str | Path | None, place: torch.device, batch_
         if encoder is None:
             encoder = load_encoder(run, recipe, split.images.shape[1:]).to(place)
             run.update_scores(image_shape=list(split.images.shape[1:]))
-        rows = embedded(encoder, split.images, recipe.augmentation, batch_size)
+        rows = unchanged(embedded(encoder, split.images, recipe.augmentation, batch_size), split)
         runs.save_rows(run.file(f"{name}_emb.npy"), len(split), rows)
         runs.write_json(run.file(f"{name}_ids.json"), list(split.ids))
         if split.labels is not None:
@@ -116,6 +116,13 @@ def embed_own(run: Run, data_dir: str | Path | None, place: torch.device, batch_
     write_table(run, splits, recipe.data)
     run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
     return run
+
+
+def unchanged(rows: Iterator[np.ndarray], split: ImageSet) -> Iterator[np.ndarray]:
+    """The same rows, as long as nobody writes to the file that their images are in."""
+    for part in rows:
+        split.require_unchanged()
+        yield part
 
 
 def write_table(run: Run, splits: dict[str, ImageSet], source: str) -> None:
@@ -211,5 +218,11 @@ def embedded(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_s
     """The rows of `embed_images` a batch at a time: neither the images nor the rows need to fit in memory."""
     assert not encoder.training, "a frozen encoder is in evaluation mode"
     device = next(encoder.parameters()).device
+    done = 0
     for batch in images.split(batch_size):
-        yield encoder(normalise(batch.to(device), settings)).float().cpu().numpy()
+        rows = encoder(normalise(batch.to(device), settings)).float().cpu().numpy()
+        if not np.isfinite(rows).all():
+            row = done + int(np.isfinite(rows).all(axis=1).argmin())
+            raise InputError(f"the embedding of image {row} is not finite: the encoder's weights are damaged or diverged")
+        done += len(rows)
+        yield rows

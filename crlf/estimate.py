@@ -58,7 +58,7 @@ def estimate(
     method, optimizers = copy.deepcopy((method.train(), optimizers))
     parts = dist.parts_of(recipe.batch_size, recipe.micro_batch)  # of this process
     part = max(map(len, parts))
-    images = min(part, TRIAL if device.type == "cpu" else part)
+    images = max(2, min(part, TRIAL if device.type == "cpu" else part))  # a loss compares two or more
     scale = sum(map(len, parts)) / images
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         activations = saved_bytes(lambda: forward(recipe, data, method, images, device))

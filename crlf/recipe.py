@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from crlf import encoders, runs
+from crlf.compiled import MODES
 from crlf.data import ImageSettings, named
 from crlf.devices import PRECISIONS
 from crlf.encoders import EmbeddingSettings
@@ -60,6 +61,9 @@ class Recipe:
     precision: str = "auto"
     """Of the network's products in training: float32, bf16, or auto for bf16 where the device is faster with it.
     Weights, losses and statistics are float32 in any case, and so is what is embedded."""
+    compile: str = "none"
+    """Compile views, network and loss (torch.compile): none, kernels, or graphs for CUDA graphs as well. It takes half a
+    minute before the first step."""
     stop_on_collapse: bool = False
     """End the run when its features collapse; without it a warning says so."""
     images: ImageSettings = field(default_factory=ImageSettings)
@@ -76,6 +80,8 @@ class Recipe:
         encoders.find(self.encoder)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
+        if self.compile not in MODES:
+            raise unknown("compile", self.compile, MODES)
         if self.head is None:
             object.__setattr__(self, "head", METHODS[self.method].Settings())
         if not isinstance(self.head, METHODS[self.method].Settings):

@@ -74,7 +74,7 @@ class Run:
             return
         path = self.file(LOCK)
         try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise InputError(f"output folder {str(self.path)!r} cannot be written: {error.strerror}") from error
         try:
@@ -157,7 +157,7 @@ class Run:
             return []
         rows = []
         for line in self.file(LOG).read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 row = json.loads(line)
                 if isinstance(row, dict):
                     rows.append(row)
@@ -189,6 +189,8 @@ class Run:
             data = path.read_bytes()
             if not sealed.intact(data):
                 raise ValueError("its checksum is wrong")
+            if sealed.inflates(data):
+                raise ValueError("it holds more than its size")
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             raise InputError(f"{str(path)!r} is damaged or holds more than tensors: {first_line(error)}") from error
@@ -332,7 +334,7 @@ def read_json(path: Path, kind: type) -> Any:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last of a deep nest of brackets
         raise InputError(f"{str(path)!r} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(value, kind):
         expected = "object" if kind is dict else "list"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crlf import checkpoints, dist, encoders, runs
 from crlf.batches import batches
+from crlf.compiled import compiled, new_step, require_graphs
 from crlf.course import ByClock, BySteps
 from crlf.data import ImageSet, load_for_pretraining
 from crlf.devices import autocast, describe, dtype_of, keep_freed_memory, memory_there, pick_device
@@ -77,7 +78,9 @@ def pretrain(
         data = load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
         recipe.steps_per_epoch(len(data))
         require_labels(recipe, data)
+        require_difference(recipe, data)
         dist.require_share(recipe.batch_size, place)
+        require_graphs(recipe.compile, place)
         state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
     space = 5 * embedding_bytes(recipe, data) // 2
     run = dist.by_first(lambda: runs.claim(out, recipe.to_dict(), resume, overwrite, space, completed))
@@ -102,6 +105,13 @@ def require_labels(recipe: Recipe, data: ImageSet) -> None:
     """Raise InputError when the method is given labels and the images have none."""
     if issubclass(METHODS[recipe.method], SupervisedMethod) and data.labels is None:
         raise InputError(f"method {recipe.method!r} learns from labels, but the data set {recipe.data!r} has none")
+
+
+def require_difference(recipe: Recipe, data: ImageSet) -> None:
+    """Raise InputError when all images are one: to tell them apart is all that there is to learn."""
+    first = data.images[:1]
+    if all(torch.equal(part, first.expand_as(part)) for part in data.images.split(100)):
+        raise InputError(f"images of {recipe.data!r} must differ, but all {len(data):,} are the same")
 
 
 def tell_cost(state: State, data: ImageSet) -> None:
@@ -213,6 +223,7 @@ def train(
     first, end = parts[0].start, parts[-1].stop
 
     def rows_of(step: int) -> Tensor:
+        data.require_unchanged()
         return batch_rows(step, len(data), recipe.batch_size, recipe.seed)[first:end]
 
     def views_of(part: range) -> Sequence[Tensor]:
@@ -225,6 +236,7 @@ def train(
         stop_requests() as stop,
         tracked(track, run, state.step) as send,
         batches(data.images, rows_of, device) as pixels,
+        compiled(method, make_view, recipe.compile),
         Progress(run, course, steps, recipe.batch_size, state.step, send) as progress,
     ):
         clock = time.perf_counter() - state.seconds
@@ -237,7 +249,8 @@ def train(
                 lr=schedule(share, recipe.optim.warmup, recipe.optim.final_lr),
                 decay=schedule(share, 0.0, recipe.optim.final_weight_decay),
             )
-            seen = None if labels is None else labels[rows_of(state.step)].to(device)
+            seen = None if labels is None else labels[rows_of(state.step)].to(device, non_blocking=True)
+            new_step(recipe.compile)
             loss, stats = gradients(method, views_of, parts, seen, in_precision, recipe.frozen_norm)
             last = i == steps - 1
             if last:
@@ -251,6 +264,7 @@ def train(
             stopped, due = dist.highest(stop[0] if stop else 0, course.due(state.step))
             if last or stopped or due:
                 require_finite(state.losses[: i + 1], state.step - i, run)  # waits for the device
+                require_finite_weights(method, state.step, run)
                 [state.seconds] = dist.highest(time.perf_counter() - clock)
                 course.look(state.step, state.seconds)
                 state.share = course.share(state.step)
@@ -296,10 +310,20 @@ def require_finite(losses: Tensor, first_step: int, run: Run) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = first_step + int(bad[0])
-        saved = (
-            f"the last good checkpoint is in {str(run.path)!r}" if checkpoints.kept(run) else "no epoch was finished"
-        )
-        raise InputError(f"the loss of step {step} is {losses[bad[0]].item()}: likely {LIKELY}; {saved}")
+        raise InputError(f"the loss of step {step} is {losses[bad[0]].item()}: likely {LIKELY}; {what_is_saved(run)}")
+
+
+def require_finite_weights(method: torch.nn.Module, step: int, run: Run) -> None:
+    """Stop when a weight or a statistic is NaN or infinite after a step: a loss can be a number and its gradient not."""
+    for name, value in method.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            why = f"likely {LIKELY}; {what_is_saved(run)}"
+            raise InputError(f"weights {name!r} hold NaN or infinite values after step {step}: {why}")
+
+
+def what_is_saved(run: Run) -> str:
+    where = f"the last good checkpoint is in {str(run.path)!r}"
+    return where if checkpoints.kept(run) else "no epoch was finished"
 
 
 def save_views(run: Run, recipe: Recipe, data: ImageSet, images: int = 10) -> None:

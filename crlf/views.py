@@ -16,6 +16,7 @@ Shapes: B images, C channels, H and W their height and width, h and w those of t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,7 +106,12 @@ class Views:
 
         uint8 (B, C, H, W) and a generator on the same device -> float32 (V B, C, h, w), channels last.
         """
-        return apply(images, draw(images.shape, self.settings, generator, count), self.settings)
+        return self.apply(images, draw(images.shape, self.settings, generator, count), self.settings)
+
+    @staticmethod
+    def apply(images: Tensor, p: Parameters, settings: ViewSettings) -> Tensor:
+        """As `apply`; crlf.compiled puts a faster one here."""
+        return apply(images, p, settings)
 
     def of_part(
         self, images: Tensor, views: int, generator: torch.Generator, batch: int, part: range
@@ -122,7 +128,7 @@ class Views:
         """
         drawn = draw(torch.Size((batch, *images.shape[1:])), self.settings, generator, views)
         own = slice(views * part.start, views * part.stop)
-        return apply(images, Parameters(*(values[own] for values in drawn)), self.settings).chunk(views)
+        return self.apply(images, Parameters(*(values[own] for values in drawn)), self.settings).chunk(views)
 
 
 def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator, count: int = 1) -> Parameters:
@@ -133,8 +139,8 @@ def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator, 
     )  # one call: a small one costs as much
     flip, jitter, gray, blur, sigma = u[22:27]
     bounds = [(max(0.0, 1 - strength), 1 + strength) for strength in (s.brightness, s.contrast, s.saturation)]
-    low, high = u.new_tensor([*bounds, (-s.hue, s.hue)]).T[:, :, None]  # (4, 1)
-    unchanged = u.new_tensor([1.0, 1.0, 1.0, 0.0])[:, None]
+    low, high = (constants(ends, u)[:, None] for ends in zip(*bounds, (-s.hue, s.hue), strict=True))  # (4, 1)
+    unchanged = constants((1.0, 1.0, 1.0, 0.0), u)[:, None]
     brightness, contrast, saturation, hue = torch.where(jitter < s.jitter, u[27:31] * (high - low) + low, unchanged)
     return Parameters(
         *_crop_boxes(shape[-2], shape[-1], s.crop_min, u[:22]), flip < s.flip,
@@ -251,7 +257,7 @@ def colour_matrix(p: Parameters, average: Tensor, settings: ViewSettings) -> tup
     """
     B, C = average.shape
     eye = torch.eye(C, device=average.device)
-    luma = average.new_tensor(LUMA) if C == 3 else average.new_full((C,), 1 / C)
+    luma = constants(LUMA, average) if C == 3 else average.new_full((C,), 1 / C)
     gray = luma.expand(C, C)
     steps = torch.stack(
         [
@@ -308,7 +314,12 @@ def _channel_statistics(settings: ViewSettings, like: Tensor, channels: int) -> 
     if len(settings.mean) not in (1, channels):
         rule = f"one value, or as many as the images have channels, {channels}"
         raise InputError(f"mean and std must have {rule}, not {len(settings.mean)}: such as --mean 0.5 --std 0.25")
-    return like.new_tensor(settings.mean).expand(channels), like.new_tensor(settings.std).expand(channels)
+    return constants(settings.mean, like).expand(channels), constants(settings.std, like).expand(channels)
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """Float (n,), of these numbers, where another tensor is. A GPU fills them in: to copy them there it would wait."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def _check(holds: bool, name: str, rule: str, value: object) -> None:

@@ -8,28 +8,19 @@ from __future__ import annotations
 
 import datetime
 import io
-import json
 import os
 import resource
+import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import tiny_cifar
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from readers import READERS, WHOLE, refused_or
 
-import crlf
-from crlf import cli, runs, sealed
-from crlf.data import archives, pickles, shards
-from crlf.data.decode import decode
-from crlf.errors import InputError
+from crlf import cli
 from crlf.recipe import RECIPES, Recipe
 
 TARGETS = 9
@@ -68,77 +59,35 @@ def damaged(*samples: bytes) -> st.SearchStrategy[bytes]:
     return st.builds(spoil, st.sampled_from(samples), edits, cut) | st.binary(max_size=300)
 
 
-def refused_or(act: Callable[[], object]) -> object:
-    """What it returns, or the one line that it refuses with."""
-    try:
-        return act()
-    except InputError as error:
-        line = str(error)
-        assert line and "\n" not in line and len(line) < 1000, line
-        return line
+def fuzzed(name: str, *known: bytes) -> Callable[..., None]:
+    """The test of one of the readers; what was found in it once is tried first."""
+    read, samples = READERS[name]
+
+    def test(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+        read(data, tmp_path_factory.getbasetemp())
+
+    for data in known:
+        test = example(data=data)(test)
+    return fuzz(given(data=damaged(*samples()))(test))
 
 
-def pictures() -> list[bytes]:
-    found = []
-    gradient = np.arange(40 * 30 * 3, dtype=np.uint32).reshape(30, 40, 3) % 251
-    for kind, mode in (
-        ("PNG", "RGB"),
-        ("PNG", "P"),
-        ("JPEG", "RGB"),
-        ("GIF", "P"),
-        ("BMP", "RGB"),
-        ("TIFF", "RGB"),
-        ("WEBP", "RGBA"),
-    ):
-        buffer = io.BytesIO()
-        Image.fromarray(gradient.astype(np.uint8)).convert(mode).save(buffer, kind)
-        found.append(buffer.getvalue())
-    buffer = io.BytesIO()
-    Image.fromarray((gradient[:, :, 0] * 200).astype(np.uint16)).save(buffer, "TIFF", compression="tiff_lzw")
-    return [*found, buffer.getvalue()]
+BEYOND = b"{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999,), }".ljust(118)
+
+test_images = fuzzed("images")
+test_cifar_batches = fuzzed("cifar_batches")
+test_archives = fuzzed("archives")
+test_files_of_a_run = fuzzed("files_of_a_run", b"[" * 100_000, b'{"a":' * 100_000)
+test_arrays = fuzzed("arrays", b"\x93NUMPY\x01\x00v\x00" + BEYOND)
+test_weights = fuzzed("weights")
+test_tables = fuzzed("tables")
 
 
-@fuzz
-@given(damaged(*pictures()))
-def test_images(data: bytes):
-    made = refused_or(lambda: decode(data, 16, max_pixels=1_000_000))
-    assert isinstance(made, str) or (made.shape == (3, 16, 16) and made.dtype == np.uint8)
-
-
-def cifar_batches() -> list[bytes]:
-    return [tiny_cifar.python2_pickle(*pair) for pair in list(tiny_cifar.batches().values())[:2]]
-
-
-@fuzz
-@given(damaged(*cifar_batches()))
-def test_cifar_batches(data: bytes):
-    made = refused_or(lambda: pickles.batches([("data_batch_1", data)], label_key="labels"))
-    if not isinstance(made, str):
-        images, labels = made
-        assert images.dtype == np.uint8 and images.shape[1:] == (3, 32, 32) and len(images) == len(labels)
-
-
-def tarballs() -> list[bytes]:
-    found = []
-    for mode in ("w", "w:gz"):
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode=mode) as tar:
-            for name, data in (("a/b.bin", b"content"), ("../out", b"no")):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        found.append(buffer.getvalue())
-    return found
-
-
-@fuzz
-@given(data=damaged(*tarballs()))
-def test_archives(tmp_path_factory: pytest.TempPathFactory, data: bytes):
-    path = tmp_path_factory.getbasetemp() / "fuzzed.tar"
-    path.write_bytes(data)
-    made = refused_or(lambda: archives.members(path, {"a/b.bin"}, 10_000))
-    assert isinstance(made, str) or set(made) <= {"a/b.bin"}
-    assert not (path.parent.parent / "out").exists()
+def test_with_coverage_as_a_guide(tmp_path):
+    """A few thousand inputs of atheris, which keeps those that reach a new branch; see tests/fuzz_readers.py."""
+    pytest.importorskip("atheris")
+    command = [sys.executable, str(Path(__file__).with_name("fuzz_readers.py")), "all", f"-runs={INPUTS * 9}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 JSON = st.recursive(
@@ -163,81 +112,12 @@ def settings_of(recipe: dict) -> st.SearchStrategy[dict]:
     return st.builds(changed, st.lists(st.tuples(names, JSON) | within, max_size=3))
 
 
-WHOLE = RECIPES["default"].to_dict()
-
-
 @fuzz
 @example({"method": []})
 @given(settings_of(WHOLE) | st.dictionaries(st.text(max_size=8), JSON, max_size=4))
 def test_recipes(values: dict):
     made = refused_or(lambda: Recipe.from_dict(values))
     assert isinstance(made, str) or Recipe.from_dict(made.to_dict()) == made
-
-
-TEXTS = (
-    json.dumps(WHOLE).encode(),
-    b'{"linear_accuracy": 0.8, "protocol": {"linear": "x"}}\n',
-    b'{"step": 1, "loss": NaN}\n' * 3,
-)
-
-
-@fuzz
-@given(data=damaged(*TEXTS))
-def test_files_of_a_run(tmp_path_factory: pytest.TempPathFactory, data: bytes):
-    run = crlf.Run(tmp_path_factory.getbasetemp() / "fuzzed run")
-    run.path.mkdir(exist_ok=True)
-    for name in (runs.RECIPE, runs.SCORES, runs.LOG, runs.CLASSES):
-        run.file(name).write_bytes(data)
-    for act in (lambda: run.recipe, lambda: run.scores):
-        assert isinstance(refused_or(act), str | dict)
-    assert all(isinstance(row, dict) for row in run.log())
-    assert isinstance(refused_or(lambda: run.classes), str | list)
-    refused_or(lambda: runs.finite(run.scores))
-
-
-def arrays() -> list[bytes]:
-    buffer = io.BytesIO()
-    np.save(buffer, np.arange(12.0).reshape(3, 4))
-    return [buffer.getvalue()]
-
-
-@fuzz
-@given(data=damaged(*arrays()))
-@example(
-    data=b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999,), }".ljust(118)
-)
-def test_arrays(tmp_path_factory: pytest.TempPathFactory, data: bytes):
-    run = crlf.Run(tmp_path_factory.getbasetemp())
-    run.file("fuzzed.npy").write_bytes(data)
-    assert isinstance(refused_or(lambda: run.array("fuzzed.npy")), str | np.ndarray)
-
-
-def weights() -> list[bytes]:
-    buffer = io.BytesIO()
-    torch.save({"weight": torch.arange(8.0), "step": 3}, buffer)
-    return [sealed.seal(buffer.getvalue()), buffer.getvalue()]
-
-
-@fuzz
-@given(data=damaged(*weights()))
-def test_weights(tmp_path_factory: pytest.TempPathFactory, data: bytes):
-    run = crlf.Run(tmp_path_factory.getbasetemp())
-    run.file(runs.CHECKPOINT).write_bytes(data)
-    refused_or(lambda: run.tensors(runs.CHECKPOINT))
-
-
-def tables() -> list[bytes]:
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"image": [b"abc", b"def"], "label": [0, 1]}), buffer)
-    return [buffer.getvalue()]
-
-
-@fuzz
-@given(data=damaged(*tables()))
-def test_tables(tmp_path_factory: pytest.TempPathFactory, data: bytes):
-    path = tmp_path_factory.getbasetemp() / "fuzzed.parquet"
-    path.write_bytes(data)
-    refused_or(lambda: shards.look_at(path))
 
 
 def stage(recipe: Recipe = RECIPES["default"], *, out: str = "x", resume: bool = False) -> None:
@@ -277,4 +157,4 @@ def test_command_lines(words: list[str]):
 
 
 def test_every_target_is_counted():
-    assert sum(name.startswith("test_") for name in globals()) - 1 == TARGETS
+    assert sum(name.startswith("test_") for name in globals()) - 2 == TARGETS == len(READERS) + 2

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from crlf.errors import InputError
 
+LONGEST = 1 << 34  # bytes of a whole archive, unpacked; STL-10 has 2.7 billion
 LARGEST = 1 << 28  # bytes of a member, unless a data set needs more; CIFAR-100's largest has 155 million
 
 
@@ -27,6 +28,8 @@ def members(path: Path, names: Collection[str], largest: int) -> dict[str, bytes
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 refuse(member)
+                if member.offset_data + member.size > LONGEST:
+                    raise InputError(f"it has more than {LONGEST:,} bytes")
                 name = PurePosixPath(member.name).as_posix()  # without a leading "./"
                 if name in names and member.isfile():
                     found[name] = read(archive, member, largest)

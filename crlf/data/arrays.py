@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from crlf.data.decode import square
 from crlf.data.imageset import ImageSet
-from crlf.data.mapping import mode, tensor
+from crlf.data.mapping import Mapped, mode, tensor
 from crlf.devices import fits
 from crlf.errors import InputError, first_line
 
@@ -33,11 +35,13 @@ def load(path: Path, image_size: int = 0, subset: int = 0) -> ImageSet:
     Raises:
         InputError: it cannot be read, holds Python objects, or is of another shape or dtype.
     """
+    mapped = Mapped.of(path) if path.is_file() else None
     array = read(path)
     images = three_channels(array[:subset] if subset and array.ndim else array, path)  # (N, 3, H, W)
     if image_size and images.shape[2:] != (image_size, image_size):
         images = np.stack([square(Image.fromarray(image.transpose(1, 2, 0)), image_size) for image in images])
-    return ImageSet(tensor(images), None, (), tuple(f"{path.name}/{i:05}" for i in range(len(images))))
+    ids = tuple(f"{path.name}/{i:05}" for i in range(len(images)))
+    return ImageSet(tensor(images), None, (), ids, mapped if np.may_share_memory(images, array) else None)
 
 
 def read(path: Path) -> np.ndarray:
@@ -46,7 +50,9 @@ def read(path: Path) -> np.ndarray:
             if file.read(2) == b"PK":  # an .npz file is a zip archive
                 file.seek(0)
                 with np.load(file, allow_pickle=False) as found:
-                    return found[only(found.files)]
+                    name = only(found.files)
+                    require_room(found.zip, [name])
+                    return found[name]
         return np.load(path, mmap_mode=mode(path.stat().st_size), allow_pickle=False)
     except InputError as error:
         raise InputError(f"array {str(path)!r} cannot be used: {error}") from error
@@ -54,6 +60,14 @@ def read(path: Path) -> np.ndarray:
         raise InputError(f"array {str(path)!r} cannot be read: {error.strerror or first_line(error)}") from error
     except Exception as error:  # a damaged file raises almost any kind; a pickled one ValueError
         raise InputError(f"array {str(path)!r} cannot be read: {first_line(error)}") from error
+
+
+def require_room(archive: zipfile.ZipFile, names: Collection[str]) -> None:
+    """Raise InputError when these arrays do not fit in memory: a small archive may hold large ones."""
+    files = {*names, *(f"{name}.npy" for name in names)}
+    size = sum(info.file_size for info in archive.infolist() if info.filename in files)
+    if not fits(size, torch.device("cpu")):
+        raise InputError(f"what it holds takes {size:,} bytes, more than half of the memory that is left")
 
 
 def only(names: list[str]) -> str:

@@ -18,7 +18,7 @@ def features(schema: Any) -> dict[str, dict[str, Any]]:
     try:
         found = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return {name: told for name, told in found.items() if isinstance(told, dict)}
-    except (TypeError, KeyError, ValueError, AttributeError):
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
         return {}
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from crlf.data.mapping import Mapped
 from crlf.errors import InputError
 
 SAMPLE = 256  # images that a fingerprint looks at; a set may be larger than memory
@@ -30,6 +31,8 @@ class ImageSet:
     """The name of each label."""
     ids: Sequence[str]
     """A name for each image, such as "train/00000"."""
+    mapped: Mapped | None = None
+    """The user's file that the images are mapped from, where they are."""
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels
@@ -64,4 +67,9 @@ class ImageSet:
         if not 0 < count < len(self):
             return self
         labels = None if self.labels is None else self.labels[:count]
-        return ImageSet(self.images[:count], labels, self.classes, self.ids[:count])
+        return replace(self, images=self.images[:count], labels=labels, ids=self.ids[:count])
+
+    def require_unchanged(self) -> None:
+        """Raise InputError when the file that the images are mapped from is another one than it was."""
+        if self.mapped:
+            self.mapped.require_unchanged()

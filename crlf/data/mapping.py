@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crlf.devices import fits
+from crlf.errors import InputError
 
 
 def mode(size: int) -> Literal["c", "r"]:
@@ -19,6 +22,32 @@ def mode(size: int) -> Literal["c", "r"]:
     refuses one that is larger than memory and swap, or than RLIMIT_DATA. Writing to a read-only one ends the process.
     """
     return "c" if fits(size, torch.device("cpu")) else "r"
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A file that is mapped, as it was then: what others write to it shows in the map, and what they cut off is an
+    access that ends the process."""
+
+    path: Path
+    size: int
+    """Bytes."""
+    changed: int
+    """Nanoseconds."""
+
+    @classmethod
+    def of(cls, path: Path) -> Mapped:
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+    def require_unchanged(self) -> None:
+        """Raise InputError when the file is another one than it was."""
+        try:
+            same = Mapped.of(self.path) == self
+        except OSError:
+            return  # it is gone by name only: the map keeps what it was
+        if not same:
+            raise InputError(f"{str(self.path)!r} was changed while its images were in use: start again with it as it is")
 
 
 def tensor(array: np.ndarray) -> Tensor:

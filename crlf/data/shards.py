@@ -13,6 +13,7 @@ from crlf.errors import InputError, first_line
 PARQUET, ARROW = (".parquet", ".pq"), (".arrow", ".feather", ".ipc")
 SUFFIXES = (*PARQUET, *ARROW)
 READ = 64  # rows at a time
+UNPACKED = 1 << 28  # bytes that a part of a column may unpack to in any case
 BUFFER = 1 << 20  # bytes of a column that are read ahead, in place of a whole row group
 
 
@@ -97,6 +98,7 @@ def in_parquet(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]
     from pyarrow import parquet
 
     with parquet.ParquetFile(path, buffer_size=BUFFER) as file:
+        require_room(file.metadata, column)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         first = 0
         while sizes and first + sizes[0] <= start:
@@ -105,6 +107,16 @@ def in_parquet(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]
         for batch in file.iter_batches(READ, list(groups), columns=[column], use_threads=False) if sizes else ():
             yield first, batch.column(0)
             first += batch.num_rows
+
+
+def require_room(metadata: Any, column: str) -> None:
+    """Raise ValueError for a small file that would fill the memory: no images can be packed a hundredfold."""
+    for group in range(metadata.num_row_groups):
+        for place in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(place)
+            packed, size = chunk.total_compressed_size, chunk.total_uncompressed_size
+            if chunk.path_in_schema.split(".")[0] == column and size > 100 * packed and size > UNPACKED:
+                raise ValueError(f"its column {column!r} would grow from {packed:,} to {size:,} bytes")
 
 
 def in_arrow(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]:

@@ -23,6 +23,7 @@ from crlf.data.decoded import look_into
 from crlf.data.folder import ImageSettings
 from crlf.data.imageset import ImageSet
 from crlf.data.listing import File
+from crlf.data.mapping import Mapped
 from crlf.errors import InputError
 
 T = TypeVar("T")
@@ -106,6 +107,7 @@ class Array:
 
     def __init__(self, path: Path, shape: Sequence[int], side: int = 0):
         self.path, self.side = path, side
+        self.mapped = Mapped.of(path)
         self.array = arrays.read(path)
         first = arrays.three_channels(self.array[:1], path)  # (1, 3, H, W)
         if not side:
@@ -116,6 +118,7 @@ class Array:
 
     def parts(self, rows: range, size: int) -> Iterator[Part]:
         for chunk in chunks(rows, size):
+            self.mapped.require_unchanged()
             images = arrays.three_channels(self.array[chunk.start : chunk.stop], self.path)
             ids = [f"{self.path.name}/{i:05}" for i in chunk]
             yield Part(ids, torch.from_numpy(scaled(images, self.side) if self.side else images.copy()))

@@ -27,6 +27,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from crlf import runs, thumbnails
+from crlf.data.arrays import require_room
 from crlf.errors import InputError, first_line
 from crlf.figures.inputs import NotDrawn, embedded
 from crlf.runs import Run
@@ -66,6 +67,7 @@ def kept(run: Run, embeddings: np.ndarray) -> dict[str, np.ndarray] | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as held:
+            require_room(held.zip, held.files)
             found = dict(held)
         return found if int(found["checksum"]) == zlib.crc32(np.ascontiguousarray(embeddings).data) else None
     except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
