@@ -31,6 +31,9 @@ BENCHES = {
     "search": "the nearest of 200,000 embeddings: an exact scan, scikit-learn, faiss",
     "memory": "training speed with the allocator's default and with memory that is kept",
     "probes": "linear probe and kNN beside scikit-learn's",
+    "gpu": "a ResNet-18 in training on an NVIDIA GPU: images a second, share of the peak, beside the bare network",
+    "speedrun-knn90": "90 % kNN on CIFAR-10 as quickly as a GPU can, three seeds",
+    "r18-best": "94 % linear on CIFAR-10 with a ResNet-18 on a GPU, three seeds",
     "soak": "an hour of training: memory, open files and threads, and a figure",
     "short-runs": "a thousand short runs in one process: what they leave in memory and on the disk",
     "newton-schulz": "a step of Muon in float32 and of torch.optim.Muon in bf16",
@@ -52,7 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.name not in BENCHES:
         print(f"bench: error: {unknown('measurement', arguments.name, BENCHES)}", file=sys.stderr)
         return 2
-    rows = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}").measure()
+    try:
+        rows = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}").measure()
+    except InputError as error:
+        print(f"bench: error: {error}", file=sys.stderr)
+        return 2
     print(table(rows))
     record = {"bench": arguments.name, "command": f"python -m bench {arguments.name}", **machine(), "rows": rows}
     with RECORDS.open("a", encoding="utf-8") as file:

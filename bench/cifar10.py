@@ -14,20 +14,20 @@ from typing import Any
 PROGRAM = Path(__file__).parent.parent / "simclr_train.py"
 KEPT = (
     "seed", "epochs", "views_seen", "pflop", "linear_accuracy", "knn_accuracy", "chance", "train_seconds",
-    "images_per_second", "device", "protocol",
+    "first_step_seconds", "images_per_second", "device", "protocol",
 )  # fmt: skip
 
 
-def measure(*flags: str, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, Any]]:
+def measure(*flags: str, seeds: Sequence[int] = (0, 1, 2), device: str = "cpu") -> list[dict[str, Any]]:
     """A row for each seed."""
-    return [whole(flags, seed) for seed in seeds]
+    return [whole(flags, seed, device) for seed in seeds]
 
 
-def whole(flags: Sequence[str], seed: int) -> dict[str, Any]:
+def whole(flags: Sequence[str], seed: int, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        options = ["--out", folder, "--device", "cpu", "--seed", str(seed), *flags]
+        options = ["--out", folder, "--device", device, "--seed", str(seed), *flags]
         subprocess.run([sys.executable, str(PROGRAM), *options], check=True)
         seconds = time.perf_counter() - start
         scores = json.loads((Path(folder) / "scores.json").read_text(encoding="utf-8"))
-    return {"flags": " ".join(flags) or "none"} | {name: scores[name] for name in KEPT} | {"whole_seconds": seconds}
+    return {"flags": " ".join(flags) or "none"} | {name: scores[name] for name in KEPT if name in scores} | {"whole_seconds": seconds}

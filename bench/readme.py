@@ -8,12 +8,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench import scaling
+from bench import plan, scaling
 from bench.timing import mean_and_spread
 
 ROOT = Path(__file__).parent.parent
 README, RECIPE, METHODS = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
 FINETUNING, SCALING = ROOT / "docs" / "fine-tune.md", ROOT / "docs" / "scaling.md"
+SPEEDRUN = ROOT / "docs" / "speedrun.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
 RUNS = {
     "cifar10": "`python simclr_train.py` (10 epochs)",
@@ -106,6 +107,9 @@ def pages(records: Path) -> dict[Path, str]:
         RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", rows(found, "ablation")),
         FINETUNING: filled(FINETUNING.read_text(encoding="utf-8"), "finetuning", rows(found, "finetuning")),
         SCALING: filled(filled(SCALING.read_text(encoding="utf-8"), "plans", plans), "parts", parts),
+        SPEEDRUN: filled(
+            filled(SPEEDRUN.read_text(encoding="utf-8"), "plan", markdown(plan.table())), "gpu", rows(found, "gpu")
+        ),
         RELIABILITY: filled(
             filled(RELIABILITY.read_text(encoding="utf-8"), "soak", rows(found, "soak")),
             "short-runs",

@@ -188,6 +188,16 @@ RECIPES: dict[str, Recipe] = {
         ViewSettings(resolution=1.0, grayscale=0.1),
         epochs=100, batch_size=512, head=SimCLRSettings(temperature=0.2, hidden=512),
     ),
+    # Planned on paper for a GPU, and not measured: docs/speedrun.md.
+    "speedrun-knn90": Recipe(
+        encoder="resnet18", epochs=100, batch_size=512, views=4, compile="graphs",
+        augmentation=ViewSettings(grayscale=0.1), embedding=EmbeddingSettings(regions=1, mirror=True),
+        head=SimCLRSettings(temperature=0.2, hidden=512),
+    ),
+    "r18-best": Recipe(
+        method="mocov3", encoder="resnet18", epochs=400, batch_size=512, views=4, compile="graphs",
+        augmentation=ViewSettings(resolution=1.0, grayscale=0.1), optim=OptimSettings(weight_decay=0.01),
+    ),
     "simclr-r50": published(
         "simclr", "resnet50", lars(1.0, 1e-4, trust=0.001), HALF,
         epochs=1000, batch_size=1024, head=SimCLRSettings(temperature=0.5, hidden=2048),

@@ -19,7 +19,7 @@ from crlf.batches import batches
 from crlf.compiled import compiled, new_step, require_graphs
 from crlf.course import ByClock, BySteps
 from crlf.data import ImageSet, load_for_pretraining
-from crlf.devices import autocast, describe, dtype_of, keep_freed_memory, memory_there, pick_device
+from crlf.devices import autocast, describe, dtype_of, keep_freed_memory, memory_there, pick_device, wait_for
 from crlf.errors import InputError
 from crlf.estimate import embedding_bytes, estimate
 from crlf.evaluation import KnnCurve, knn_curve
@@ -155,6 +155,7 @@ class State:
         self.fingerprint = data.fingerprint()
         self.step = 0  # steps done
         self.seconds = 0.0  # of training so far
+        self.first_step = 0.0  # seconds of this process's first step, with its compiling
         self.share = 0.0  # of the run that is done
         self.losses = torch.zeros(recipe.steps_per_epoch(len(data)), device=device)  # of this epoch's steps
         self.epoch_losses: list[float] = []  # the mean of each whole epoch
@@ -259,6 +260,9 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
             state.step += 1
+            if recipe.compile != "none" and not state.first_step:
+                wait_for(device)
+                state.first_step = time.perf_counter() - clock - state.seconds
             method.after_step(course.share(state.step))
             state.losses[i] = loss
             stopped, due = dist.highest(stop[0] if stop else 0, course.due(state.step))
@@ -360,6 +364,7 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
         views_seen=images_seen * recipe.views,
         train_seconds=state.seconds,
         images_per_second=images_seen / state.seconds,
+        **({"first_step_seconds": state.first_step} if state.first_step else {}),
         pflop=flops * images_seen * recipe.views / 1e15,
         loss=losses[-1],
         device=describe(state.device),

@@ -25,6 +25,7 @@ FLOORS = {
     "frozen_norms": 3,
     "joint": 2,
     "gradients": 4,
+    "compiled": 3,
     **{f"methods.{name}": 3 for name in ("simclr", "dcl", "mocov2", "mocov3", "byol", "simsiam")},
     **{f"methods.{name}": 3 for name in ("barlow", "vicreg", "nnclr", "swav", "dino", "supcon")},
     "methods": 4,

@@ -1,0 +1,121 @@
+"""A ResNet-18 in training on an NVIDIA GPU: images a second and the share of what its bf16 products could do, for
+CRLF's loop beside the bare network on ready-made views, both compiled with CUDA graphs and in bf16."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.timing import each_in_turn, median_ratio
+from crlf.compiled import compiled, new_step
+from crlf.data import ImageSet
+from crlf.devices import autocast, describe, pick_device, wait_for
+from crlf.methods.base import training_flops
+from crlf.randomness import generator
+from crlf.recipe import RECIPES, Recipe
+from crlf.runs import Run
+from crlf.training import State, train
+from crlf.views import Views
+
+SIDE = 8192  # of the square matrices whose product measures the peak
+
+
+def measure(
+    device: str = "cuda",
+    batches: Sequence[int] = (512, 1024),
+    steps: int = 100,
+    rounds: int = 5,
+    side: int = SIDE,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """A row for the loop and one for the network, of each batch.
+
+    Raises:
+        InputError: there is no GPU.
+    """
+    place = pick_device(device)
+    peak = products_a_second(place, side)
+    rows = []
+    for batch in batches:
+        recipe = dataclasses.replace(
+            RECIPES["speedrun-knn90"],
+            **{"views": 2, "batch_size": batch, "epochs": 1, "compile": "graphs", "precision": "bf16"} | settings,
+        )
+        rows += compare(recipe, place, steps, rounds, peak)
+    return rows
+
+
+def products_a_second(device: torch.device, side: int, times: int = 20) -> float:
+    """Operations a second of bf16 products of square matrices, the best of a few tries."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    found = []
+    for _ in range(4):
+        wait_for(device)
+        start = time.perf_counter()
+        for _ in range(times):
+            a @ b
+        wait_for(device)
+        found.append(2 * side**3 * times / (time.perf_counter() - start))
+    return max(found)
+
+
+def compare(recipe: Recipe, device: torch.device, steps: int, rounds: int, peak: float) -> list[dict[str, Any]]:
+    count, batch = steps * recipe.batch_size, recipe.batch_size
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    data = ImageSet(images, None, (), [str(i) for i in range(count)])
+    state, bare = State(recipe, data, device), State(recipe, data, device)
+
+    def whole() -> float:
+        state.step, state.seconds, state.epoch_losses = 0, 0.0, []  # the same epoch once more
+        with tempfile.TemporaryDirectory() as folder:
+            train(Run(folder), recipe, data, state)
+        return state.seconds
+
+    make_view = Views(recipe.augmentation)
+    ready = make_view(images[:batch].to(device), generator(device, "bench"), recipe.views).chunk(recipe.views)
+    network = bare_network(bare, recipe, ready, steps)
+    with compiled(bare.method, make_view, recipe.compile):
+        seconds = each_in_turn({"CRLF's loop": whole, "bare network": network}, rounds)
+    height, width = ready[0].shape[2:]
+    flops = recipe.views * training_flops(state.method, recipe.views, 3, height, width)
+    return [
+        {
+            "device": describe(device),
+            "batch": batch,
+            "view": f"{height} px",
+            "what": what,
+            "images_a_second": count / statistics.median(times),
+            "of_bare": median_ratio(times, seconds["bare network"]),
+            "TFLOPS": flops * count / statistics.median(times) / 1e12,
+            "share_of_peak": flops * count / statistics.median(times) / peak,
+        }
+        for what, times in seconds.items()
+    ]
+
+
+def bare_network(state: State, recipe: Recipe, ready: Sequence[Tensor], steps: int) -> Callable[[], float]:
+    """Seconds of so many steps on views that are there."""
+    method, in_precision = state.method.train(), autocast(recipe.precision, state.device)
+
+    def run() -> float:
+        wait_for(state.device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            new_step(recipe.compile)
+            with in_precision:
+                loss = method(ready)[0]
+            loss.backward()
+            for optimizer in state.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        wait_for(state.device)
+        return time.perf_counter() - start
+
+    return run
