@@ -30,4 +30,8 @@ def whole(flags: Sequence[str], seed: int, device: str) -> dict[str, Any]:
         subprocess.run([sys.executable, str(PROGRAM), *options], check=True)
         seconds = time.perf_counter() - start
         scores = json.loads((Path(folder) / "scores.json").read_text(encoding="utf-8"))
-    return {"flags": " ".join(flags) or "none"} | {name: scores[name] for name in KEPT if name in scores} | {"whole_seconds": seconds}
+    return (
+        {"flags": " ".join(flags) or "none"}
+        | {name: scores[name] for name in KEPT if name in scores}
+        | {"whole_seconds": seconds}
+    )

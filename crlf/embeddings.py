@@ -223,6 +223,8 @@ def embedded(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_s
         rows = encoder(normalise(batch.to(device), settings)).float().cpu().numpy()
         if not np.isfinite(rows).all():
             row = done + int(np.isfinite(rows).all(axis=1).argmin())
-            raise InputError(f"the embedding of image {row} is not finite: the encoder's weights are damaged or diverged")
+            raise InputError(
+                f"the embedding of image {row} is not finite: the encoder's weights are damaged or diverged"
+            )
         done += len(rows)
         yield rows

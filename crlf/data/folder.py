@@ -9,7 +9,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -175,7 +175,8 @@ def sets(whole: ImageSet, train: int) -> tuple[ImageSet, ImageSet]:
     parts = [slice(0, train), slice(train, None)]
     labels = [None if whole.labels is None else whole.labels[part] for part in parts]
     first, rest = (
-        ImageSet(whole.images[part], y, whole.classes, whole.ids[part]) for part, y in zip(parts, labels, strict=True)
+        replace(whole, images=whole.images[part], labels=y, ids=whole.ids[part])
+        for part, y in zip(parts, labels, strict=True)
     )
     return first, rest
 

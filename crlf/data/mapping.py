@@ -47,7 +47,9 @@ class Mapped:
         except OSError:
             return  # it is gone by name only: the map keeps what it was
         if not same:
-            raise InputError(f"{str(self.path)!r} was changed while its images were in use: start again with it as it is")
+            raise InputError(
+                f"{str(self.path)!r} was changed while its images were in use: start again with it as it is"
+            )
 
 
 def tensor(array: np.ndarray) -> Tensor:

@@ -23,6 +23,7 @@ import zlib
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -110,7 +111,8 @@ def cluster(shown: np.ndarray, k: int) -> np.ndarray:
     """k-means of rows of length 1 after PCA to 50 dimensions: int16 (n,), 0 the largest. One thread, as t-SNE."""
     _, reduced = principal(shown, 50)
     k = min(k, len(np.unique(reduced, axis=0)))
-    with threadpool_limits(1):
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # that rows which differ by rounding alone are one
         found = KMeans(k, n_init=2, random_state=0).fit_predict(reduced)
     rank = np.argsort(np.argsort(-np.bincount(found, minlength=k), kind="stable"))
     return rank[found].astype(np.int16)

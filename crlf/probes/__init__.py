@@ -120,7 +120,15 @@ def embedded(run: Run, data_dir: str | Path | None = None, device: str = "auto")
         raise InputError(f"train_emb.npy has {train.shape[1]} columns, but test_emb.npy {test.shape[1]}")
     if len(np.unique(train_lbl)) < 2:
         raise InputError(f"train_lbl.npy must hold two classes or more, not {len(np.unique(train_lbl))}")
+    train, test = at_hand(train, test)
     return Embedded(train, train_lbl, test, test_lbl, run, data_dir, device)
+
+
+def at_hand(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The embeddings, very large or small ones times a power of two: squares of 1e-30 are none in float32, and no probe
+    depends on the scale."""
+    exponent = int(np.frexp(np.abs(train).max())[1])
+    return (train, test) if abs(exponent) <= 20 else (np.ldexp(train, -exponent), np.ldexp(test, -exponent))
 
 
 def rows_and_labels(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
