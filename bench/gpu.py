@@ -44,10 +44,8 @@ def measure(
     peak = products_a_second(place, side)
     rows = []
     for batch in batches:
-        recipe = dataclasses.replace(
-            RECIPES["speedrun-knn90"],
-            **{"views": 2, "batch_size": batch, "epochs": 1, "compile": "graphs", "precision": "bf16"} | settings,
-        )
+        recipe = dataclasses.replace(RECIPES["speedrun-knn90"], views=2, batch_size=batch, epochs=1, precision="bf16")
+        recipe = dataclasses.replace(recipe, **settings)
         rows += compare(recipe, place, steps, rounds, peak)
     return rows
 

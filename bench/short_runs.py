@@ -1,4 +1,4 @@
-"""A thousand short runs in one process, each trained, embedded and probed: what they leave in memory and on the disk."""
+"""A thousand short runs in one process, trained, embedded and probed: what they leave in memory and on the disk."""
 
 from __future__ import annotations
 

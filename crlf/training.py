@@ -318,7 +318,7 @@ def require_finite(losses: Tensor, first_step: int, run: Run) -> None:
 
 
 def require_finite_weights(method: torch.nn.Module, step: int, run: Run) -> None:
-    """Stop when a weight or a statistic is NaN or infinite after a step: a loss can be a number and its gradient not."""
+    """Stop when a weight or a statistic is NaN or infinite: a loss can be a number and its gradient not."""
     for name, value in method.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             why = f"likely {LIKELY}; {what_is_saved(run)}"

@@ -1,6 +1,6 @@
 """What a training step asks of a device: nothing that it has to wait for, and nothing that Apple's GPUs lack.
 
-There is no GPU where CI runs, so the operators of a step are recorded on the CPU, and judged by what torch says of them.
+There is no GPU where CI runs: the operators of a step are recorded on the CPU, and judged by what torch says of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files of strangers: nothing that is loaded runs code, fills the memory, leads out of its folder, or speaks as HTML."""
+"""Files of strangers: nothing that is loaded runs code, fills the memory, leads out of its folder, or is HTML."""
 
 from __future__ import annotations
 
