@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
+import mmap
 
 import pytest
 import torch
 from PIL import Image
 
 from bench import __main__ as bench
-from bench import accuracy, finetuning, loss_memory, methods
+from bench import accuracy, finetuning, gpu, held, loss_memory, methods, plan, short_runs, soak
 from bench.timing import in_turn, median_ratio
 from crlf.data import SOURCES
 from crlf.methods import METHODS
 from crlf.recipe import Recipe
 from crlf.training import State
+
+
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 @pytest.mark.parametrize("name", bench.BENCHES)
@@ -162,7 +167,52 @@ def test_the_curve_of_accuracy_is_drawn(tmp_path):
     accuracy.draw(rows, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.size[0] > 800
-    assert accuracy.last_point(tmp_path / "none.jsonl") == []
+
+
+def test_a_gpu_is_measured_beside_the_bare_network(tmp_path):
+    """In tiny form, on the CPU."""
+    rows = gpu.measure("cpu", (8,), 2, 1, side=64, encoder="cnn", compile="none", precision="float32")
+    assert [row["what"] for row in rows] == ["CRLF's loop", "bare network"] and rows[1]["of_bare"] == 1
+    assert all(row["images_a_second"] > 0 and row["view"] == "24 px" and row["share_of_peak"] > 0 for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["gpu", "speedrun-knn90", "r18-best"])
+def test_without_a_gpu_its_measurements_say_so(tmp_path, monkeypatch, capsys, name: str):
+    monkeypatch.setattr(bench, "RECORDS", tmp_path / "records.jsonl")
+    assert bench.main([name]) == 2 and not (tmp_path / "records.jsonl").exists()
+    assert capsys.readouterr().err.startswith("bench: error: device 'cuda' is not on this machine")
+
+
+def test_the_plan_counts_a_resnet_18():
+    fast, best = plan.table()
+    assert fast["PFLOP"] < 50 and fast["minutes at 15% of the peak"] < 5  # the goals, on paper
+    macs = 0.557e9 * (24 / 32) ** 2  # of a CIFAR ResNet-18
+    assert fast["GFLOP a view"] == pytest.approx(6 * macs / 1e9, rel=0.01)
+    assert best["minutes at 25% of the peak"] < 30
+
+
+def test_what_a_process_holds():
+    before = held.held()
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(open(__file__))
+        memory = stack.enter_context(mmap.mmap(-1, 80_000_000, flags=PRIVATE))  # not what the allocator has kept
+        memory.write(b"1" * len(memory))
+        now = held.held()
+    assert now.files >= before.files + 5 and now.memory - before.memory > 70_000_000 and now.threads >= 1
+
+
+def test_a_trend_is_the_slope():
+    assert soak.trend([(0, 5), (1, 7), (2, 9)]) == pytest.approx(2)
+
+
+def test_short_runs_leave_nothing(tmp_path):
+    """A few of them; `python -m bench short-runs` does a thousand."""
+    rows = short_runs.measure(8)
+    assert [row["runs"] for row in rows] == [2, 4, 6, 8]
+    assert rows[-1]["files_in_tmp"] == 0
+    assert len({(row["open_files"], row["files_of_a_run"]) for row in rows[1:]}) == 1
 
 
 def test_the_ablation_gives_means_spreads_and_gains(ablation):
