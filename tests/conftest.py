@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from crlf import data
+from crlf import data, encoders
+from crlf.encoders import CNN
 from crlf.errors import InputError
 
 CACHE = data.cache_dir()  # before any test points CRLF_CACHE elsewhere
@@ -20,6 +22,18 @@ def cifar10() -> tuple[data.ImageSet, data.ImageSet]:
         return data.load("cifar10", None if os.environ.get("CRLF_TEST_DOWNLOAD") == "1" else CACHE)
     except InputError as error:
         pytest.skip(f"CIFAR-10 is not in the cache (CRLF_TEST_DOWNLOAD=1 fetches it): {error}")
+
+
+@pytest.fixture(scope="session")
+def few_weights() -> Callable[..., CNN]:
+    """What stands for the light CNN where it is only in the way: it trains in no time."""
+    return lambda channels, size, regions: CNN(channels, regions, widths=(4, 8, 8), read=2)
+
+
+@pytest.fixture
+def narrow(few_weights: Callable[..., CNN], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `encoder="cnn"` be one of a few weights."""
+    monkeypatch.setitem(encoders.ENCODERS, "cnn", few_weights)
 
 
 @pytest.fixture

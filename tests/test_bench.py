@@ -20,7 +20,6 @@ from crlf.methods import METHODS
 from crlf.recipe import Recipe
 from crlf.training import State
 
-
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 

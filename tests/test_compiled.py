@@ -10,8 +10,7 @@ import torch
 from test_methods import LABELS, small, views_of
 
 import crlf
-from crlf import compiled, encoders
-from crlf.encoders import CNN
+from crlf import compiled
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import loss_of
@@ -24,13 +23,10 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU
 
 
 @pytest.fixture(autouse=True)
-def without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_a_compiler(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs are traced and differentiated as always, and then run operator by operator: the bits are the same."""
     torch._dynamo.reset()
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
-    monkeypatch.setitem(
-        encoders.ENCODERS, "cnn", lambda channels, size, regions: CNN(channels, regions, widths=(4, 8, 8), read=2)
-    )
 
 
 @pytest.mark.parametrize("name", METHODS)

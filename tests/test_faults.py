@@ -20,7 +20,6 @@ import crlf
 from crlf import checkpoints, cli, encoders, runs
 from crlf.course import ByClock
 from crlf.data import arrays, decoded, listing, mapping
-from crlf.encoders import CNN
 from crlf.errors import InputError
 from crlf.figures import draw
 from crlf.recipe import Recipe
@@ -30,14 +29,8 @@ ROOT = Path(__file__).parent.parent
 TINY = Recipe(data="shapes", subset=96, batch_size=32, views=2, epochs=3, precision="float32")
 
 
-def few_weights(channels: int, size: int, regions: int) -> CNN:
-    return CNN(channels, regions, widths=(4, 8, 8), read=2)
-
-
 @pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An encoder of a few weights, and no trial before a run."""
-    monkeypatch.setitem(encoders.ENCODERS, "cnn", few_weights)
+def no_trial(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)
 
 
@@ -119,7 +112,7 @@ STAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(few_weights: Callable[..., object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run after all of its stages."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(encoders.ENCODERS, "cnn", few_weights)

@@ -13,8 +13,7 @@ import torch
 from test_methods import narrow as narrow_head
 
 import crlf
-from crlf import checkpoints, encoders, health, runs
-from crlf.encoders import CNN
+from crlf import checkpoints, health, runs
 from crlf.errors import InputError
 from crlf.figures import draw
 from crlf.methods import METHODS
@@ -32,12 +31,8 @@ NOISE = RNG.integers(0, 256, (96, 3, 32, 32), dtype=np.uint8)
 
 
 @pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An encoder of a few weights, and a short trial before a run."""
+def short_trial(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crlf.estimate.REPEATS", 1)
-    monkeypatch.setitem(
-        encoders.ENCODERS, "cnn", lambda channels, size, regions: CNN(channels, regions, widths=(4, 8, 8), read=2)
-    )
 
 
 def trained(folder: Path, images: np.ndarray, **settings: object) -> Run:
