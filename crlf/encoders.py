@@ -54,6 +54,20 @@ class Frozen(nn.Module):
         return (h + self.encoder(x.flip(3))) / 2 if self.mirror else h
 
 
+class ExactConv2d(nn.Conv2d):
+    """A convolution that is computed in float32 where a map is narrower than its kernel.
+
+    There, on a CPU and in bf16, the gradient of its weights would in part be memory that nobody has written: oneDNN's
+    kernels in torch 2.14 leave it so (tests/test_odd_numbers.py shows it). Such maps are small, and so is the price.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.device.type == "cpu" and x.shape[3] < self.kernel_size[1] and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super()._conv_forward(x.float(), weight, bias)
+        return super()._conv_forward(x, weight, bias)
+
+
 class RegionMean(nn.Module):
     """The means of a map over R x R regions side by side: float (B, C, h, w) -> (B, R R C).
 
@@ -234,7 +248,11 @@ def build(name: str, channels: int, size: int, regions: int = 1) -> nn.Module:
     Raises:
         InputError: the name is not known, timm is needed and missing, or the encoder does not take such images.
     """
-    return find(name)(channels, size, regions).to(memory_format=torch.channels_last)
+    encoder = find(name)(channels, size, regions).to(memory_format=torch.channels_last)
+    for module in encoder.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = ExactConv2d
+    return encoder
 
 
 def embedding_dim(name: str, channels: int, size: int, settings: EmbeddingSettings) -> int:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from test_methods import narrow as narrow_head
+from torch import nn
 
 import crlf
-from crlf import checkpoints, health, runs
+from crlf import checkpoints, encoders, health, runs
+from crlf.devices import autocast, keep_freed_memory
 from crlf.errors import InputError
 from crlf.figures import draw
 from crlf.methods import METHODS
@@ -318,6 +320,39 @@ def test_projections_that_overflow_bf16_end_the_run(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match=r"^(the loss of step 3 is (nan|inf)|weights '.*' hold NaN)"):
         crlf.pretrain(recipe, out=tmp_path, device="cpu")
     assert not Run(tmp_path).file(runs.ENCODER).exists() and not checkpoints.kept(Run(tmp_path))
+
+
+def spoilt_memory() -> None:
+    """What is allocated next holds NaN, until it is written."""
+    sizes = [factor << shift for factor in (1, 3, 9) for shift in range(5, 21)]
+    del [torch.full((size,), math.nan) for size in sizes][:]
+
+
+def gradient(conv: nn.Conv2d, x: torch.Tensor, precision: str) -> torch.Tensor:
+    """Of the weights, of the mean square."""
+    conv.weight.grad = None
+    spoilt_memory()
+    with autocast(precision, torch.device("cpu")):
+        y = conv(x)
+    spoilt_memory()
+    y.float().square().mean().backward()
+    return conv.weight.grad
+
+
+@pytest.mark.parametrize("name, kernel", [("resnet18", 3), ("timm:resnet10t", 3)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 1), (2, 2), (4, 2), (3, 3)])
+def test_gradients_of_narrow_maps_hold_no_foreign_memory(name: str, kernel: int, stride: int, height: int, width: int):
+    """torch's own gradient in bf16 does, of maps that are narrower than the kernel."""
+    keep_freed_memory()
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    kind = next(type(m) for m in encoders.build(name, 3, 32).modules() if isinstance(m, nn.Conv2d))
+    torch.manual_seed(0)
+    conv = kind(64, 64, kernel, stride, kernel // 2, bias=False).to(memory_format=torch.channels_last)
+    x = torch.randn(16, 64, height, width).contiguous(memory_format=torch.channels_last)
+    exact, found = gradient(conv, x, "float32").clone(), gradient(conv, x, "bf16")
+    assert found.isfinite().all() and (found - exact).norm() <= 0.02 * exact.norm()
 
 
 def test_a_loss_of_bf16_projections_is_float32s(monkeypatch: pytest.MonkeyPatch):
