@@ -70,7 +70,7 @@ def draw(looks: list[tuple[float, Held]], path: Path) -> None:
         axes[1].plot(minutes, [getattr(now, name) for _, now in looks], color=colour, label=label)
     axes[1].legend(frameon=False)
     for axis in axes:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
         axis.set_xlabel("minutes")
         axis.grid(alpha=0.3)
     figure.suptitle(f"What a training of {minutes[-1]:.0f} minutes holds")

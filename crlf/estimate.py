@@ -110,7 +110,7 @@ def saved_bytes(compute: Callable[[], Tensor]) -> int:
     def note(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, torch.nn.Parameter):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # what a node keeps of its own result would keep the node, for good
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         compute()

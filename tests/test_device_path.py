@@ -52,6 +52,7 @@ def tiny(name: str) -> torch.nn.Module:
     return CNN(3, widths=(4, 8, 8), read=2) if name == "cnn" else encoders.build(name, 3, 24)
 
 
+@functools.cache
 def step(method: str = "simclr", encoder: str = "cnn", optimizer: str = "muon", settings: ViewSettings | None = None):
     """The operators of a step: views, forward, loss, backward; and those of the optimizer."""
     model = METHODS[method](tiny(encoder), narrow(method)).train()
