@@ -5,6 +5,7 @@ A class is a shape; its place, size, tilt, two colours and the noise are nuisanc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def load(data_dir: str | Path | None = None) -> tuple[ImageSet, ImageSet]:
     return draw_set("train", TRAIN, seed=0), draw_set("test", TEST, seed=1)
 
 
+@functools.cache
 def draw_set(name: str, count: int, seed: int) -> ImageSet:
     random = np.random.default_rng(seed)
     labels = random.integers(len(SHAPES), size=count)
