@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,6 +83,13 @@ class Unpickler(pickle.Unpickler):
         return ADMITTED[module, name]
 
 
+def require_modest_memo(data: bytes) -> None:
+    """Raise ValueError for a pickle that numbers what it remembers beyond its own length: a list as long is made."""
+    for opcode, number, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and number > len(data):  # type: ignore[operator]
+            raise ValueError(f"it would remember {number:,} things, and has {len(data):,} bytes")
+
+
 def batch(name: str, data: bytes, label_key: str) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels of one pickled batch.
 
@@ -98,6 +106,7 @@ def batch(name: str, data: bytes, label_key: str) -> tuple[np.ndarray, np.ndarra
         InputError: the pickle is damaged, names anything but what a batch needs, or holds something else.
     """
     try:
+        require_modest_memo(data)
         told = Unpickler(io.BytesIO(data), encoding="latin1").load()
         images = told["data"].numpy().reshape(-1, 3, SIDE, SIDE)
         labels = np.array(told[label_key], dtype=np.uint8)
