@@ -61,10 +61,10 @@ class Visit:
             """(i) => { const map = Bokeh.documents.map((d) => d.roots()[0]).find((r) => r.name === "map");
             const data = map.renderers.find((r) => r.name === "points").data_source.data;
             const box = document.getElementById("map-plot").getBoundingClientRect();
-            const edge = (box.height - map.inner_height) / 2;  // of Bokeh, around the frame
+            const rim = (box.height - map.inner_height) / 2;  // of Bokeh, around the frame
             const share = (value, range) => (value - range.start) / (range.end - range.start);
-            return [box.left + edge + share(data.tsne_x[i], map.x_range) * map.inner_width,
-                    box.top + edge + (1 - share(data.tsne_y[i], map.y_range)) * map.inner_height]; }""", i))  # fmt: skip
+            return [box.left + rim + share(data.tsne_x[i], map.x_range) * map.inner_width,
+                    box.top + rim + (1 - share(data.tsne_y[i], map.y_range)) * map.inner_height]; }""", i))  # fmt: skip
 
     def column(self, name: str) -> list[Any]:
         """A column of the map's points."""
