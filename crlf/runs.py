@@ -144,7 +144,8 @@ class Run:
         if not path.exists():
             raise InputError(f"{str(path)!r} is missing: `crlf {self._maker(name)}` makes it")
         try:
-            array = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:  # of a damaged archive numpy would leave its own open
+                array = np.load(file, allow_pickle=False)
             if not isinstance(array, np.ndarray):
                 raise ValueError("it is an archive")
             return array
