@@ -1,13 +1,14 @@
 """torch.compile of a step's parts: the views, what a method projects, its loss, and the backward passes of both.
 
 Between them stand what no graph holds: random numbers that depend on (seed, step), and what several processes tell each
-other. It takes half a minute at the first step, and again when a shape changes.
+other. It takes long at the first step (half a minute and more), and again when a shape changes.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from crlf.errors import InputError
 from crlf.methods.base import Method
 from crlf.views import Views
 
-MODES = {"none": "", "kernels": "default", "graphs": "reduce-overhead"}  # ours, and torch's name for it
+MODES = {"none": None, "kernels": "default", "graphs": "reduce-overhead"}  # ours, and torch's name for it
 BACKEND = "inductor"
 
 
@@ -36,13 +37,18 @@ def compiled(method: Method, views: Views, mode: str) -> Iterator[None]:
     if mode == "none":
         yield
         return
-    how = {"dynamic": False, "backend": BACKEND} | ({"mode": MODES[mode]} if BACKEND == "inductor" else {})
-    method.project, method.loss = torch.compile(method.project, **how), torch.compile(method.loss, **how)  # type: ignore[method-assign, call-overload]
-    views.apply = torch.compile(views.apply, **how)  # type: ignore[method-assign, call-overload]
+
+    def fast(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, dynamic=False, backend=BACKEND, mode=MODES[mode])
+
+    plain = views.apply
+    method.project, method.loss = fast(method.project), fast(method.loss)  # type: ignore[method-assign]
+    views.apply = fast(plain)
     try:
         yield
     finally:
-        del method.project, method.loss, views.apply
+        del method.project, method.loss
+        views.apply = plain
 
 
 def new_step(mode: str) -> None:

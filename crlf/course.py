@@ -54,6 +54,7 @@ class ByClock:
 
     def __init__(self, budget: float, step: int = 0, share: float = 0.0, seconds: float = 0.0):
         self.budget = budget
+        self.start = step
         self.step, self.done = step, share  # at the last look
         self.stride = 0.0  # share of the run in a step; none in the first, which measures the speed
         self.looks = deque([(step, seconds)], maxlen=WINDOW)
@@ -74,6 +75,9 @@ class ByClock:
 
     def look(self, step: int, seconds: float) -> None:
         self.done, self.step = self.share(step), step
+        first_look = len(self.looks) == 1
+        if len(self.looks) == 2 and self.looks[0][0] == self.start:
+            self.looks.popleft()  # the pace leaves out the first step, which warms up or compiles
         self.looks.append((step, seconds))
         (first, start), (last, end) = self.looks[0], self.looks[-1]
         pace = max(end - start, 1e-9) / (last - first)
@@ -82,6 +86,8 @@ class ByClock:
         self.done = 1.0 if self.ended else self.done
         self.stride = (1 - self.done) / max(1.0, steps)
         self.next_look = time.perf_counter() + min(LOOK_EVERY, pace * steps / 4)
+        if first_look:  # one step says little: the next one is looked at too, and until then little is counted as done
+            self.stride, self.next_look = min(self.stride, 0.01), 0.0
 
     def left(self, step: int, seconds: float) -> float:
         return max(0.0, self.budget - seconds)

@@ -62,8 +62,8 @@ class Recipe:
     """Of the network's products in training: float32, bf16, or auto for bf16 where the device is faster with it.
     Weights, losses and statistics are float32 in any case, and so is what is embedded."""
     compile: str = "none"
-    """Compile views, network and loss (torch.compile): none, kernels, or graphs for CUDA graphs too. That takes half
-    a minute at the first step."""
+    """Compile views, network and loss (torch.compile): none, kernels, or graphs for CUDA graphs too. The first step
+    then takes long: it pays in long runs."""
     stop_on_collapse: bool = False
     """End the run when its features collapse; without it a warning says so."""
     images: ImageSettings = field(default_factory=ImageSettings)

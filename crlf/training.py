@@ -319,10 +319,11 @@ def require_finite(losses: Tensor, first_step: int, run: Run) -> None:
 
 def require_finite_weights(method: torch.nn.Module, step: int, run: Run) -> None:
     """Stop when a weight or a statistic is NaN or infinite: a loss can be a number and its gradient not."""
-    for name, value in method.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            why = f"likely {LIKELY}; {what_is_saved(run)}"
-            raise InputError(f"weights {name!r} hold NaN or infinite values after step {step}: {why}")
+    values = {name: value for name, value in method.state_dict().items() if value.is_floating_point()}
+    sound = torch.stack([value.isfinite().all() for value in values.values()]).tolist()  # waits for the device once
+    if not all(sound):
+        name, why = list(values)[sound.index(False)], f"likely {LIKELY}; {what_is_saved(run)}"
+        raise InputError(f"weights {name!r} hold NaN or infinite values after step {step}: {why}")
 
 
 def what_is_saved(run: Run) -> str:

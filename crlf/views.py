@@ -100,6 +100,7 @@ class Views:
 
     def __init__(self, settings: ViewSettings):
         self.settings = settings
+        self.apply = apply  # crlf.compiled puts a faster one here
 
     def __call__(self, images: Tensor, generator: torch.Generator, count: int = 1) -> Tensor:
         """A view of each image, then another of each, V = count times.
@@ -107,11 +108,6 @@ class Views:
         uint8 (B, C, H, W) and a generator on the same device -> float32 (V B, C, h, w), channels last.
         """
         return self.apply(images, draw(images.shape, self.settings, generator, count), self.settings)
-
-    @staticmethod
-    def apply(images: Tensor, p: Parameters, settings: ViewSettings) -> Tensor:
-        """As `apply`; crlf.compiled puts a faster one here."""
-        return apply(images, p, settings)
 
     def of_part(
         self, images: Tensor, views: int, generator: torch.Generator, batch: int, part: range

@@ -30,6 +30,7 @@ def ride(monkeypatch: pytest.MonkeyPatch, budget: float, pace: Callable[[float],
 PACES = {
     "even": lambda now: 0.1,
     "slow at first": lambda now: 2.0 if now == 0 else 0.1,
+    "half of the budget in the first step": lambda now: 30.0 if now == 0 else 0.1,
     "three times slower from the middle": lambda now: 0.1 if now < 30 else 0.3,
     "three times faster from the middle": lambda now: 0.3 if now < 30 else 0.1,
     "a pause of five seconds": lambda now: 5.0 if 40 < now < 41 else 0.1,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from crlf.figures import draw
 from crlf.recipe import Recipe
 from crlf.report import report
 
+resource = pytest.importorskip("resource", reason="limits, disks and modes are POSIX's")
 ROOT = Path(__file__).parent.parent
 TINY = Recipe(data="shapes", subset=96, batch_size=32, views=2, epochs=3, precision="float32")
 
@@ -162,7 +162,6 @@ def test_a_folder_without_leave_to_write(whole: Path, stage: str):
     assert contents(whole) == before
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits are of POSIX")
 @pytest.mark.parametrize("limit", [1_000, 100_000, 900_000])  # of recipe.json, of a checkpoint, of a figure
 def test_a_limit_on_the_size_of_files(tmp_path: Path, limit: int):
     words = ["shapes", "--subset", "96", "--batch-size", "32", "--epochs", "1", "--out", str(tmp_path / "run")]
