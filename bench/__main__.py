@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import readme
+from bench.tables import columns
 from crlf.errors import InputError, unknown
 
 BENCHES = {
@@ -60,31 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"bench: error: {error}", file=sys.stderr)
         return 2
-    print(table(rows))
+    print(columns(rows))
     record = {"bench": arguments.name, "command": f"python -m bench {arguments.name}", **machine(), "rows": rows}
     with RECORDS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as columns of text."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
-
-
-def _text(value: Any) -> str:
-    return (
-        f"{value:,.0f}"
-        if isinstance(value, float) and value >= 1000
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else str(value)
-    )
 
 
 def machine() -> dict[str, Any]:
