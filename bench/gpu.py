@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from bench.timing import each_in_turn, median_ratio
-from crlf.compiled import compiled, new_step
+from crlf.augmentation import Views
 from crlf.data import ImageSet
-from crlf.devices import autocast, describe, pick_device, wait_for
 from crlf.methods.base import training_flops
-from crlf.randomness import generator
 from crlf.recipe import RECIPES, Recipe
-from crlf.runs import Run
-from crlf.training import State, train
-from crlf.views import Views
+from crlf.runs.run import Run
+from crlf.runtime.devices import autocast, describe, pick_device, wait_for
+from crlf.runtime.seeding import generator
+from crlf.training.compile import compiled, new_step
+from crlf.training.pretrain import State, train
 
 SIDE = 8192  # of the square matrices whose product measures the peak
 

@@ -15,14 +15,15 @@ from test_method_learning import VIEWS, gratings
 from torch import Tensor, nn
 
 import crlf
-from crlf import evaluation
 from crlf.data import SOURCES, ImageSet, load
-from crlf.embeddings import embed_images
+from crlf.embedding.embed import embed_images
 from crlf.encoders import CNN, ENCODERS
-from crlf.evaluation import KnnCurve, knn_curve
 from crlf.recipe import Recipe
-from crlf.report.curves import curves
-from crlf.training import State, train
+from crlf.runs.run import claim
+from crlf.training import evaluation
+from crlf.training.evaluation import KnnCurve, knn_curve
+from crlf.training.pretrain import State, train
+from crlf.visualization.report.curves import curves
 
 SETS = gratings(600, seed=0), gratings(64, seed=1)
 
@@ -32,7 +33,7 @@ def tables() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SOURCES, "gratings", lambda data_dir: SETS)
         patch.setitem(ENCODERS, "tiny", lambda channels, size, regions: CNN(channels, regions, (8, 16, 32), read=2))
-        patch.setattr("crlf.training.tell_cost", lambda state, data: None)
+        patch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
         yield
 
 
@@ -156,7 +157,7 @@ def test_nothing_but_the_curve_is_given_labels(tmp_path, monkeypatch):
     state = State(recipe(), SETS[0], torch.device("cpu"))
     for module in state.method.modules():
         module.register_forward_pre_hook(lambda module, args, kwargs: given.append((args, kwargs)), with_kwargs=True)
-    run = crlf.runs.claim(tmp_path, recipe().to_dict(), False, False)
+    run = claim(tmp_path, recipe().to_dict(), False, False)
     curve = knn_curve(recipe(), SETS[0], "cpu")
     train(run, recipe(), with_labels(None), state, knn=curve)
     assert any("knn_accuracy" in row for row in run.log())
