@@ -34,7 +34,7 @@ from crlf.methods.simclr import SimCLR, SimCLRSettings
 from crlf.metrics.knn import knn_predict
 from crlf.optim import OptimSettings
 from crlf.recipe import Recipe
-from crlf.training import pretrain
+from crlf.training import loop
 
 BASE = "the base"
 SEEDS = (0, 1, 2)
@@ -246,10 +246,10 @@ def score(name: str, recipe: Recipe) -> list[dict[str, Any]]:
 
 def trained(name: str, recipe: Recipe) -> list[dict[str, Any]]:
     if recipe.data == "progressive":
-        pretrain.Views = Progressive  # type: ignore[misc]
+        loop.Views = Progressive  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         run = crlf.pretrain(recipe, out=folder, device="cpu")
-        pretrain.Views = Views  # type: ignore[misc]
+        loop.Views = Views  # type: ignore[misc]
         pflop = run.scores["pflop"]
         rows = [{"change": name, **accuracies(run, recipe), "PFLOP": pflop}]
         for other, (settings, read) in EMBEDDINGS.items() if name == BASE else ():

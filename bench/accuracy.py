@@ -17,7 +17,7 @@ from matplotlib.ticker import ScalarFormatter
 import crlf
 from bench import cifar10
 from crlf.recipe import RECIPES
-from crlf.runs.run import write_bytes
+from crlf.runs.files import write_bytes
 from crlf.visualization.figures import png
 from crlf.visualization.figures.style import PALETTE, styled
 

@@ -22,7 +22,8 @@ from crlf.runs.run import Run
 from crlf.runtime.devices import autocast, describe, pick_device, wait_for
 from crlf.runtime.seeding import generator
 from crlf.training.compile import compiled, new_step
-from crlf.training.pretrain import State, train
+from crlf.training.loop import train
+from crlf.training.state import State
 
 SIDE = 8192  # of the square matrices whose product measures the peak
 

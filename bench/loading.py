@@ -23,7 +23,8 @@ from crlf.data.memmap import tensor
 from crlf.recipe import RECIPES
 from crlf.runs.run import Run
 from crlf.runtime.devices import keep_freed_memory
-from crlf.training.pretrain import State, train
+from crlf.training.loop import train
+from crlf.training.state import State
 
 STEPS = 48
 

@@ -13,7 +13,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bench.held import Held, held
-from crlf.runs.run import Run, write_bytes
+from crlf.runs.files import write_bytes
+from crlf.runs.run import Run
 from crlf.visualization.figures import png
 from crlf.visualization.figures.style import PALETTE, styled
 

@@ -22,7 +22,8 @@ from crlf.recipe import RECIPES
 from crlf.runs.run import Run
 from crlf.runtime.devices import autocast, dtype_of, keep_freed_memory
 from crlf.runtime.seeding import generator
-from crlf.training.pretrain import State, train
+from crlf.training.loop import train
+from crlf.training.state import State
 
 STEPS = 195  # in an epoch, half of CIFAR-10: once in it the health of the features is looked at
 BARE = 64  # steps of the bare network at a time

@@ -38,7 +38,8 @@ from crlf.recipe import Recipe
 from crlf.runs.run import Run
 from crlf.runtime.devices import autocast, keep_freed_memory, multiplies_bf16
 from crlf.runtime.seeding import generator
-from crlf.training.pretrain import State, train
+from crlf.training.loop import train
+from crlf.training.state import State
 
 BATCH, STEPS = 256, 24
 CPU = torch.device("cpu")

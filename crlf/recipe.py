@@ -16,9 +16,8 @@ from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
 from crlf.methods.simclr import SimCLRSettings
 from crlf.optim import OptimSettings
-from crlf.runs.run import read_json
-from crlf.runtime.devices import PRECISIONS
-from crlf.training.compile import MODES
+from crlf.runs.files import read_json
+from crlf.runtime.devices import MODES, PRECISIONS
 
 LIMITS = {
     "epochs": (1, 100_000),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
+from tqdm import tqdm
+
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
@@ -25,3 +29,8 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+def say(line: str) -> None:
+    """One line on stderr, above any progress bar."""
+    tqdm.write(line, file=sys.stderr)

@@ -20,7 +20,7 @@ def fuzz(name: str, options: list[str], place: Path) -> None:
     import atheris
 
     with atheris.instrument_imports(
-        include=["crlf.data", "crlf.runs.run", "crlf.runs.sealed", "tarfile", "json", "numpy.lib"]
+        include=["crlf.data", "crlf.runs.run", "crlf.runs.files", "tarfile", "json", "numpy.lib"]
     ):
         from readers import READERS
 

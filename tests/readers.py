@@ -21,8 +21,8 @@ from crlf.data.files import shards
 from crlf.data.files.decode import decode
 from crlf.errors import InputError
 from crlf.recipe import RECIPES
-from crlf.runs import sealed
-from crlf.runs.run import CHECKPOINT, CLASSES, LOG, RECIPE, SCORES, finite
+from crlf.runs.files import finite, seal
+from crlf.runs.run import CHECKPOINT, CLASSES, LOG, RECIPE, SCORES
 
 
 def refused_or(act: Callable[[], object]) -> object:
@@ -133,7 +133,7 @@ def array(data: bytes, folder: Path) -> None:
 def weights() -> list[bytes]:
     buffer = io.BytesIO()
     torch.save({"weight": torch.arange(8.0), "step": 3}, buffer)
-    return [sealed.seal(buffer.getvalue()), buffer.getvalue()]
+    return [seal(buffer.getvalue()), buffer.getvalue()]
 
 
 def tensors(data: bytes, folder: Path) -> None:

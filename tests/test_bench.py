@@ -18,7 +18,7 @@ from bench.timing import in_turn, median_ratio
 from crlf.data import SOURCES
 from crlf.methods import METHODS
 from crlf.recipe import Recipe
-from crlf.training.pretrain import State
+from crlf.training.state import State
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 

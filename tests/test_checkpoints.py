@@ -18,19 +18,9 @@ import crlf
 from crlf import data
 from crlf.errors import InputError
 from crlf.recipe import Recipe
-from crlf.runs import checkpoints, sealed
-from crlf.runs.run import (
-    CHECKPOINT,
-    CHECKPOINT_BEFORE,
-    ENCODER,
-    LOCK,
-    LOSS,
-    RECIPE,
-    SCORES,
-    Run,
-    save_tensors,
-    write_json,
-)
+from crlf.runs import checkpoints
+from crlf.runs.files import intact, save_tensors, seal, write_json
+from crlf.runs.run import CHECKPOINT, CHECKPOINT_BEFORE, ENCODER, LOCK, LOSS, RECIPE, SCORES, Run
 
 VALUES = {"step": 3, "weights": torch.arange(500.0), "name": "é"}
 TINY = Recipe(data="shapes", subset=64, batch_size=32, views=2, epochs=1)
@@ -43,21 +33,21 @@ def saved(value: object) -> bytes:
 
 
 def test_a_sealed_file_is_a_zip_that_torch_reads():
-    data = sealed.seal(saved(VALUES))
-    assert sealed.intact(data) and sealed.intact(saved(VALUES))  # an older file has no seal
+    data = seal(saved(VALUES))
+    assert intact(data) and intact(saved(VALUES))  # an older file has no seal
     assert zipfile.ZipFile(io.BytesIO(data)).testzip() is None
     read = torch.load(io.BytesIO(data), weights_only=True)
     assert torch.equal(read["weights"], VALUES["weights"]) and read["name"] == "é"
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed():
-    data, chance = sealed.seal(saved(VALUES)), random.Random(0)
+    data, chance = seal(saved(VALUES)), random.Random(0)
     places = {*chance.sample(range(len(data)), 500), *range(len(data) - 100, len(data))}
     for place in places:
         flipped = bytearray(data)
         flipped[place] ^= 1 << chance.randrange(8)
-        assert not sealed.intact(bytes(flipped)), place
-    assert not any(sealed.intact(data[:cut]) for cut in [0, 10, 22, 86, *chance.sample(range(len(data)), 100)])
+        assert not intact(bytes(flipped)), place
+    assert not any(intact(data[:cut]) for cut in [0, 10, 22, 86, *chance.sample(range(len(data)), 100)])
 
 
 def test_without_a_seal_torch_takes_a_flipped_bit_for_another_weight():

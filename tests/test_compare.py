@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 import crlf
 from crlf import cli
 from crlf.evaluation.compare import shown
-from crlf.runs.run import save_array, write_json
+from crlf.runs.files import save_array, write_json
 
 M = 600
 LABELS = np.arange(M) % 3

@@ -27,7 +27,8 @@ from crlf.evaluation.doctor.training import extrapolate, statistics
 from crlf.methods.simclr import SimCLRSettings
 from crlf.optim import OptimSettings
 from crlf.recipe import RECIPES, Recipe
-from crlf.runs.run import ENCODER, save_array, save_tensors, write_json
+from crlf.runs.files import save_array, save_tensors, write_json
+from crlf.runs.run import ENCODER
 
 TRAIN, TEST = gratings(768, seed=0), gratings(300, seed=1)
 HEAD = SimCLRSettings(hidden=64, projection=32)

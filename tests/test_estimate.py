@@ -12,7 +12,8 @@ import crlf
 from crlf.data import load
 from crlf.recipe import Recipe
 from crlf.training.cost import Estimate, estimate, saved_bytes
-from crlf.training.pretrain import State, tell_cost
+from crlf.training.pretrain import tell_cost
+from crlf.training.state import State
 
 TINY = Recipe(data="shapes", subset=256, batch_size=64, epochs=3)
 CPU = torch.device("cpu")

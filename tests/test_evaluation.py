@@ -20,9 +20,10 @@ from crlf.embedding.embed import embed_images
 from crlf.encoders import CNN, ENCODERS
 from crlf.recipe import Recipe
 from crlf.runs.run import claim
-from crlf.training import evaluation
-from crlf.training.evaluation import KnnCurve, knn_curve
-from crlf.training.pretrain import State, train
+from crlf.training import monitor
+from crlf.training.loop import train
+from crlf.training.monitor import KnnCurve, knn_curve
+from crlf.training.state import State
 from crlf.visualization.report.curves import curves
 
 SETS = gratings(600, seed=0), gratings(64, seed=1)
@@ -40,7 +41,7 @@ def tables() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> crlf.Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "SHARE", float("inf"))  # a look each epoch
+        patch.setattr(monitor, "KNN_SHARE", float("inf"))  # a look each epoch
         return crlf.pretrain(recipe(epochs=6), out=tmp_path_factory.mktemp("knn") / "run", device="cpu")
 
 
@@ -99,7 +100,7 @@ def test_those_that_vote_and_those_that_are_asked_about_are_other_images(monkeyp
     assert abs(found - 1 / 6) < 4 * (5 / 36 / 200) ** 0.5  # standard errors of 200 images
     other = curve_of(seed=1)
     assert not torch.equal(other.rows, curve.rows)
-    monkeypatch.setattr(evaluation, "VOTERS", 100), monkeypatch.setattr(evaluation, "ASKED", 50)
+    monkeypatch.setattr(monitor, "VOTERS", 100), monkeypatch.setattr(monitor, "ASKED", 50)
     small = curve_of()
     assert small.voters == 100 and len(small.rows) == len(small.labels) == 150
     assert (small.labels == SETS[0].labels[small.rows].numpy()).all()
@@ -179,7 +180,7 @@ def flat(values: Any) -> Iterator[Tensor]:
 
 def test_no_look_takes_more_than_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch):
     clock = itertools.count()  # each look takes a second
-    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: float(next(clock)))
     curve, encoder = curve_of(), net()
     looks = [1.0, 50.0, 199.0, 200.0, 250.0, 299.0, 300.0]
     assert [seconds for seconds in looks if curve.look(encoder, seconds)] == [1.0, 200.0, 300.0]

@@ -19,7 +19,8 @@ from crlf import cli
 from crlf import data as sources
 from crlf.data import ImageSet
 from crlf.recipe import Recipe
-from crlf.runs.run import Run, claim, save_array
+from crlf.runs.files import save_array
+from crlf.runs.run import Run, claim
 from crlf.visualization import explore
 
 

@@ -31,7 +31,8 @@ from crlf.errors import InputError
 from crlf.exporters import export, formats, model_card
 from crlf.exporters.formats import FORMATS
 from crlf.recipe import Recipe
-from crlf.runs.run import ENCODER, RECIPE, Run, claim, save_tensors, write_json
+from crlf.runs.files import save_tensors, write_json
+from crlf.runs.run import ENCODER, RECIPE, Run, claim
 
 GRAY = ViewSettings(mean=(0.5,), std=(0.25,))
 

@@ -17,7 +17,8 @@ from tiny_run import CIFAR, HOSTILE, fake_health, fake_run
 
 import crlf.runs.run
 from crlf.errors import InputError
-from crlf.runs.run import CLASSES, LOG, PDFS, RECIPE, Run, save_array, write_json
+from crlf.runs.files import save_array, write_json
+from crlf.runs.run import CLASSES, LOG, PDFS, RECIPE, Run
 from crlf.visualization import figures
 from crlf.visualization.figures import FIGURES, draw, style
 from crlf.visualization.figures.run_arrays import NotDrawn

@@ -17,7 +17,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from tiny_run import CIFAR, fake_run
 
 from crlf.methods.simclr import nt_xent_views
-from crlf.runs.run import LOG, LOSS, RECIPE, SCORES, Run, save_array, write_json
+from crlf.runs.files import save_array, write_json
+from crlf.runs.run import LOG, LOSS, RECIPE, SCORES, Run
 from crlf.visualization.figures import FIGURES, curves, draw, embedding_maps, projections, style, views_and_filters
 
 

@@ -19,7 +19,7 @@ from crlf.methods.base import Method
 from crlf.methods.simclr import SimCLR, SimCLRSettings
 from crlf.recipe import Recipe
 from crlf.runtime import distributed
-from crlf.runtime.frozen_norms import FrozenNorms
+from crlf.runtime.batch_norm import FrozenNorms
 from crlf.training.cost import saved_bytes
 from crlf.training.gradients import gradients
 

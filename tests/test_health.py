@@ -21,6 +21,7 @@ from crlf.encoders import CNN, ENCODERS
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import Method, loss_of, mlp
+from crlf.metrics import geometry
 from crlf.optim import OptimSettings
 from crlf.recipe import Recipe
 from crlf.runs.run import CHECKPOINT, ENCODER
@@ -54,76 +55,76 @@ def with_values(values: list[float], N: int = 30) -> Tensor:
 @pytest.mark.parametrize("shape", [(30, 4), (4, 30), (7, 7)])
 def test_singular_values_are_numpys(shape: tuple[int, int]):
     h = drawn(*shape)
-    values = monitor.singular_values(h)
+    values = geometry.singular_values(h)
     assert values.dtype == torch.float64 and values.device.type == "cpu"
     np.testing.assert_allclose(values, np.linalg.svd(h.double().numpy(), compute_uv=False), rtol=1e-9)
 
 
 def test_known_singular_values():
-    found = monitor.singular_values(with_values([5, 3, 0.5, 0]))
+    found = geometry.singular_values(with_values([5, 3, 0.5, 0]))
     torch.testing.assert_close(found, torch.tensor([5, 3, 0.5, 0]).double(), atol=1e-6, rtol=0)
 
 
 def test_what_is_not_finite_has_no_rank_and_is_no_collapse():
     h = drawn(6, 4)
     h[2, 1] = torch.nan
-    assert monitor.singular_values(h).isnan().all() and math.isnan(monitor.rankme(h)) and math.isnan(monitor.dead(h))
-    values = monitor.singular_values(monitor.centred(h))
-    assert monitor.diagnose({f"h_{key}": value for key, value in monitor.describe(h, h, values).items()}) is None
+    assert geometry.singular_values(h).isnan().all() and math.isnan(geometry.rankme(h)) and math.isnan(geometry.dead(h))
+    values = geometry.singular_values(geometry.centred(h))
+    assert geometry.diagnose({f"h_{key}": value for key, value in geometry.describe(h, h, values).items()}) is None
 
 
 @pytest.mark.parametrize("D", [1, 3, 8])
 def test_orthogonal_features_have_full_rank(D: int):
     h = 7 * torch.linalg.qr(drawn(20, D))[0]
-    assert monitor.rankme(h) == pytest.approx(D, rel=1e-4)
-    assert monitor.participation_ratio(monitor.singular_values(h)) == pytest.approx(D, rel=1e-4)
+    assert geometry.rankme(h) == pytest.approx(D, rel=1e-4)
+    assert geometry.participation_ratio(geometry.singular_values(h)) == pytest.approx(D, rel=1e-4)
 
 
 def test_one_direction_has_rank_1():
     h = drawn(20, 1) @ drawn(1, 8, seed=1)
-    values = monitor.singular_values(h)
-    assert monitor.rankme(h) == pytest.approx(1, abs=1e-4)
-    assert monitor.effective_rank(values) == pytest.approx(1, abs=1e-4)
-    assert monitor.participation_ratio(values) == pytest.approx(1, abs=1e-9)
+    values = geometry.singular_values(h)
+    assert geometry.rankme(h) == pytest.approx(1, abs=1e-4)
+    assert geometry.effective_rank(values) == pytest.approx(1, abs=1e-4)
+    assert geometry.participation_ratio(values) == pytest.approx(1, abs=1e-9)
 
 
 def test_rank_of_known_singular_values():
     """Two of 3 and one of 1: shares 3/7, 3/7 and 1/7, and 19² / (81 + 81 + 1) by squares."""
     values = torch.tensor([3.0, 3.0, 1.0]).double()
     entropy = -(2 * 3 / 7 * math.log(3 / 7) + 1 / 7 * math.log(1 / 7))
-    assert monitor.effective_rank(values) == pytest.approx(math.exp(entropy))
-    assert monitor.rankme(with_values([3, 3, 1])) == pytest.approx(math.exp(entropy), rel=1e-5)
-    assert monitor.participation_ratio(values) == pytest.approx(19**2 / 163)
+    assert geometry.effective_rank(values) == pytest.approx(math.exp(entropy))
+    assert geometry.rankme(with_values([3, 3, 1])) == pytest.approx(math.exp(entropy), rel=1e-5)
+    assert geometry.participation_ratio(values) == pytest.approx(19**2 / 163)
 
 
 def test_rankme_is_the_papers_formula():
     h = drawn(40, 12) * torch.arange(1, 13)
     sigma = np.linalg.svd(h.double().numpy(), compute_uv=False)
     p = sigma / np.abs(sigma).sum() + 1e-7
-    assert monitor.rankme(h) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
+    assert geometry.rankme(h) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
 
 
 def test_zeros_have_rank_1():
-    assert monitor.effective_rank(torch.zeros(4)) == monitor.participation_ratio(torch.zeros(4)) == 1
+    assert geometry.effective_rank(torch.zeros(4)) == geometry.participation_ratio(torch.zeros(4)) == 1
 
 
 def test_ranks_stay_when_features_are_turned_or_scaled():
     h = drawn(40, 6) * torch.tensor([9.0, 4, 2, 1, 1, 0.1])
     for other in (h @ rotation(6), 1000 * h, h.flip(0)):
-        assert monitor.rankme(other) == pytest.approx(monitor.rankme(h), rel=1e-4)
-        ratios = [monitor.participation_ratio(monitor.singular_values(x)) for x in (other, h)]
+        assert geometry.rankme(other) == pytest.approx(geometry.rankme(h), rel=1e-4)
+        ratios = [geometry.participation_ratio(geometry.singular_values(x)) for x in (other, h)]
         assert ratios[0] == pytest.approx(ratios[1], rel=1e-4)
 
 
 def test_a_shift_changes_no_rank_of_centred_features():
     h = drawn(40, 6)
-    ranks = [monitor.effective_rank(monitor.singular_values(monitor.centred(x))) for x in (h, h + 50)]
-    assert ranks[0] == pytest.approx(ranks[1], rel=1e-4) and monitor.rankme(h + 50) < 2
+    ranks = [geometry.effective_rank(geometry.singular_values(geometry.centred(x))) for x in (h, h + 50)]
+    assert ranks[0] == pytest.approx(ranks[1], rel=1e-4) and geometry.rankme(h + 50) < 2
 
 
 def test_the_spectrum_is_of_ranks_1_2_4():
-    assert monitor.spectrum(torch.tensor([8.0, 4, 3, 2, 1, 1])) == pytest.approx([1, 0.5, 0.25])
-    assert monitor.spectrum(torch.tensor([8.0])) == [1] and monitor.spectrum(torch.zeros(2)) == [0, 0]
+    assert geometry.spectrum(torch.tensor([8.0, 4, 3, 2, 1, 1])) == pytest.approx([1, 0.5, 0.25])
+    assert geometry.spectrum(torch.tensor([8.0])) == [1] and geometry.spectrum(torch.zeros(2)) == [0, 0]
 
 
 # On the sphere
@@ -149,7 +150,7 @@ def naive(a: Tensor, b: Tensor) -> dict[str, float]:
 
 
 def described(a: Tensor, b: Tensor) -> dict[str, float]:
-    return monitor.describe(a, b, monitor.singular_values(monitor.centred(a)))
+    return geometry.describe(a, b, geometry.singular_values(geometry.centred(a)))
 
 
 @pytest.mark.parametrize("noise", [0.1, 3.0])
@@ -172,19 +173,19 @@ def test_a_uniform_circle():
     """The mean of exp(-2 (2 - 2 cos)) over a circle is exp(-4) I0(4); the pairs of a point with itself are left out."""
     N = 100
     expected = math.log((N * math.exp(-4) * i0(4) - 1) / (N - 1))
-    assert monitor.uniformity(circle(N).float()) == pytest.approx(expected, abs=1e-5)
-    assert monitor.dead(circle(N)) == 0 and monitor.rankme(circle(N)) == pytest.approx(2, abs=1e-4)
+    assert geometry.uniformity(circle(N).float()) == pytest.approx(expected, abs=1e-5)
+    assert geometry.dead(circle(N)) == 0 and geometry.rankme(circle(N)) == pytest.approx(2, abs=1e-4)
 
 
 def test_many_dimensions_come_near_the_lowest_uniformity():
-    assert monitor.uniformity(drawn(200, 2000)) == pytest.approx(-4, abs=0.02)
-    assert monitor.uniformity(torch.tensor([[1.0, 0], [-1, 0]])) == pytest.approx(-8)
+    assert geometry.uniformity(drawn(200, 2000)) == pytest.approx(-4, abs=0.02)
+    assert geometry.uniformity(torch.tensor([[1.0, 0], [-1, 0]])) == pytest.approx(-8)
 
 
 def test_opposite_views_are_as_far_apart_as_can_be():
     a = drawn(6, 3)
-    assert monitor.alignment(a, -a) == pytest.approx(4)
-    assert monitor.similarities(a, -a)[0].tolist() == pytest.approx([-1] * 6)
+    assert geometry.alignment(a, -a) == pytest.approx(4)
+    assert geometry.similarities(a, -a)[0].tolist() == pytest.approx([-1] * 6)
 
 
 @pytest.mark.parametrize("row", [torch.ones(4), torch.tensor([0.1, -3, 7, 1e-9]), torch.zeros(4)])
@@ -200,8 +201,8 @@ def test_identical_features(row: Tensor):
 def test_agreement_estimates_the_share_of_the_variance_that_tells_images():
     """Nearly constant rows: an image's own part has a variance of 4, each view's noise of 1."""
     mean, own, noise = 1000 + torch.zeros(2000, 50), 2 * drawn(2000, 50, seed=1), drawn(2, 2000, 50, seed=2)
-    assert monitor.agreement(mean + own + noise[0], mean + own + noise[1]) == pytest.approx(0.8, abs=0.01)
-    assert monitor.agreement(own, own) == pytest.approx(1) and abs(monitor.agreement(*noise)) < 0.01
+    assert geometry.agreement(mean + own + noise[0], mean + own + noise[1]) == pytest.approx(0.8, abs=0.01)
+    assert geometry.agreement(own, own) == pytest.approx(1) and abs(geometry.agreement(*noise)) < 0.01
 
 
 def test_dead_features_are_counted_whatever_the_scale():
@@ -209,14 +210,14 @@ def test_dead_features_are_counted_whatever_the_scale():
     h[:, 2] = 5.0
     h[:, 5] = 1e-5 * h[:, 5]
     for other in (h, 1e4 * h, 1e-4 * h):
-        assert monitor.dead(other) == 0.25
+        assert geometry.dead(other) == 0.25
 
 
 def test_histograms_count_every_pair():
     cosines = torch.tensor([-1.0, -0.95, 0.05, 0.96, 1.0, 1.0000001])
-    counts = monitor.histogram(cosines)
+    counts = geometry.histogram(cosines)
     assert sum(counts) == 6 and (counts[0], counts[10], counts[19]) == (2, 1, 3)
-    positive, negative = monitor.similarities(drawn(7, 3), drawn(7, 3, seed=1))
+    positive, negative = geometry.similarities(drawn(7, 3), drawn(7, 3, seed=1))
     assert positive.shape == (7,) and negative.shape == (42,)
 
 
@@ -303,14 +304,14 @@ def numbers(h: dict[str, float] | None = None, z: dict[str, float] | None = None
     ],
 )
 def test_a_collapse_is_named_with_its_number_its_threshold_and_advice(found: dict[str, float], gist: str):
-    line = monitor.diagnose(found)
+    line = geometry.diagnose(found)
     assert line and line.startswith("collapse: ") and gist in line and "; try " in line and "\n" not in line
 
 
 def test_what_is_sound_is_not_accused():
-    assert monitor.diagnose(numbers()) is None and monitor.diagnose(numbers(z={})) is None
+    assert geometry.diagnose(numbers()) is None and geometry.diagnose(numbers(z={})) is None
     # nearly equal projections whose differences tell images: MoCo at its start, and it learns
-    assert monitor.diagnose(numbers(z={"spread": 0.02, "agreement": 0.8})) is None
+    assert geometry.diagnose(numbers(z={"spread": 0.02, "agreement": 0.8})) is None
 
 
 class Spoiled(nn.Module):
@@ -374,7 +375,7 @@ def test_a_method_without_its_guard_is_caught(name: str, spoil, tables: ImageSet
         method(Views(VIEWS)(batch, g, 2).chunk(2))[0].backward()
         optimizer.step()
         method.after_step(step / 72)
-    found = monitor.diagnose(
+    found = geometry.diagnose(
         monitor.measure(method, tables.images[:256], Views(VIEWS), torch.Generator().manual_seed(1))
     )
     assert (found is not None) == (spoil is not None), found

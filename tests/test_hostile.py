@@ -26,7 +26,8 @@ from crlf.data.files import shards
 from crlf.data.files.decode_cache import csv_text
 from crlf.errors import InputError
 from crlf.recipe import Recipe
-from crlf.runs.run import CLASSES, ENCODER, LOCK, LOG, MAPS, RECIPE, SCORES, Run, write_json
+from crlf.runs.files import write_json
+from crlf.runs.run import CLASSES, ENCODER, LOCK, LOG, MAPS, RECIPE, SCORES, Run
 from crlf.runtime import devices
 from crlf.visualization.figures import draw, projections
 from crlf.visualization.report import report

@@ -15,10 +15,10 @@ import torch
 import crlf
 from crlf.augmentation import ViewSettings
 from crlf.data import loader
+from crlf.data.loader import epoch_order
 from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER, LOSS
 from crlf.runtime import devices
-from crlf.training.pretrain import epoch_order
 
 CPU = torch.device("cpu")
 IMAGES = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

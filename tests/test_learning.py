@@ -62,7 +62,7 @@ def detached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = ViewSettings(crop_min=1.0, flip=0.0, jitter=0.0, grayscale=0.0)
-    monkeypatch.setattr("crlf.training.pretrain.Views", lambda settings: Views(plain))
+    monkeypatch.setattr("crlf.training.loop.Views", lambda settings: Views(plain))
 
 
 PLANTED = [wrong_pairs, no_unit_length, one_side_detached, detached, no_augmentation]

@@ -14,7 +14,8 @@ from tiny_run import fake_run
 from crlf.data.thumbnails import sample, thumbnails
 from crlf.errors import InputError
 from crlf.evaluation import logistic_regression
-from crlf.runs.run import ENCODER, MAPS, save_array, save_tensors
+from crlf.runs.files import save_array, save_tensors
+from crlf.runs.run import ENCODER, MAPS
 from crlf.visualization.figures import projections
 from crlf.visualization.figures.views_and_filters import first_filters
 

@@ -20,12 +20,13 @@ from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import TEMPERATURE
 from crlf.methods.simclr import SimCLRSettings, nt_xent, nt_xent_views
+from crlf.metrics import geometry
 from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import Recipe
 from crlf.runs import checkpoints
-from crlf.runs.run import CHECKPOINT, CLASSES, ENCODER, LOSS, Run, save_array, save_tensors, write_json
+from crlf.runs.files import save_array, save_tensors, write_json
+from crlf.runs.run import CHECKPOINT, CLASSES, ENCODER, LOSS, Run
 from crlf.runtime.devices import autocast, keep_freed_memory
-from crlf.training import monitor
 from crlf.visualization.figures import draw
 from crlf.visualization.report import report
 
@@ -367,9 +368,9 @@ def test_a_loss_of_bf16_projections_is_float32s(monkeypatch: pytest.MonkeyPatch)
 
 def test_measures_of_odd_features_are_finite_or_nan_and_never_raise():
     for h in (torch.zeros(8, 4), torch.ones(8, 4), 1e30 * torch.randn(8, 4), 1e-30 * torch.randn(8, 4)):
-        values = monitor.singular_values(monitor.centred(h))
-        assert 1 <= monitor.effective_rank(values) <= 4
-    assert monitor.singular_values(torch.full((8, 4), math.nan)).isnan().all()
+        values = geometry.singular_values(geometry.centred(h))
+        assert 1 <= geometry.effective_rank(values) <= 4
+    assert geometry.singular_values(torch.full((8, 4), math.nan)).isnan().all()
 
 
 @pytest.mark.parametrize("setting", ["lr", "weight_decay"])

@@ -13,20 +13,22 @@ from test_method_learning import VIEWS, gratings
 import crlf
 from crlf import cli, encoders
 from crlf.data import SOURCES
+from crlf.data.loader import batch_rows
 from crlf.embedding.embed import embed_images
 from crlf.encoders import CNN, ENCODERS, Frozen
 from crlf.errors import InputError
 from crlf.evaluation import classifier, probe
+from crlf.evaluation.augmented import embed_views
 from crlf.evaluation.corruptions import CORRUPTIONS
 from crlf.evaluation.embedded import Embedded
-from crlf.evaluation.fine_tuning import started
+from crlf.evaluation.finetune import started
 from crlf.evaluation.logistic_regression import linear
 from crlf.evaluation.probe import PROBES, embedded
-from crlf.evaluation.robustness import embed_views
 from crlf.methods.simclr import SimCLRSettings
 from crlf.recipe import Recipe
-from crlf.runs.run import ENCODER, save_array
-from crlf.training.pretrain import State, batch_rows
+from crlf.runs.files import save_array
+from crlf.runs.run import ENCODER
+from crlf.training.state import State
 
 SETS = gratings(512, seed=0), gratings(300, seed=1)
 
@@ -194,7 +196,7 @@ def test_views_are_other_crops_of_the_same_images(images: Embedded):
 
 def test_a_view_of_the_whole_image_changes_nothing(images: Embedded, monkeypatch):
     """Three equal copies and a third of C are the same objective as the linear probe's."""
-    monkeypatch.setattr("crlf.evaluation.robustness.embed_views", lambda images, settings, i: images.train)
+    monkeypatch.setattr("crlf.evaluation.augmented.embed_views", lambda images, settings, i: images.train)
     accuracy = PROBES["augmented"](images).scores["augmented_accuracy"]
     assert accuracy == pytest.approx(images.accuracy(images.linear[0].predict(images.test)), abs=0.01)
 

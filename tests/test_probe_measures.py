@@ -13,11 +13,11 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 from test_probes import TEST, TRAIN, embedded
 
+from crlf.evaluation.calibration import calibration_error
 from crlf.evaluation.clustering import cluster_accuracy
 from crlf.evaluation.corruptions import CORRUPTIONS
 from crlf.evaluation.embedded import Embedded
 from crlf.evaluation.few_labels import draw, few_label
-from crlf.evaluation.linear import calibration_error
 from crlf.evaluation.probe import PROBES
 from crlf.evaluation.retrieval import average_precision
 from crlf.metrics.intervals import interval, paired_interval

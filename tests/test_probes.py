@@ -17,7 +17,7 @@ from crlf.evaluation.logistic_regression import choose_c, fit_linear, held_out, 
 from crlf.evaluation.probe import PROBES, QUICK, chosen
 from crlf.metrics import knn
 from crlf.metrics.knn import chunk_rows, knn_predict
-from crlf.runs.run import save_array, write_json
+from crlf.runs.files import save_array, write_json
 
 
 def blobs(

@@ -21,20 +21,8 @@ from tiny_run import HOSTILE, fake_run, pictures
 
 from crlf.data.thumbnails import sample
 from crlf.errors import InputError
-from crlf.runs.run import (
-    CLASSES,
-    ENCODER,
-    FIGURES,
-    FILES,
-    MAPS,
-    RECIPE,
-    REPORT,
-    SCORES,
-    THUMBNAILS,
-    Run,
-    save_array,
-    write_json,
-)
+from crlf.runs.files import save_array, write_json
+from crlf.runs.run import CLASSES, ENCODER, FIGURES, FILES, MAPS, RECIPE, REPORT, SCORES, THUMBNAILS, Run
 from crlf.text import duration, size
 from crlf.visualization.figures import curves
 from crlf.visualization.figures.projections import maps

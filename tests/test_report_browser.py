@@ -14,7 +14,8 @@ from PIL import Image
 from tiny_run import CIFAR, HOSTILE, fake_run, pictures
 
 from crlf.data.thumbnails import sample
-from crlf.runs.run import REPORT, Run, write_json
+from crlf.runs.files import write_json
+from crlf.runs.run import REPORT, Run
 from crlf.visualization.figures.projections import maps
 from crlf.visualization.report import report
 

@@ -16,13 +16,13 @@ import torch
 
 import crlf
 from crlf import data
+from crlf.data.loader import epoch_order
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.recipe import Recipe
 from crlf.runs.run import CHECKPOINT, ENCODER
 from crlf.runtime.interrupts import Interrupted
-from crlf.training.pretrain import epoch_order
 
 TINY = Recipe(data="shapes", subset=192, batch_size=64, epochs=2)  # three steps an epoch
 

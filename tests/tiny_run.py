@@ -10,19 +10,8 @@ import numpy as np
 import torch
 
 from crlf.data.thumbnails import sample
-from crlf.runs.run import (
-    CLASSES,
-    ENCODER,
-    LOG,
-    LOSS,
-    RECIPE,
-    THUMBNAILS,
-    VIEWS,
-    Run,
-    save_array,
-    save_tensors,
-    write_json,
-)
+from crlf.runs.files import save_array, save_tensors, write_json
+from crlf.runs.run import CLASSES, ENCODER, LOG, LOSS, RECIPE, THUMBNAILS, VIEWS, Run
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOSTILE = ("<script>alert(1)</script>", "$\\frac{", 'a"b\nc & d', "日本語", "e\ud800f", "")

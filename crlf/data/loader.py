@@ -6,6 +6,7 @@ rows of the next steps while the device works, and the system forgets pages that
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from crlf.runtime.devices import fits
+from crlf.runtime.seeding import generator
 
 AHEAD = 2  # steps whose batches are read before they are needed
 
@@ -68,3 +70,15 @@ def batches(images: Tensor, rows_of: Callable[[int], Tensor], device: torch.devi
         device: where the batches are wanted.
     """
     return (Resident if fits(images.nbytes, device) else ReadAhead)(images, rows_of, device)
+
+
+def batch_rows(step: int, images: int, batch_size: int, seed: int) -> Tensor:
+    """The rows of a step's batch, int64 (B,): each epoch is a permutation, and its last, smaller batch is left out."""
+    epoch, i = divmod(step, images // batch_size)
+    return epoch_order(seed, epoch, images)[i * batch_size : (i + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)  # an epoch's last batches are used while the next one's first are read
+def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
+    """The order of the images in an epoch: int64 (N,), a permutation."""
+    return torch.randperm(images, generator=generator("cpu", "order", seed, epoch))

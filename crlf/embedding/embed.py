@@ -22,7 +22,8 @@ from crlf.embedding import shards
 from crlf.embedding.table import GROUP, Writer
 from crlf.errors import InputError
 from crlf.recipe import Recipe
-from crlf.runs.run import CLASSES, ENCODER, SCORES, TABLE, THUMBNAILS, Run, replacing, save_array, save_rows, write_json
+from crlf.runs.files import replacing, save_array, save_rows, write_json
+from crlf.runs.run import CLASSES, ENCODER, SCORES, TABLE, THUMBNAILS, Run
 from crlf.runtime import distributed
 from crlf.runtime.devices import keep_freed_memory, pick_device
 

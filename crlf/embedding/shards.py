@@ -19,7 +19,7 @@ from crlf.data.files.decode_cache import write_table
 from crlf.data.stream import Part, Source
 from crlf.embedding.table import Writer, join
 from crlf.errors import InputError
-from crlf.runs.run import replacing
+from crlf.runs.files import replacing
 from crlf.runtime import distributed
 from crlf.runtime.interrupts import Interrupted, stop_requests
 

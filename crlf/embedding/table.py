@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from crlf.errors import InputError, first_line
-from crlf.runs.run import replacing
+from crlf.runs.files import replacing
 
 COLUMNS = ("id", "split", "label", "class", "embedding")
 SOURCE = b"crlf.source"

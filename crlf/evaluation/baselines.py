@@ -9,6 +9,7 @@ from torch import nn
 
 from crlf import encoders
 from crlf.augmentation import Views
+from crlf.data.loader import batch_rows
 from crlf.embedding.embed import embed_images
 from crlf.errors import InputError
 from crlf.evaluation.embedded import Embedded, Found
@@ -17,7 +18,6 @@ from crlf.metrics.knn import HEADLINE, knn_predict
 from crlf.optim import OPTIMIZERS, schedule, set_rates
 from crlf.runtime.devices import autocast, pick_device
 from crlf.runtime.seeding import generator
-from crlf.training.pretrain import batch_rows
 
 
 def pixels(images: Embedded) -> Found:

@@ -15,7 +15,8 @@ from crlf.augmentation import ViewSettings, normalise
 from crlf.errors import InputError
 from crlf.evaluation.logistic_regression import Linear
 from crlf.recipe import Recipe
-from crlf.runs.run import CLASSES, RECIPE, SCORES, Run, read_json, save_tensors, write_json
+from crlf.runs.files import read_json, save_tensors, write_json
+from crlf.runs.run import CLASSES, RECIPE, SCORES, Run
 
 FOLDER = "classifier"  # in the run's, where none is named
 WEIGHTS, MADE_FROM = "classifier.pth", "classifier.json"

@@ -23,20 +23,21 @@ from tqdm import trange
 
 from crlf import encoders
 from crlf.augmentation import Views, ViewSettings
-from crlf.data.loader import batches
+from crlf.data.loader import batch_rows, batches
 from crlf.embedding.embed import embed_images, image_shape
 from crlf.errors import InputError
 from crlf.evaluation import classifier, labelled
 from crlf.evaluation.classifier import Classifier
+from crlf.evaluation.embedded import Embedded, Found
 from crlf.evaluation.labelled import Labelled, chance
 from crlf.evaluation.logistic_regression import choose_c, fit_linear
+from crlf.metrics.intervals import interval
 from crlf.optim import OPTIMIZERS, OptimSettings, schedule, set_rates
 from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER, Run
 from crlf.runtime.devices import autocast, describe, keep_freed_memory, pick_device
 from crlf.runtime.seeding import generator
 from crlf.text import percent
-from crlf.training.pretrain import batch_rows
 
 LEAST_STEPS = 450  # of full fine-tuning, whatever the number of images
 PASSES = 30  # over many images
@@ -236,3 +237,35 @@ def said(scores: dict[str, Any], folder: Path) -> str:
         f"accuracy {percent(scores['accuracy'])} (95 %: {low} to {high}; chance {percent(scores['chance'])}{before}) "
         f"on {scores['test_images']:,} images, learned from {scores['train_images']:,}: {str(folder)!r}"
     )
+
+
+# As a probe
+
+
+def fine_tuning(images: Embedded) -> Found:
+    """The test accuracy after all weights were trained on, from the linear probe, as `crlf finetune --mode full` does.
+
+    The run's encoder stays as it is: what is trained is a copy.
+
+    Raises:
+        InputError: the encoder is missing or damaged, or a weight is not finite in the end.
+    """
+    model, data = started(images)
+    rows = np.arange(len(data.train_labels))
+    how = tune(model, data, rows, images.recipe, epochs=0, lr=PEAK, batch=BATCH, seed=images.recipe.seed)
+    predictions = classifier.probabilities(model, data.test, images.recipe.augmentation).argmax(axis=1)
+    right = predictions == data.test_labels
+    scores = {"fine_tuning_accuracy": float(right.mean()), "fine_tuning_interval": interval(right)}
+    return Found(scores, f"the linear probe on the run's encoder ({images.linear[1]}), {how}")
+
+
+def started(images: Embedded) -> tuple[classifier.Classifier, Labelled]:
+    """A classifier that predicts what the linear probe does, on the device, and the images with places of classes."""
+    (train, test), recipe = images.images, images.recipe
+    names = tuple(map(str, range(1 + int(max(images.train_lbl.max(), images.test_lbl.max())))))
+    data = Labelled(train, images.train_lbl, test, images.test_lbl, names, "the test images")
+    data = of_present(data, np.arange(len(train)))  # a test image of a class that nothing is learned of is wrong
+    model = classifier.build(recipe, train.shape[1:], len(data.classes))
+    model.encoder.load_state_dict(images.encoder.encoder.state_dict())
+    model.start_from(images.linear[0])
+    return model.requires_grad_(True).to(pick_device(images.device)), data

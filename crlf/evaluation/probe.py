@@ -17,25 +17,37 @@ from typing import Any
 import numpy as np
 
 from crlf.errors import InputError, unknown
-from crlf.evaluation import baselines, clustering, few_labels, fine_tuning, linear, retrieval, robustness
+from crlf.evaluation import (
+    augmented,
+    baselines,
+    calibration,
+    clustering,
+    few_labels,
+    knn,
+    linear,
+    retrieval,
+    robustness,
+)
 from crlf.evaluation.embedded import Embedded, Found
+from crlf.evaluation.finetune import fine_tuning
 from crlf.evaluation.labelled import chance
-from crlf.runs.run import Run, save_array
+from crlf.runs.files import save_array
+from crlf.runs.run import Run
 from crlf.runtime.devices import keep_freed_memory
 
 PROBES: dict[str, Callable[[Embedded], Found]] = {
     "linear": linear.linear,
-    "calibration": linear.calibration,
-    "knn": retrieval.knn,
+    "calibration": calibration.calibration,
+    "knn": knn.knn,
     "retrieval": retrieval.retrieval,
     "clustering": clustering.clustering,
     "few_label": few_labels.few_label,
-    "augmented": robustness.augmented,
+    "augmented": augmented.augmented,
     "robustness": robustness.robustness,
     "pixels": baselines.pixels,
     "untrained": baselines.untrained,
     "supervised": baselines.supervised,
-    "fine_tuning": fine_tuning.fine_tuning,
+    "fine_tuning": fine_tuning,
 }
 QUICK = ("linear", "calibration", "knn")
 LONG = ("supervised", "fine_tuning")  # about as long as the training itself: asked for by name

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crlf.errors import InputError, first_line, unknown
-from crlf.runs.run import RECIPE, Run, write_bytes, write_json
+from crlf.runs.files import write_bytes, write_json
+from crlf.runs.run import RECIPE, Run
 
 if TYPE_CHECKING:
     from torch import Tensor

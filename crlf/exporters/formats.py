@@ -22,7 +22,8 @@ from crlf.embedding.embed import load_encoder, protocol
 from crlf.encoders import EmbeddingSettings, Frozen
 from crlf.errors import InputError, require
 from crlf.recipe import Recipe
-from crlf.runs.run import Run, write_json
+from crlf.runs.files import write_json
+from crlf.runs.run import Run
 
 OPSET = 18  # the oldest that torch's exporter writes by itself: runtimes of 2023 and later read it
 PLAIN = EmbeddingSettings(regions=1, mirror=False)

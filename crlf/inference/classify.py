@@ -19,7 +19,8 @@ from crlf.data.files.listing import File
 from crlf.errors import InputError
 from crlf.evaluation import classifier
 from crlf.evaluation.classifier import Loaded
-from crlf.runs.run import Run, write_bytes
+from crlf.runs.files import write_bytes
+from crlf.runs.run import Run
 from crlf.runtime.devices import keep_freed_memory, pick_device
 
 HEAD = ("file", "class", "probability", "skipped")

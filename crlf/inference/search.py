@@ -20,7 +20,8 @@ from crlf.data.lookup import of_file, pictures
 from crlf.embedding.table import Table
 from crlf.errors import InputError
 from crlf.inference.encoder import load
-from crlf.runs.run import TABLE, Run, write_bytes
+from crlf.runs.files import write_bytes
+from crlf.runs.run import TABLE, Run
 from crlf.visualization.figures.search_results import Tile, gallery
 
 

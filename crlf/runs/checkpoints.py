@@ -1,6 +1,6 @@
 """What a run needs to go on. The last checkpoint and the one before it are kept; either is whole, or noticed not to be.
 
-A checkpoint is written to a temporary name, synced, and renamed; it carries its checksum (crlf.runs.sealed).
+A checkpoint is written to a temporary name, synced, and renamed; it carries its checksum (crlf.runs.files).
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import sys
 from typing import Any
 
 from crlf.errors import InputError
-from crlf.runs.run import CHECKPOINT, CHECKPOINT_BEFORE, Run, save_tensors
+from crlf.runs.files import save_tensors
+from crlf.runs.run import CHECKPOINT, CHECKPOINT_BEFORE, Run
 
 
 def save(run: Run, values: dict[str, Any]) -> None:

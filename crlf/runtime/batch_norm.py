@@ -1,20 +1,19 @@
-"""One batch on all ranks: each has a share of it, and all together compute what one process would.
+"""Batch norm of a batch that lies in parts: on several ranks, or one part after another.
 
-Within `joined()` batch norms take their moments over all ranks' rows; `whole_batch` puts together the rows that a loss
-compares. What comes after is computed by every rank alike, so that each holds the loss of the whole batch; `add_up`
-then makes of the gradients, to which each rank gave those of its rows, the ones that a single process has.
+Within `joined()` batch norms take their moments over all ranks' rows. Within `FrozenNorms` they use what they remember.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from crlf.runtime import distributed
@@ -22,7 +21,7 @@ from crlf.runtime import distributed
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Within this block a forward pass is one over the rows of all ranks: see the top of this file."""
+    """Within this block a forward pass is one over the rows of all ranks."""
     if distributed.world() == 1:
         yield
         return
@@ -46,51 +45,6 @@ class BatchNormBy(TorchFunctionMode):
         return (self.function if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
 
-def whole_batch(rows: Tensor, dim: int = 1) -> Tensor:
-    """The rows of all ranks, in order.
-
-    The gradient of what each rank computes from them, all the same, reaches the rows that are its own.
-
-    Args:
-        rows: any dtype, (..., B of this rank, ...).
-        dim: which of them B is.
-    """
-    if distributed.world() == 1:
-        return rows
-    return _WholeBatch.apply(rows, dim)
-
-
-class _WholeBatch(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, dim: int) -> Tensor:
-        counts = [torch.empty(1, dtype=torch.int64) for _ in range(distributed.world())]
-        distributed.speak(torch.distributed.all_gather, counts, torch.tensor([rows.shape[dim]]))
-        sizes = [int(count) for count in counts]
-        ctx.dim, ctx.start, ctx.size = dim, sum(sizes[: distributed.rank()]), rows.shape[dim]
-        mine = rows.movedim(dim, 0)
-        padded = mine.new_zeros(max(sizes), *mine.shape[1:])  # all ranks send as much
-        padded[: len(mine)] = mine
-        parts = [part[:size] for part, size in zip(distributed.all_gather(padded), sizes, strict=True)]
-        return torch.cat(parts).movedim(0, dim).contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.narrow(ctx.dim, ctx.start, ctx.size), None
-
-
-def add_up(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Make each gradient the sum of all ranks': one message for each dtype."""
-    if distributed.world() == 1:
-        return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    for dtype in dict.fromkeys(grad.dtype for grad in grads):
-        these = [grad for grad in grads if grad.dtype == dtype]
-        flat = torch.cat([grad.flatten() for grad in these])
-        distributed.speak(torch.distributed.all_reduce, flat)
-        for grad, part in zip(these, flat.split([grad.numel() for grad in these]), strict=True):
-            grad.copy_(part.view_as(grad))
-
-
 def batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -110,14 +64,14 @@ def batch_norm(
     """
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-    y, mean, var, count = _BatchNorm.apply(x, weight, bias, eps)
+    y, mean, var, count = _Normed.apply(x, weight, bias, eps)
     if running_mean is not None and running_var is not None:
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         running_var.lerp_((var * count / (count - 1)).to(running_var.dtype), momentum)
     return y
 
 
-class _BatchNorm(torch.autograd.Function):
+class _Normed(torch.autograd.Function):
     """Ioffe and Szegedy 2015, algorithm 1 and the gradients of section 3, their sums over all ranks."""
 
     @staticmethod
@@ -157,3 +111,53 @@ def _all_but_channels(x: Tensor) -> list[int]:
 def _wide(x: Tensor) -> Tensor:
     """Half precision in float32: moments of it have three digits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class FrozenNorms(BatchNormBy):
+    """Within this block batch norms in training use their running statistics; at its end these move.
+
+    A network's rows are then independent of each other, so the gradients of a batch in parts are exactly those of the
+    whole. What is remembered still follows the batches: the moments that the inputs of each batch norm have are added
+    up over the parts and the processes, and blended in at the end of the step. No gradient flows through them, so
+    weights may grow without anything to hold them (Ioffe 2017, Batch Renormalization, section 3): it serves encoders
+    whose statistics have settled.
+
+    Args:
+        passes: how often every image goes through the network meanwhile.
+    """
+
+    def __init__(self, network: nn.Module, passes: int = 1):
+        super().__init__(self.normalise)
+        self.passes = passes
+        self.momenta = {id(m.running_mean): m.momentum for m in network.modules() if isinstance(m, _BatchNorm)}
+        self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # mean, variance; sums of 1, x - mean, (x - mean)^2
+
+    def normalise(
+        self,
+        x: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        """As `torch.nn.functional.batch_norm`: float (B, C, ...)."""
+        if not training or mean is None or var is None:
+            return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+        with torch.no_grad():
+            apart = x.transpose(0, 1).flatten(1).to(mean.dtype) - mean[:, None]  # (C, B ...)
+            sums = torch.stack([torch.full_like(mean, apart.shape[1]), apart.sum(1), apart.square().sum(1)])  # (3, C)
+            before = self.seen[id(mean)][2] if id(mean) in self.seen else torch.zeros_like(sums)
+            self.seen[id(mean)] = (mean, var, before + sums)
+        return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for key, (mean, var, sums) in self.seen.items() if not any(error) else ():
+            count, first, second = distributed.total(sums) / self.passes
+            shift = first / count
+            momentum = self.momenta[key] or 0.1
+            var.lerp_((second / count - shift.square()) * count / (count - 1), momentum)
+            mean.add_(shift, alpha=momentum)

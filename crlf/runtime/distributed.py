@@ -1,6 +1,11 @@
 """Which of several processes this is, and what they tell each other. `torchrun` starts them; alone, nothing here acts.
 
-CPU tensors travel by gloo, those on NVIDIA's GPUs by NCCL. How they train together is in crlf.runtime.batch_norm.
+CPU tensors travel by gloo, those on NVIDIA's GPUs by NCCL.
+
+They train one batch together: each has a share of it. Batch norms take their moments over all ranks' rows
+(crlf.runtime.batch_norm), and `whole_batch` puts together the rows that a loss compares. What comes after is computed
+by every rank alike, so that each holds the loss of the whole batch; `add_up` then makes of the gradients, to which each
+rank gave those of its rows, the ones that a single process has.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -188,3 +193,51 @@ def require_share(batch_size: int, device: torch.device) -> None:
     here, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if device.type == "cuda" and here > there:
         raise InputError(f"nproc-per-node must be at most the {there} GPUs of this machine, not {here}")
+
+
+# One batch on all ranks
+
+
+def whole_batch(rows: Tensor, dim: int = 1) -> Tensor:
+    """The rows of all ranks, in order.
+
+    The gradient of what each rank computes from them, all the same, reaches the rows that are its own.
+
+    Args:
+        rows: any dtype, (..., B of this rank, ...).
+        dim: which of them B is.
+    """
+    if world() == 1:
+        return rows
+    return _WholeBatch.apply(rows, dim)
+
+
+class _WholeBatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, dim: int) -> Tensor:
+        counts = [torch.empty(1, dtype=torch.int64) for _ in range(world())]
+        speak(torch.distributed.all_gather, counts, torch.tensor([rows.shape[dim]]))
+        sizes = [int(count) for count in counts]
+        ctx.dim, ctx.start, ctx.size = dim, sum(sizes[: rank()]), rows.shape[dim]
+        mine = rows.movedim(dim, 0)
+        padded = mine.new_zeros(max(sizes), *mine.shape[1:])  # all ranks send as much
+        padded[: len(mine)] = mine
+        parts = [part[:size] for part, size in zip(all_gather(padded), sizes, strict=True)]
+        return torch.cat(parts).movedim(0, dim).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.narrow(ctx.dim, ctx.start, ctx.size), None
+
+
+def add_up(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Make each gradient the sum of all ranks': one message for each dtype."""
+    if world() == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    for dtype in dict.fromkeys(grad.dtype for grad in grads):
+        these = [grad for grad in grads if grad.dtype == dtype]
+        flat = torch.cat([grad.flatten() for grad in these])
+        speak(torch.distributed.all_reduce, flat)
+        for grad, part in zip(these, flat.split([grad.numel() for grad in these]), strict=True):
+            grad.copy_(part.view_as(grad))

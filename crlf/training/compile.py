@@ -15,8 +15,8 @@ import torch
 from crlf.augmentation import Views
 from crlf.errors import InputError
 from crlf.methods.base import Method
+from crlf.runtime.devices import MODES
 
-MODES = {"none": None, "kernels": "default", "graphs": "reduce-overhead"}  # ours, and torch's name for it
 BACKEND = "inductor"
 
 
@@ -31,8 +31,8 @@ def compiled(method: Method, views: Views, mode: str) -> Iterator[None]:
     """Within this block the method and its views are compiled; what they compute is the same but for rounding.
 
     Args:
-        mode: one of `MODES`: none leaves all as it is; kernels fuses what follows on each other; graphs also replays
-            the kernels of each part with one launch (CUDA graphs).
+        mode: one of devices.MODES: none leaves all as it is; kernels fuses what follows on each other; graphs also
+            replays the kernels of each part with one launch (CUDA graphs).
     """
     if mode == "none":
         yield

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crlf.methods.base import Method, compare
-from crlf.runtime.batch_norm import add_up, joined, whole_batch
-from crlf.runtime.frozen_norms import FrozenNorms
+from crlf.runtime.batch_norm import FrozenNorms, joined
+from crlf.runtime.distributed import add_up, whole_batch
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crlf.errors import InputError
-from crlf.runs.run import LOG, Run, finite, write_bytes
+from crlf.runs.files import finite, write_bytes
+from crlf.runs.run import LOG, Run
 from crlf.runtime import distributed
 from crlf.text import percent
 from crlf.training.budget import ByClock, BySteps

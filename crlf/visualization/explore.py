@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crlf.errors import InputError, require
-from crlf.runs.run import Run, replacing
+from crlf.runs.files import replacing
+from crlf.runs.run import Run
 
 if TYPE_CHECKING:
     from crlf.data import ImageSet

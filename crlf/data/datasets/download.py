@@ -30,6 +30,7 @@ from crlf.data.datasets.official import (
 from crlf.data.image_set import ImageSet
 from crlf.data.memmap import tensor
 from crlf.errors import InputError
+from crlf.text import say
 
 
 def load(data_dir: str | Path | None, spec: Official, splits: Sequence[str]) -> list[ImageSet]:
@@ -80,7 +81,7 @@ def given(path: Path, spec: Official, splits: Sequence[str]) -> Arrays:
     arrays = read(*found, spec)
     with contextlib.suppress(OSError), workspace(cache_dir(), spec.name) as temporary:  # a convenience only
         store(arrays, cache_dir() / spec.name, temporary, spec)
-        fetch.say(f"{spec.title} is kept decoded in {str(cache_dir())!r}: from now on --data-dir can be left out")
+        say(f"{spec.title} is kept decoded in {str(cache_dir())!r}: from now on --data-dir can be left out")
         return read(cache_dir() / spec.name, read_decoded, spec, splits)
     return arrays
 
@@ -131,7 +132,7 @@ def cached(cache: Path, spec: Official, splits: Sequence[str]) -> Arrays:
             try:
                 return read(folder, read_decoded, spec, splits)
             except InputError as error:
-                fetch.say(f"{error}; fetching it again")
+                say(f"{error}; fetching it again")
         with workspace(cache, spec.name) as temporary, lock(cache):
             with contextlib.suppress(InputError):
                 return read(folder, read_decoded, spec, splits)  # another process filled it while this one waited
@@ -179,7 +180,7 @@ def first_answer(places: Iterator[tuple[str, Callable[[], Arrays]]], spec: Offic
     """The arrays from the first place that has them, checked."""
     tried = []
     for place, bring in places:
-        fetch.say(f"{spec.title}: trying {place}")
+        say(f"{spec.title}: trying {place}")
         try:
             return bring()
         except InputError as error:

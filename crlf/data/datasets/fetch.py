@@ -9,7 +9,6 @@ import re
 import shutil
 import ssl
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -24,11 +23,6 @@ from crlf.errors import InputError
 SILENCE = 30.0  # seconds that a server may say nothing
 PATIENCE = 1800.0  # seconds that npm may take
 BLOCK = 1 << 18  # bytes
-
-
-def say(line: str) -> None:
-    """One line on stderr, above any progress bar."""
-    tqdm.write(line, file=sys.stderr)
 
 
 def progress(total: int | None) -> tqdm:

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from crlf.data.cache import cache_dir, lock
-from crlf.data.datasets.fetch import say
 from crlf.data.files import arrays, huggingface, listing, shards, tables
 from crlf.data.files.class_folders import enough
 from crlf.data.files.collection import Collection, in_turns, of_files
@@ -25,6 +24,7 @@ from crlf.data.files.listing import File
 from crlf.data.image_set import ImageSet
 from crlf.data.memmap import tensor
 from crlf.errors import InputError
+from crlf.text import say
 
 LIST = ".txt"
 SIZES = (32, 64, 96, 128, 224)  # pixels

@@ -14,13 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from crlf.data.datasets.fetch import say
 from crlf.data.files import columns, shards
 from crlf.data.files.collection import Collection
 from crlf.data.files.decode import PICTURES
 from crlf.data.files.listing import File, look_at
 from crlf.data.files.shards import Shard
 from crlf.errors import InputError
+from crlf.text import say
 
 SPLITS = {
     "train": ("train", "training"),

@@ -6,7 +6,8 @@ import textwrap
 from pathlib import Path
 
 from crlf.errors import InputError
-from crlf.evaluation.doctor.findings import Finding
+from crlf.evaluation.doctor.case import Case, Finding
+from crlf.evaluation.doctor.checks import CHECKS
 from crlf.runs.run import Run
 
 
@@ -23,9 +24,6 @@ def doctor(run: Run | str | Path, *, data_dir: str | Path | None = None) -> list
     Raises:
         InputError: the folder holds no run.
     """
-    from crlf.evaluation.doctor.case import Case
-    from crlf.evaluation.doctor.checks import CHECKS  # needs torch
-
     case = Case(Run.open(run), data_dir)
     found: list[Finding] = []
     unseen: dict[str, list[str]] = {}  # the checks that each reason keeps from being made

@@ -1,11 +1,11 @@
-"""What the checks of the doctor look at."""
+"""What the checks of the doctor look at, and what they find."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,15 @@ from crlf.errors import InputError
 from crlf.evaluation.embedded import splits_of
 from crlf.recipe import Recipe
 from crlf.runs.run import LOSS, VIEWS, Run
+
+
+class Finding(NamedTuple):
+    """Something that may be wrong with a run."""
+
+    name: str  # the check's, in `crlf.evaluation.doctor.checks.CHECKS`
+    what: str  # in a line
+    evidence: str  # numbers from the run
+    advice: str  # what to try, with its flag
 
 
 @dataclass(frozen=True, eq=False)

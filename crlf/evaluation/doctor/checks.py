@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from crlf.evaluation.doctor import images, settings, training
-from crlf.evaluation.doctor.case import Case as Case
-from crlf.evaluation.doctor.findings import Finding
+from crlf.evaluation.doctor.case import Case, Finding
 
 CHECKS: dict[str, Callable[[Case], Finding | None]] = {
     "collapse": training.collapse,

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crlf.errors import InputError
-from crlf.evaluation.doctor.case import Case
-from crlf.evaluation.doctor.findings import Finding
+from crlf.evaluation.doctor.case import Case, Finding
 from crlf.metrics.knn import nearest
 from crlf.text import percent
 

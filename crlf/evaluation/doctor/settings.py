@@ -7,14 +7,13 @@ from torch import nn
 
 from crlf import encoders
 from crlf.augmentation import Views
-from crlf.evaluation.doctor.case import Case
-from crlf.evaluation.doctor.findings import Finding
+from crlf.evaluation.doctor.case import Case, Finding
 from crlf.evaluation.doctor.training import logged
 from crlf.methods import METHODS
+from crlf.metrics.geometry import agreement
 from crlf.optim import LINEAR
 from crlf.recipe import RECIPES
 from crlf.runtime.seeding import generator
-from crlf.training.monitor import agreement
 
 SMALLEST_MAP, SMALLEST_GRID = 2, 4  # places a side that the last maps, and the patches of a ViT, should have
 SHARP = 48  # pixels a side; below, a blur takes what tells things apart

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from crlf.augmentation import Views
 from crlf.embedding.embed import load_encoder
 from crlf.errors import InputError
-from crlf.evaluation.doctor.case import Case
-from crlf.evaluation.doctor.findings import Finding
+from crlf.evaluation.doctor.case import Case, Finding
+from crlf.metrics.geometry import SETTLED, diagnose
 from crlf.runtime.seeding import generator
-from crlf.training.monitor import SETTLED, diagnose
 
 FALLS = ("simclr", "dcl", "nnclr", "barlow", "vicreg", "supcon")  # methods whose loss falls while they learn
 ROSE = 0.1  # share of the fall that the last epoch may lie above the lowest

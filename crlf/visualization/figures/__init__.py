@@ -15,7 +15,8 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from crlf.runs.run import Run, write_bytes
+from crlf.runs.files import write_bytes
+from crlf.runs.run import Run
 from crlf.visualization.figures.confusion_matrix import confusion_matrix
 from crlf.visualization.figures.curves import health, loss_curve
 from crlf.visualization.figures.embedding_maps import pca_embedding, tsne_embedding

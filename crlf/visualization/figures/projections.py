@@ -30,7 +30,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from crlf.data import thumbnails
 from crlf.data.files.arrays import require_room
 from crlf.errors import InputError, first_line
-from crlf.runs.run import MAPS, Run, write_bytes
+from crlf.runs.files import write_bytes
+from crlf.runs.run import MAPS, Run
 from crlf.visualization.figures.run_arrays import NotDrawn, embedded
 
 SHOWN = 5000  # points in a map

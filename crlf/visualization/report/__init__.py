@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crlf.runs.run import REPORT, Run, write_bytes
+from crlf.runs.files import write_bytes
+from crlf.runs.run import REPORT, Run
 
 
 def report(run: Run | str | Path) -> Path:

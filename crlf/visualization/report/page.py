@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from crlf.runs.run import FIGURES, Run, finite
+from crlf.runs.files import finite
+from crlf.runs.run import FIGURES, Run
 from crlf.visualization.figures.run_arrays import class_indices
 from crlf.visualization.figures.style import NIGHT, PALETTE
 from crlf.visualization.report import gallery
