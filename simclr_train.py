@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import crlf
-from crlf import dist
 from crlf.cli import command_line
+from crlf.runtime import distributed
 
 
 def simclr(
@@ -32,7 +32,7 @@ def simclr(
     run = crlf.pretrain(
         recipe, out=out, data_dir=data_dir, device=device, resume=resume, overwrite=overwrite, track=track
     )
-    if dist.rank() > 0:
+    if distributed.rank() > 0:
         return  # torchrun's other processes have trained along; what is left is little
     crlf.embed(run, data_dir=data_dir, device=device)
     crlf.probe(run)

@@ -25,16 +25,17 @@ from torch import Tensor, nn
 
 import crlf
 from bench.timing import mean_and_spread
-from crlf import training
+from crlf.augmentation import Views, ViewSettings
 from crlf.data import SOURCES, ImageSet, load
-from crlf.embeddings import embed_images, load_encoder
+from crlf.embedding.embed import embed_images, load_encoder
 from crlf.encoders import CNN, ENCODERS, EmbeddingSettings
+from crlf.evaluation.logistic_regression import fit_linear
 from crlf.methods import METHODS
 from crlf.methods.simclr import SimCLR, SimCLRSettings
+from crlf.metrics.knn import knn_predict
 from crlf.optim import OptimSettings
-from crlf.probes import fit_linear, knn_predict
 from crlf.recipe import Recipe
-from crlf.views import Views, ViewSettings
+from crlf.training import loop
 
 BASE = "the base"
 SEEDS = (0, 1, 2)
@@ -257,10 +258,10 @@ def score(name: str, recipe: Recipe) -> list[dict[str, Any]]:
 
 def trained(name: str, recipe: Recipe) -> list[dict[str, Any]]:
     if recipe.data == "progressive":
-        training.Views = Progressive  # type: ignore[misc]
+        loop.Views = Progressive  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         run = crlf.pretrain(recipe, out=folder, device="cpu")
-        training.Views = Views  # type: ignore[misc]
+        loop.Views = Views  # type: ignore[misc]
         pflop = run.scores["pflop"]
         rows = [{"change": name, **accuracies(run, recipe), "PFLOP": pflop}]
         for other, (settings, read) in EMBEDDINGS.items() if name == BASE else ():

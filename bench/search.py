@@ -13,8 +13,8 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from bench.timing import in_turn
-from crlf.neighbours import lengths, nearest
-from crlf.parquet import GROUP
+from crlf.embedding.table import GROUP
+from crlf.inference.search import lengths, nearest
 
 ROWS, WIDTH, K = 200_000, 512, 10
 QUESTIONS = (1, 1000)

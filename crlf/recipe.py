@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from crlf import encoders, runs
-from crlf.compiled import MODES
+from crlf import encoders
+from crlf.augmentation import ViewSettings
 from crlf.data import ImageSettings, named
-from crlf.devices import PRECISIONS
 from crlf.encoders import EmbeddingSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
 from crlf.methods.simclr import SimCLRSettings
 from crlf.optim import OptimSettings
-from crlf.views import ViewSettings
+from crlf.runs.files import read_json
+from crlf.runtime.devices import MODES, PRECISIONS
 
 LIMITS = {
     "epochs": (1, 100_000),
@@ -129,7 +129,7 @@ class Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a JSON file, such as a run's recipe.json."""
-    return Recipe.from_dict(runs.read_json(path, dict))
+    return Recipe.from_dict(read_json(path, dict))
 
 
 def _build(cls: Any, values: Any, prefix: str, built: dict[str, Any] | None = None) -> Any:

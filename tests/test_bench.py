@@ -18,7 +18,7 @@ from bench.timing import in_turn, median_ratio
 from crlf.data import SOURCES
 from crlf.methods import METHODS
 from crlf.recipe import Recipe
-from crlf.training import State
+from crlf.training.state import State
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
@@ -112,7 +112,7 @@ def test_fine_tuning_is_measured_on_held_out_images(monkeypatch, cifar10):
     monkeypatch.setattr(finetuning, "held_out", lambda data_dir=None: (train.first(300), test.first(100)))
     monkeypatch.setitem(SOURCES, "held-out", None)  # taken away again afterwards
     recipe = Recipe(data="held-out", subset=300, batch_size=64, views=2, epochs=1)
-    monkeypatch.setattr("crlf.finetuning.LEAST_STEPS", 4)
+    monkeypatch.setattr("crlf.evaluation.finetune.LEAST_STEPS", 4)
     (row,) = finetuning.measure(labels=(5,), seeds=(0, 1), recipe=recipe)
     assert row["labels"] == 50 and row["seeds"] == 2
     assert all(5 < float(row[name].split()[0]) < 60 for name in ("linear layer_%", "all weights_%"))

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 import crlf
-from crlf import checkpoints, data, runs, sealed
+from crlf import data
 from crlf.errors import InputError
 from crlf.recipe import Recipe
-from crlf.runs import Run
+from crlf.runs import checkpoints
+from crlf.runs.files import intact, save_tensors, seal, write_json
+from crlf.runs.run import CHECKPOINT, CHECKPOINT_BEFORE, ENCODER, LOCK, LOSS, RECIPE, SCORES, Run
 
 VALUES = {"step": 3, "weights": torch.arange(500.0), "name": "é"}
 TINY = Recipe(data="shapes", subset=64, batch_size=32, views=2, epochs=1)
@@ -31,21 +33,21 @@ def saved(value: object) -> bytes:
 
 
 def test_a_sealed_file_is_a_zip_that_torch_reads():
-    data = sealed.seal(saved(VALUES))
-    assert sealed.intact(data) and sealed.intact(saved(VALUES))  # an older file has no seal
+    data = seal(saved(VALUES))
+    assert intact(data) and intact(saved(VALUES))  # an older file has no seal
     assert zipfile.ZipFile(io.BytesIO(data)).testzip() is None
     read = torch.load(io.BytesIO(data), weights_only=True)
     assert torch.equal(read["weights"], VALUES["weights"]) and read["name"] == "é"
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed():
-    data, chance = sealed.seal(saved(VALUES)), random.Random(0)
+    data, chance = seal(saved(VALUES)), random.Random(0)
     places = {*chance.sample(range(len(data)), 500), *range(len(data) - 100, len(data))}
     for place in places:
         flipped = bytearray(data)
         flipped[place] ^= 1 << chance.randrange(8)
-        assert not sealed.intact(bytes(flipped)), place
-    assert not any(sealed.intact(data[:cut]) for cut in [0, 10, 22, 86, *chance.sample(range(len(data)), 100)])
+        assert not intact(bytes(flipped)), place
+    assert not any(intact(data[:cut]) for cut in [0, 10, 22, 86, *chance.sample(range(len(data)), 100)])
 
 
 def test_without_a_seal_torch_takes_a_flipped_bit_for_another_weight():
@@ -76,7 +78,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, capsys
     run = Run(tmp_path)
     for step in (1, 2):
         checkpoints.save(run, VALUES | {"step": step})
-    path = run.file(runs.CHECKPOINT)
+    path = run.file(CHECKPOINT)
     if fault == "flipped":
         flip(path)
     elif fault == "gone":
@@ -86,31 +88,31 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, capsys
     assert checkpoints.kept(run) and checkpoints.load(run)["step"] == 1
     said = capsys.readouterr().err
     assert said.startswith(f"warning: '{path}' is ") and said.endswith("; the one before it is used\n")
-    flip(run.file(runs.CHECKPOINT_BEFORE))
+    flip(run.file(CHECKPOINT_BEFORE))
     with pytest.raises(InputError, match=r"checkpoint\.pt' is (damaged|missing)"):
         checkpoints.load(run)
 
 
 def test_a_flipped_bit_of_the_encoder_is_noticed(tmp_path: Path):
     run = Run(tmp_path)
-    runs.save_tensors(run.file(runs.ENCODER), VALUES)
-    flip(run.file(runs.ENCODER))
+    save_tensors(run.file(ENCODER), VALUES)
+    flip(run.file(ENCODER))
     with pytest.raises(InputError, match=r"damaged or holds more than tensors: its checksum is wrong$"):
-        run.tensors(runs.ENCODER)
+        run.tensors(ENCODER)
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_and_ends_the_same(tmp_path: Path, capsys):
     recipe = dataclasses.replace(TINY, epochs=3)
     straight = crlf.pretrain(recipe, out=tmp_path / "straight", device="cpu")
     run = crlf.pretrain(recipe, out=tmp_path / "damaged", device="cpu")
-    for name in (runs.ENCODER, runs.LOSS):
+    for name in (ENCODER, LOSS):
         run.file(name).unlink()
-    flip(run.file(runs.CHECKPOINT))
+    flip(run.file(CHECKPOINT))
     resumed = crlf.pretrain(recipe, out=tmp_path / "damaged", device="cpu", resume=True)
     assert "warning" in capsys.readouterr().err
-    ours, theirs = (each.tensors(runs.ENCODER) for each in (straight, resumed))
+    ours, theirs = (each.tensors(ENCODER) for each in (straight, resumed))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert (straight.array(runs.LOSS) == resumed.array(runs.LOSS)).all()
+    assert (straight.array(LOSS) == resumed.array(LOSS)).all()
     assert [row["step"] for row in straight.log()] == [row["step"] for row in resumed.log()]
 
 
@@ -135,10 +137,10 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path):
     run = crlf.pretrain(TINY, out=tmp_path, device="cpu")
     recipe = run.recipe
     del recipe["micro_batch"]
-    runs.write_json(run.file(runs.RECIPE), recipe)
-    values = run.tensors(runs.CHECKPOINT)
+    write_json(run.file(RECIPE), recipe)
+    values = run.tensors(CHECKPOINT)
     del values["recipe"]["micro_batch"], values["fingerprint"]
-    runs.save_tensors(run.file(runs.CHECKPOINT), values)
+    save_tensors(run.file(CHECKPOINT), values)
     crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
     with pytest.raises(InputError, match=r"^micro_batch is 16, but the run to resume in '.*' has 0$"):
         crlf.pretrain(dataclasses.replace(TINY, micro_batch=16), out=tmp_path, device="cpu", resume=True)
@@ -166,7 +168,7 @@ def test_two_processes_cannot_train_into_one_folder(tmp_path: Path):
         assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         other.kill()  # a lock ends with its process
     crlf.pretrain(TINY, out=tmp_path, device="cpu", overwrite=True)
-    assert not (tmp_path / runs.LOCK).exists()
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_a_lock_is_let_go_after_an_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -174,9 +176,9 @@ def test_a_lock_is_let_go_after_an_error_too(tmp_path: Path, monkeypatch: pytest
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr("crlf.training.train", fail)
+        patch.setattr("crlf.training.pretrain.train", fail)
         crlf.pretrain(TINY, out=tmp_path, device="cpu")
-    assert not (tmp_path / runs.LOCK).exists()
+    assert not (tmp_path / LOCK).exists()
     crlf.pretrain(TINY, out=tmp_path, device="cpu", overwrite=True)
 
 
@@ -190,7 +192,7 @@ def test_a_locked_run_travels_between_processes_without_its_lock(tmp_path: Path)
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path):
     run = crlf.pretrain(TINY, out=tmp_path, device="cpu")
-    left = [run.file(f".{name}.abc123") for name in (runs.CHECKPOINT, runs.SCORES)]
+    left = [run.file(f".{name}.abc123") for name in (CHECKPOINT, SCORES)]
     own = run.file(".notes")
     for path in (*left, own):
         path.write_text("half")

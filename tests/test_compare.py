@@ -9,8 +9,9 @@ import pytest
 from scipy.stats import binomtest
 
 import crlf
-from crlf import cli, runs
-from crlf.compare import shown
+from crlf import cli
+from crlf.evaluation.compare import shown
+from crlf.runs.files import save_array, write_json
 
 M = 600
 LABELS = np.arange(M) % 3
@@ -22,11 +23,11 @@ def predictions(right: np.ndarray) -> np.ndarray:
 
 def make(folder: Path, right: np.ndarray, labels: np.ndarray = LABELS, **recipe) -> crlf.Run:
     folder.mkdir(parents=True)
-    runs.write_json(folder / "recipe.json", {"data": "cifar10", "seed": 0} | recipe)
-    runs.save_array(folder / "test_lbl.npy", labels)
-    runs.save_array(folder / "test_pred.npy", predictions(right)[: len(labels)])
-    runs.write_json(folder / "classes.json", ["cat", "dog", "bär"])
-    runs.write_json(folder / "test_ids.json", [f"test/{i}" for i in range(len(labels))])
+    write_json(folder / "recipe.json", {"data": "cifar10", "seed": 0} | recipe)
+    save_array(folder / "test_lbl.npy", labels)
+    save_array(folder / "test_pred.npy", predictions(right)[: len(labels)])
+    write_json(folder / "classes.json", ["cat", "dog", "bär"])
+    write_json(folder / "test_ids.json", [f"test/{i}" for i in range(len(labels))])
     return crlf.Run(folder)
 
 
@@ -99,7 +100,7 @@ def test_other_test_images_are_refused(tmp_path: Path, base: np.ndarray, other: 
 
 def test_other_ids_are_refused(tmp_path: Path, base: np.ndarray):
     a, b = make(tmp_path / "a", base), make(tmp_path / "b", base)
-    runs.write_json(b.file("test_ids.json"), ["x"] * M)
+    write_json(b.file("test_ids.json"), ["x"] * M)
     with pytest.raises(crlf.InputError, match="others, or in another order"):
         crlf.compare(a, b)
 
@@ -108,14 +109,14 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, base: np.ndarray):
     a, b = make(tmp_path / "a", base), make(tmp_path / "b", base)
     with pytest.raises(crlf.InputError, match="needs two runs or more"):
         crlf.compare(a)
-    runs.save_array(b.file("test_pred.npy"), predictions(base)[:-1])
+    save_array(b.file("test_pred.npy"), predictions(base)[:-1])
     with pytest.raises(crlf.InputError, match=r"a prediction for each label \(600,\), not \(599,\)"):
         crlf.compare(a, b)
     b.file("test_pred.npy").unlink()
     with pytest.raises(crlf.InputError, match="`crlf probe"):
         crlf.compare(a, b)
     b.file("test_lbl.npy").unlink()
-    runs.save_array(b.file("test_emb.npy"), np.zeros((M, 2), np.float32))
+    save_array(b.file("test_emb.npy"), np.zeros((M, 2), np.float32))
     with pytest.raises(crlf.InputError, match="has no labels"):
         crlf.compare(a, b)
 

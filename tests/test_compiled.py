@@ -10,12 +10,13 @@ import torch
 from test_methods import LABELS, small, views_of
 
 import crlf
-from crlf import compiled, views
+from crlf import augmentation
+from crlf.augmentation import Views, ViewSettings
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import loss_of
 from crlf.recipe import Recipe
-from crlf.views import Views, ViewSettings
+from crlf.training import compile
 
 TINY = Recipe(data="shapes", subset=64, batch_size=16, views=2, epochs=1, precision="float32")
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it, and hides this
@@ -26,14 +27,14 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU
 def without_a_compiler(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs are traced and differentiated as always, and then run operator by operator: the bits are the same."""
     torch._dynamo.reset()
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compile, "BACKEND", "aot_eager")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_part_is_one_graph_with_the_same_loss_and_gradients(name: str):
     plain, fast, make_view = small(name), small(name), Views(ViewSettings())
     before = dict(torch._dynamo.utils.counters["graph_break"])
-    with compiled.compiled(fast, make_view, "kernels"):
+    with compile.compiled(fast, make_view, "kernels"):
         for seed in range(2):
             torch.manual_seed(seed)  # of dropout and queues
             ours = loss_of(plain, views_of(seed=seed), LABELS)[0]
@@ -45,14 +46,14 @@ def test_every_part_is_one_graph_with_the_same_loss_and_gradients(name: str):
     assert dict(torch._dynamo.utils.counters["graph_break"]) == before
     for one, other in zip(plain.parameters(), fast.parameters(), strict=True):
         assert one.grad is None if other.grad is None else torch.equal(one.grad, other.grad)
-    assert not {"project", "loss"} & set(vars(fast)) and make_view.apply is views.apply  # as they were
+    assert not {"project", "loss"} & set(vars(fast)) and make_view.apply is augmentation.apply  # as they were
 
 
 def test_views_are_one_graph_with_the_same_pixels():
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     slow, fast = (Views(ViewSettings(blur=0.5)) for _ in range(2))
     before = dict(torch._dynamo.utils.counters["graph_break"])
-    with compiled.compiled(small("simclr"), fast, "kernels"):
+    with compile.compiled(small("simclr"), fast, "kernels"):
         made = [make(images, torch.Generator().manual_seed(0), 2) for make in (slow, fast)]
     assert torch.equal(*made) and dict(torch._dynamo.utils.counters["graph_break"]) == before
 
@@ -87,7 +88,7 @@ def test_graphs_need_cuda(tmp_path: Path):
 @CUDA
 @pytest.mark.parametrize("mode", ["kernels", "graphs"])
 def test_on_a_gpu_the_losses_are_near_the_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str):
-    monkeypatch.setattr(compiled, "BACKEND", "inductor")
+    monkeypatch.setattr(compile, "BACKEND", "inductor")
     runs = [
         crlf.pretrain(dataclasses.replace(TINY, compile=how, epochs=3), out=tmp_path / how, device="cuda")
         for how in ("none", mode)

@@ -7,15 +7,15 @@ from itertools import pairwise
 
 import pytest
 
-from crlf import course
-from crlf.course import ByClock, BySteps
+from crlf.training import budget
+from crlf.training.budget import ByClock, BySteps
 
 
-def ride(monkeypatch: pytest.MonkeyPatch, budget: float, pace: Callable[[float], float]) -> tuple[list[float], float]:
+def ride(monkeypatch: pytest.MonkeyPatch, seconds: float, pace: Callable[[float], float]) -> tuple[list[float], float]:
     """The shares at the middle of the steps of a run whose steps take `pace(seconds)`, and the seconds it took."""
     now = [0.0]
-    monkeypatch.setattr(course.time, "perf_counter", lambda: now[0])
-    by_clock, step, shares = ByClock(budget), 0, []
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
+    by_clock, step, shares = ByClock(seconds), 0, []
     while not by_clock.over(step):
         shares.append(by_clock.share(step + 0.5))
         now[0] += pace(now[0])
@@ -60,7 +60,7 @@ def test_a_budget_below_one_step_still_takes_one(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_resumed_budget_goes_on(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(course.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: 0.0)
     resumed = ByClock(60, step=300, share=0.5, seconds=30)
     assert not resumed.over(300) and resumed.share(300.5) == 0.5
     resumed.look(301, 30.1)

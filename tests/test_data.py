@@ -20,7 +20,8 @@ from conftest import CACHE
 
 import crlf.data
 from crlf import cli
-from crlf.data import ImageSet, archives, cifar, forms, pickles
+from crlf.data import ImageSet
+from crlf.data.datasets import archives, cifar, cifar_pickle, official
 from crlf.errors import InputError
 
 
@@ -294,7 +295,7 @@ def test_a_batch_that_was_pickled_again_is_read_the_same():
         saved = {"data": images.reshape(-1, 3072), "labels": labels.tolist()}
         old = pickle.dumps(saved, protocol)
         for data in (old, old.replace(b"numpy._core", b"numpy.core") if protocol < 4 else old):  # numpy 2 and 1
-            found = pickles.batch("test_batch", data, "labels")
+            found = cifar_pickle.batch("test_batch", data, "labels")
             assert np.array_equal(found[0], images) and np.array_equal(found[1], labels)
 
 
@@ -323,7 +324,7 @@ def test_a_pickle_cannot_call(function: Callable, arguments: tuple, protocol: in
     assert "data_batch_2" in line and "is refused" in line
     assert not list(tmp_path.glob("DONE*"))
     with pytest.raises(InputError, match="is refused"):
-        pickles.batch("x", pickle.dumps(Call(function, *arguments), protocol), "labels")
+        cifar_pickle.batch("x", pickle.dumps(Call(function, *arguments), protocol), "labels")
 
 
 def test_a_pickle_cannot_use_what_is_admitted_otherwise():
@@ -342,7 +343,7 @@ def test_a_pickle_cannot_use_what_is_admitted_otherwise():
         b"",
     ):
         with pytest.raises(InputError, match="x cannot be read as a batch"):
-            pickles.batch("x", hostile, "labels")
+            cifar_pickle.batch("x", hostile, "labels")
 
 
 # Archives
@@ -396,21 +397,21 @@ def test_pictures_of_another_kind_are_refused(tmp_path: Path):
         with pytest.raises(
             InputError, match=rf"x.png cannot be read as a picture: it is {mode}, {size[0]} × {size[1]}"
         ):
-            forms.picture("x.png", file.read_bytes())
+            official.picture("x.png", file.read_bytes())
     tiny.Image.new("RGB", (1024, 3)).save(tmp_path / "x.bmp")
     with pytest.raises(InputError, match="cannot be read as a picture"):  # no other of Pillow's many readers is tried
-        forms.picture("x.bmp", (tmp_path / "x.bmp").read_bytes())
+        official.picture("x.bmp", (tmp_path / "x.bmp").read_bytes())
 
 
 def test_pillows_own_limit_against_bombs_is_not_reached():
     assert tiny.Image.MAX_IMAGE_PIXELS is not None
-    assert 1024 * forms.HIGHEST < tiny.Image.MAX_IMAGE_PIXELS
+    assert 1024 * official.HIGHEST < tiny.Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("labels", [b"", b"{", b'["a"]', b"[300]", b"[-1]", b"{}", b"[null]"])
 def test_labels_that_are_none(labels: bytes):
     with pytest.raises(InputError, match=r"x.json cannot be read as labels"):
-        forms.label_list("x.json", labels)
+        official.label_list("x.json", labels)
 
 
 # ImageSet, and sources by name

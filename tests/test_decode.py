@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tiny_images import GRAY, RGB, WIDE, encoded
 
-from crlf.data.decode import decode, open_image
+from crlf.data.files.decode import decode, open_image
 from crlf.errors import InputError
 
 RANDOM = np.random.default_rng(1)

@@ -21,13 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import crlf
 from crlf import encoders
-from crlf.embeddings import embed_images
+from crlf.augmentation import Views, ViewSettings
+from crlf.embedding.embed import embed_images
 from crlf.encoders import CNN, Frozen
 from crlf.methods import METHODS
 from crlf.methods.base import loss_of
 from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import Recipe
-from crlf.views import Views, ViewSettings
 
 IMAGES = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
 # Operators whose result the host must read, or for which it brings numbers: on a GPU it waits for each of them.

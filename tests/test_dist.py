@@ -15,9 +15,12 @@ import torch
 import two_ranks
 from torch import Tensor
 
-from crlf import dist, encoders, runs, training
+from crlf import encoders
 from crlf.errors import InputError
 from crlf.methods import METHODS
+from crlf.runs.run import CHECKPOINT, ENCODER, LOSS, VIEWS, Run
+from crlf.runtime import distributed
+from crlf.training import pretrain
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -84,8 +87,8 @@ def test_twenty_steps_of_training_give_the_weights_of_one_process(results, name:
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_alone(results, folder: Path, monkeypatch):
     assert results["2-0"]["stopped"] == results["2-1"]["stopped"] == (143, 8)
     monkeypatch.setitem(encoders.ENCODERS, "cnn", encoders.ENCODERS["cnn"])
-    monkeypatch.setattr(training, "State", training.State)
-    monkeypatch.setattr(training, "tell_cost", training.tell_cost)
+    monkeypatch.setattr(pretrain, "State", pretrain.State)
+    monkeypatch.setattr(pretrain, "tell_cost", pretrain.tell_cost)
     two_ranks.shrink()
     resumed = two_ranks.twenty_steps("byol", folder / "stopped2", resume=True)
     assert furthest(results["1-0"]["trained"]["byol"], resumed)[0] < 1e-6
@@ -113,8 +116,8 @@ def test_when_a_rank_dies_the_others_name_it_and_the_run_goes_on_alone(results, 
     assert done.stderr.count(gone) == 1, done.stderr
     assert "Signal 9 (SIGKILL)" in done.stderr  # torchrun's report
     monkeypatch.setitem(encoders.ENCODERS, "cnn", encoders.ENCODERS["cnn"])
-    monkeypatch.setattr(training, "State", training.State)
-    monkeypatch.setattr(training, "tell_cost", training.tell_cost)
+    monkeypatch.setattr(pretrain, "State", pretrain.State)
+    monkeypatch.setattr(pretrain, "tell_cost", pretrain.tell_cost)
     two_ranks.shrink()
     resumed = two_ranks.twenty_steps("byol", out, resume=True)
     assert furthest(results["1-0"]["trained"]["byol"], resumed)[0] < 1e-6
@@ -138,9 +141,9 @@ def test_under_torchrun_the_script_trains_on_all_and_evaluates_on_one(tmp_path: 
     done = subprocess.run([*command, *script, *words], timeout=300, **PIPES)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("once") == 5 and done.stderr.count("epoch 1/1 ") == 1
-    run = runs.Run.open(out)
+    run = Run.open(out)
     assert run.scores["processes"] == 2 and len(run.log()) == 1
-    assert {runs.ENCODER, runs.CHECKPOINT, runs.VIEWS, runs.LOSS} <= set(run.held())
+    assert {ENCODER, CHECKPOINT, VIEWS, LOSS} <= set(run.held())
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
@@ -151,15 +154,15 @@ def as_one_of(monkeypatch: pytest.MonkeyPatch, world: int) -> None:
 
 def test_a_batch_smaller_than_the_processes(monkeypatch: pytest.MonkeyPatch):
     as_one_of(monkeypatch, 3)
-    dist.require_share(3, torch.device("cpu"))
+    distributed.require_share(3, torch.device("cpu"))
     with pytest.raises(InputError, match="batch_size must be at least the 3 processes, not 2"):
-        dist.require_share(2, torch.device("cpu"))
+        distributed.require_share(2, torch.device("cpu"))
 
 
 def test_devices_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch):
     as_one_of(monkeypatch, 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="nproc-per-node must be at most the 2 GPUs of this machine, not 4"):
-        dist.require_share(8, torch.device("cuda", 0))
+        distributed.require_share(8, torch.device("cuda", 0))
     with pytest.raises(InputError, match="device 'mps' trains with one process, not 4"):
-        dist.require_share(8, torch.device("mps"))
+        distributed.require_share(8, torch.device("mps"))

@@ -14,18 +14,21 @@ import torch
 from test_method_learning import VIEWS, gratings, moderate
 
 import crlf
-from crlf import cli, runs
-from crlf.checks import CHECKS
-from crlf.checks.images import best_shift, correlation, ridge
-from crlf.checks.settings import places_left
-from crlf.checks.training import extrapolate, statistics
-from crlf.data import SOURCES, ImageSet, shapes
+from crlf import cli
+from crlf.augmentation import ViewSettings
+from crlf.data import SOURCES, ImageSet
+from crlf.data.datasets import shapes
 from crlf.encoders import CNN, ENCODERS
 from crlf.errors import InputError
+from crlf.evaluation.doctor.checks import CHECKS
+from crlf.evaluation.doctor.images import best_shift, correlation, ridge
+from crlf.evaluation.doctor.settings import places_left
+from crlf.evaluation.doctor.training import extrapolate, statistics
 from crlf.methods.simclr import SimCLRSettings
 from crlf.optim import OptimSettings
 from crlf.recipe import RECIPES, Recipe
-from crlf.views import ViewSettings
+from crlf.runs.files import save_array, save_tensors, write_json
+from crlf.runs.run import ENCODER
 
 TRAIN, TEST = gratings(768, seed=0), gratings(300, seed=1)
 HEAD = SimCLRSettings(hidden=64, projection=32)
@@ -39,7 +42,7 @@ def tables():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SOURCES, "gratings", lambda data_dir: (TRAIN, TEST))
         patch.setitem(ENCODERS, "tiny", lambda channels, size, regions: CNN(channels, regions, (8, 16, 32), read=2))
-        patch.setattr("crlf.training.tell_cost", lambda state, data: None)
+        patch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
         yield
 
 
@@ -122,9 +125,9 @@ def test_no_named_recipe_is_accused_of_its_settings(copy: crlf.Run, name: str):
     recipe = RECIPES[name]
     edit(copy, **recipe.to_dict())
     views = np.zeros((1, 3, 3, 24, 24), np.uint8)
-    runs.save_array(copy.file("views.npy"), views)
+    save_array(copy.file("views.npy"), views)
     names = ("learning_rate", "temperature", "stem", *(("blur",) if name != "seed" else ()))
-    from crlf.checks.case import Case
+    from crlf.evaluation.doctor.case import Case
 
     assert [CHECKS[check](Case(copy)) for check in names] == [None] * len(names)
 
@@ -133,7 +136,7 @@ def test_no_named_recipe_is_accused_of_its_settings(copy: crlf.Run, name: str):
 
 
 def edit(run: crlf.Run, **values) -> None:
-    runs.write_json(run.file("recipe.json"), run.recipe | values)
+    write_json(run.file("recipe.json"), run.recipe | values)
 
 
 def images(base: ImageSet, **values) -> ImageSet:
@@ -141,11 +144,11 @@ def images(base: ImageSet, **values) -> ImageSet:
 
 
 def shift_train(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
-    runs.save_array(run.file("train_lbl.npy"), np.roll(run.array("train_lbl.npy"), 1))
+    save_array(run.file("train_lbl.npy"), np.roll(run.array("train_lbl.npy"), 1))
 
 
 def shift_test(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
-    runs.save_array(run.file("test_lbl.npy"), np.roll(run.array("test_lbl.npy"), -2))
+    save_array(run.file("test_lbl.npy"), np.roll(run.array("test_lbl.npy"), -2))
 
 
 def copies(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
@@ -164,11 +167,11 @@ def leak(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
 
 
 def reset(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
-    weights = run.tensors(runs.ENCODER)
+    weights = run.tensors(ENCODER)
     for name, value in weights.items():
         if name.endswith("running_var"):
             weights[name] = torch.full_like(value, 100.0)
-    runs.save_tensors(run.file(runs.ENCODER), weights)
+    save_tensors(run.file(ENCODER), weights)
 
 
 def coarse(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
@@ -184,13 +187,13 @@ def collapsed(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
 
 def stuck(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
     write_log(run, [row | {"loss": 4.84 + 0.001 * (i % 3)} for i, row in enumerate(run.log())])
-    runs.save_array(run.file("loss.npy"), np.full(12, 4.84))
+    save_array(run.file("loss.npy"), np.full(12, 4.84))
 
 
 def rising(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
     losses = run.array("loss.npy")
     losses[6:] += np.linspace(0, 1, 6)
-    runs.save_array(run.file("loss.npy"), losses)
+    save_array(run.file("loss.npy"), losses)
 
 
 def write_log(run: crlf.Run, rows: list[dict]) -> None:

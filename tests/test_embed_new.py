@@ -16,11 +16,15 @@ import pytest
 from PIL import Image
 
 import crlf
-from crlf import cli, dist, parquet, runs
+from crlf import cli
+from crlf.augmentation import ViewSettings
 from crlf.data import stream
-from crlf.data.decode import decode
+from crlf.data.files.decode import decode
+from crlf.embedding.table import GROUP, Table, Writer
 from crlf.errors import InputError
 from crlf.recipe import Recipe
+from crlf.runs.run import ENCODER, RECIPE
+from crlf.runtime import distributed
 
 ROOT = Path(__file__).parent.parent
 TINY = Recipe(data="shapes", subset=64, batch_size=32, views=2, epochs=1)
@@ -70,12 +74,12 @@ def test_the_table_of_a_run_is_its_arrays(run: crlf.Run):
 
 
 def test_a_table_is_written_in_groups_and_keeps_its_order(tmp_path: Path):
-    rows = np.arange(5 * parquet.GROUP // 2 * 3, dtype=np.float32).reshape(-1, 3)
+    rows = np.arange(5 * GROUP // 2 * 3, dtype=np.float32).reshape(-1, 3)
     names = [f"{i}\udcff" if i == 7 else str(i) for i in range(len(rows))]  # a file name that is no UTF-8
-    with (tmp_path / "t.parquet").open("wb") as file, parquet.Writer(file, 3, "here") as writer:
+    with (tmp_path / "t.parquet").open("wb") as file, Writer(file, 3, "here") as writer:
         for start in range(0, len(rows), 500):
             writer.add(names[start : start + 500], rows[start : start + 500])
-    with parquet.Table(tmp_path / "t.parquet") as table:
+    with Table(tmp_path / "t.parquet") as table:
         assert (len(table), table.dim, table.source, table.file.num_row_groups) == (len(rows), 3, "here", 3)
         assert np.array_equal(np.vstack(list(table.embeddings())), rows)
     whole = pq.read_table(tmp_path / "t.parquet")
@@ -151,7 +155,7 @@ def test_settings_of_the_recipe_are_kept(tmp_path: Path):
     random = np.random.default_rng(1)
     np.save(tmp_path / "wide.npy", random.integers(0, 256, (40, 20, 30, 3), dtype=np.uint8))
     scaled = Recipe(data=str(tmp_path / "wide.npy"), images=crlf.data.ImageSettings(image_size=16), batch_size=8,
-                    views=2, epochs=1, augmentation=crlf.views.ViewSettings(mean=(0.2,), std=(0.7,)))  # fmt: skip
+                    views=2, epochs=1, augmentation=ViewSettings(mean=(0.2,), std=(0.7,)))  # fmt: skip
     own = crlf.embed(crlf.pretrain(scaled, out=tmp_path / "run", device="cpu"), device="cpu")
     table = embed(own, tmp_path / "wide.npy", tmp_path / "t.parquet", "--batch-size", "500")
     assert np.array_equal(matrix(table), own.array("train_emb.npy"))
@@ -179,7 +183,7 @@ def test_no_more_than_a_few_parts_are_held(photos: Path, monkeypatch: pytest.Mon
 def test_memory_does_not_grow_with_the_number_of_images(run: crlf.Run, tmp_path: Path):
     """Measured: 5,000 more images, 15 MB of pixels and 36 MB of embeddings, take less than half of that more."""
     program = (
-        "import resource, sys, crlf, crlf.embeddings\n"
+        "import resource, sys, crlf, crlf.embedding.embed\n"
         "crlf.embed(sys.argv[1], sys.argv[2], out=sys.argv[3], device='cpu', batch_size=100)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
@@ -237,15 +241,15 @@ def test_the_shares_of_the_ranks_are_all_there_is(monkeypatch: pytest.MonkeyPatc
     shares = []
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
-        assert (dist.rank(), dist.world()) == (rank, world)
-        shares.append(dist.part_of(count))
+        assert (distributed.rank(), distributed.world()) == (rank, world)
+        shares.append(distributed.part_of(count))
     assert [i for share in shares for i in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_alone_nothing_is_started():
-    with dist.together():
-        assert not dist.torch.distributed.is_initialized() and dist.gather(3) == [3]
+    with distributed.together():
+        assert not distributed.torch.distributed.is_initialized() and distributed.gather(3) == [3]
 
 
 # Bad input
@@ -254,7 +258,7 @@ def test_alone_nothing_is_started():
 def broken_shape(run: crlf.Run, folder: Path) -> Path:
     copy = folder / "old"
     copy.mkdir()
-    for name in (runs.RECIPE, runs.ENCODER):
+    for name in (RECIPE, ENCODER):
         (copy / name).write_bytes(run.file(name).read_bytes())
     return copy
 
@@ -318,7 +322,7 @@ def test_a_stop_leaves_nothing(run: crlf.Run, photos: Path, tmp_path: Path, monk
 
 
 def test_files_that_come_or_go_between_the_ranks(tmp_path: Path):
-    from crlf.sharding import finish
+    from crlf.embedding.shards import finish
 
     with pytest.raises(InputError, match="the ranks found 3 and 4 files"):
         finish([], tmp_path / "t.parquet", [(3, []), (4, [])])

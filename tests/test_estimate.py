@@ -10,9 +10,10 @@ import torch
 
 import crlf
 from crlf.data import load
-from crlf.estimate import Estimate, estimate, saved_bytes
 from crlf.recipe import Recipe
-from crlf.training import State, tell_cost
+from crlf.training.cost import Estimate, estimate, saved_bytes
+from crlf.training.pretrain import tell_cost
+from crlf.training.state import State
 
 TINY = Recipe(data="shapes", subset=256, batch_size=64, epochs=3)
 CPU = torch.device("cpu")
@@ -78,7 +79,7 @@ def test_disk_is_near_what_a_run_leaves(tmp_path):
 
 def test_more_memory_than_there_is_is_said(monkeypatch, capsys):
     data = load(TINY.data)[0].first(TINY.subset)
-    monkeypatch.setattr("crlf.training.memory_there", lambda device: 10_000_000)
+    monkeypatch.setattr("crlf.training.pretrain.memory_there", lambda device: 10_000_000)
     tell_cost(State(TINY, data, CPU), data)
     said = capsys.readouterr().err
     assert "estimate: " in said and "warning: that is more memory than the 10 MB" in said and "--batch-size" in said

@@ -18,7 +18,7 @@ from sklearn.utils.estimator_checks import check_estimator
 import crlf
 from crlf import ContrastiveEncoder, data
 from crlf.errors import InputError
-from crlf.estimator import pixels
+from crlf.inference.sklearn import pixels
 from crlf.recipe import RECIPES
 
 TRAIN = data.load("shapes")[0]

@@ -15,14 +15,16 @@ from test_method_learning import VIEWS, gratings
 from torch import Tensor, nn
 
 import crlf
-from crlf import evaluation
 from crlf.data import SOURCES, ImageSet, load
-from crlf.embeddings import embed_images
+from crlf.embedding.embed import embed_images
 from crlf.encoders import CNN, ENCODERS
-from crlf.evaluation import KnnCurve, knn_curve
 from crlf.recipe import Recipe
-from crlf.report.curves import curves
-from crlf.training import State, train
+from crlf.runs.run import claim
+from crlf.training import monitor
+from crlf.training.loop import train
+from crlf.training.monitor import KnnCurve, knn_curve
+from crlf.training.state import State
+from crlf.visualization.report.curves import curves
 
 SETS = gratings(600, seed=0), gratings(64, seed=1)
 
@@ -32,14 +34,14 @@ def tables() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SOURCES, "gratings", lambda data_dir: SETS)
         patch.setitem(ENCODERS, "tiny", lambda channels, size, regions: CNN(channels, regions, (8, 16, 32), read=2))
-        patch.setattr("crlf.training.tell_cost", lambda state, data: None)
+        patch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
         yield
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> crlf.Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "SHARE", float("inf"))  # a look each epoch
+        patch.setattr(monitor, "KNN_SHARE", float("inf"))  # a look each epoch
         return crlf.pretrain(recipe(epochs=6), out=tmp_path_factory.mktemp("knn") / "run", device="cpu")
 
 
@@ -98,7 +100,7 @@ def test_those_that_vote_and_those_that_are_asked_about_are_other_images(monkeyp
     assert abs(found - 1 / 6) < 4 * (5 / 36 / 200) ** 0.5  # standard errors of 200 images
     other = curve_of(seed=1)
     assert not torch.equal(other.rows, curve.rows)
-    monkeypatch.setattr(evaluation, "VOTERS", 100), monkeypatch.setattr(evaluation, "ASKED", 50)
+    monkeypatch.setattr(monitor, "VOTERS", 100), monkeypatch.setattr(monitor, "ASKED", 50)
     small = curve_of()
     assert small.voters == 100 and len(small.rows) == len(small.labels) == 150
     assert (small.labels == SETS[0].labels[small.rows].numpy()).all()
@@ -156,7 +158,7 @@ def test_nothing_but_the_curve_is_given_labels(tmp_path, monkeypatch):
     state = State(recipe(), SETS[0], torch.device("cpu"))
     for module in state.method.modules():
         module.register_forward_pre_hook(lambda module, args, kwargs: given.append((args, kwargs)), with_kwargs=True)
-    run = crlf.runs.claim(tmp_path, recipe().to_dict(), False, False)
+    run = claim(tmp_path, recipe().to_dict(), False, False)
     curve = knn_curve(recipe(), SETS[0], "cpu")
     train(run, recipe(), with_labels(None), state, knn=curve)
     assert any("knn_accuracy" in row for row in run.log())
@@ -178,7 +180,7 @@ def flat(values: Any) -> Iterator[Tensor]:
 
 def test_no_look_takes_more_than_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch):
     clock = itertools.count()  # each look takes a second
-    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: float(next(clock)))
     curve, encoder = curve_of(), net()
     looks = [1.0, 50.0, 199.0, 200.0, 250.0, 299.0, 300.0]
     assert [seconds for seconds in looks if curve.look(encoder, seconds)] == [1.0, 200.0, 300.0]

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 import crlf
-from crlf import cli, runs
+from crlf import cli
 from crlf import data as sources
 from crlf.data import ImageSet
 from crlf.recipe import Recipe
-from crlf.runs import Run
-
-EXPLORE = sys.modules["crlf.explore"]  # `crlf.explore` is the function
+from crlf.runs.files import save_array
+from crlf.runs.run import Run, claim
+from crlf.visualization import explore
 
 
 @pytest.fixture
@@ -37,17 +37,17 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             ids = [f"{name}/Füchse und Dachse {i}.png" for i in range(count)]
             sets.append(ImageSet(pixels, labels, ("Fuchs", "Dachs") if labelled else (), ids))
         monkeypatch.setitem(sources.SOURCES, "drawn", lambda data_dir: tuple(sets))
-        run = runs.claim(tmp_path / "ü run", Recipe(data="drawn", subset=subset).to_dict(), False, True)
+        run = claim(tmp_path / "ü run", Recipe(data="drawn", subset=subset).to_dict(), False, True)
         for name, split in zip(("train", "test"), sets, strict=True):
             rows = torch.randn(len(split.first(subset)), 5, generator=draw)
-            runs.save_array(run.file(f"{name}_emb.npy"), rows.numpy())
+            save_array(run.file(f"{name}_emb.npy"), rows.numpy())
         return run, sets
 
     return made
 
 
 def test_each_row_holds_the_image_and_its_embedding(make, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(EXPLORE, "ROWS", 3)  # so that groups end within a split
+    monkeypatch.setattr(explore, "ROWS", 3)  # so that groups end within a split
     run, sets = make()
     rows = pq.read_table(crlf.explore(run, table_only=True)).to_pylist()
     ids = [name for split in sets for name in split.ids]
@@ -102,7 +102,7 @@ def test_what_cannot_be_explored(make, capsys, monkeypatch: pytest.MonkeyPatch):
     run.release()
     where = str(run.path)
     assert "split must be train or test, not 'val'" in refused(capsys, where, "--table-only", "--split", "val")
-    runs.save_array(run.file("test_emb.npy"), np.zeros((2, 5), np.float32))
+    save_array(run.file("test_emb.npy"), np.zeros((2, 5), np.float32))
     assert "has 2 rows, but 'drawn' has 3 test images: `crlf embed" in refused(capsys, where, "--table-only")
     os.unlink(run.file("test_emb.npy"))
     assert f"`crlf embed {where}` makes it" in refused(capsys, where, "--table-only")

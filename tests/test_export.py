@@ -20,18 +20,20 @@ from PIL import Image
 from torch import nn
 
 import crlf
-from crlf import card, cli, encoders, formats, runs
+from crlf import cli, encoders
 from crlf import data as sources
-from crlf.data import ImageSet, shapes
-from crlf.embeddings import embed_images, load_encoder
+from crlf.augmentation import ViewSettings
+from crlf.data import ImageSet
+from crlf.data.datasets import shapes
+from crlf.embedding.embed import embed_images, load_encoder
 from crlf.encoders import ENCODERS
 from crlf.errors import InputError
-from crlf.formats import FORMATS
+from crlf.exporters import export, formats, model_card
+from crlf.exporters.formats import FORMATS
 from crlf.recipe import Recipe
-from crlf.runs import Run
-from crlf.views import ViewSettings
+from crlf.runs.files import save_tensors, write_json
+from crlf.runs.run import ENCODER, RECIPE, Run, claim
 
-EXPORT = sys.modules["crlf.export"]  # `crlf.export` is the function
 GRAY = ViewSettings(mean=(0.5,), std=(0.25,))
 
 
@@ -52,7 +54,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         if channels != 3:
             settings["augmentation"] = GRAY
         recipe = Recipe(encoder=encoder, data="drawn", **settings)
-        run = runs.claim(tmp_path / "run", recipe.to_dict(), resume=False, overwrite=True)
+        run = claim(tmp_path / "run", recipe.to_dict(), resume=False, overwrite=True)
         run.release()
         torch.manual_seed(0)
         network = encoders.build(encoder, channels, min(height, width))
@@ -60,7 +62,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.running_mean, std=0.1)
                 nn.init.uniform_(module.running_var, 0.5, 2)
-        runs.save_tensors(run.file(runs.ENCODER), network.state_dict())
+        save_tensors(run.file(ENCODER), network.state_dict())
         return run
 
     return made
@@ -76,7 +78,7 @@ def here(monkeypatch: pytest.MonkeyPatch):
             exec((folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], names)
             return np.concatenate([names["embed"](part) for part in np.split(pixels, [1, 4])])
 
-    monkeypatch.setattr(EXPORT, "in_fresh_process", embedded)
+    monkeypatch.setattr(export, "in_fresh_process", embedded)
 
 
 @contextlib.contextmanager
@@ -103,9 +105,9 @@ def test_the_fresh_process_has_no_crlf(tmp_path: Path):
     code = "import crlf\ndef embed(images): return images"
     (tmp_path / "README.md").write_text(f"```python\n{code}\n```\n")
     with pytest.raises(InputError, match="does not load in a fresh process: ModuleNotFoundError: import of crlf"):
-        EXPORT.in_fresh_process(np.zeros((6, 1), np.uint8), tmp_path)
+        export.in_fresh_process(np.zeros((6, 1), np.uint8), tmp_path)
     (tmp_path / "README.md").write_text("```python\ndef embed(images): return images + 1\n```\n")
-    assert (EXPORT.in_fresh_process(np.arange(6, dtype=np.uint8)[:, None], tmp_path)[:, 0] == np.arange(1, 7)).all()
+    assert (export.in_fresh_process(np.arange(6, dtype=np.uint8)[:, None], tmp_path)[:, 0] == np.arange(1, 7)).all()
 
 
 TRACED = ["resnet18", "timm:test_vit"]  # and cnn, above: a family each; the larger ones take minutes, and no other code
@@ -205,14 +207,14 @@ def test_the_card_is_what_the_hub_reads(make, here):
 
 def test_the_card_names_a_data_set_and_keeps_a_path_to_itself(make, here, tmp_path: Path):
     run = make("resnet18")
-    runs.write_json(run.file(runs.RECIPE), run.recipe | {"data": "cifar10"})
+    write_json(run.file(RECIPE), run.recipe | {"data": "cifar10"})
     made = formats.Exported(nn.Identity(), "", "", "onnx", "")
-    fields = yaml.safe_load(card.front_matter(run, made, "mit").strip("-\n"))
+    fields = yaml.safe_load(model_card.front_matter(run, made, "mit").strip("-\n"))
     assert fields["datasets"] == ["uoft-cs/cifar10"]
     private = tmp_path / "someone's secret" / "Füchse und Dachse"
     private.mkdir(parents=True)
     np.save(private / "images.npy", images(3, 16, 16).numpy())
-    runs.write_json(run.file(runs.RECIPE), run.recipe | {"data": str(private / "images.npy")})
+    write_json(run.file(RECIPE), run.recipe | {"data": str(private / "images.npy")})
     folder = crlf.export(run, format="timm", out=tmp_path / ("ü " * 60) / "aus")
     for name in ("README.md", "recipe.json", "export.json"):
         text = (folder / name).read_text(encoding="utf-8")

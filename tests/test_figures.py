@@ -15,11 +15,13 @@ from matplotlib.text import Text
 from PIL import Image
 from tiny_run import CIFAR, HOSTILE, fake_health, fake_run
 
-from crlf import figures, runs
+import crlf.runs.run
 from crlf.errors import InputError
-from crlf.figures import FIGURES, draw, style
-from crlf.figures.inputs import NotDrawn
-from crlf.runs import Run
+from crlf.runs.files import save_array, write_json
+from crlf.runs.run import CLASSES, LOG, PDFS, RECIPE, Run
+from crlf.visualization import figures
+from crlf.visualization.figures import FIGURES, draw, style
+from crlf.visualization.figures.run_arrays import NotDrawn
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +37,12 @@ def title(name: str, run: Run) -> str:
 
 
 def test_the_table_is_the_run_folders():
-    assert tuple(f"{name}.png" for name in FIGURES) == runs.FIGURES
+    assert tuple(f"{name}.png" for name in FIGURES) == crlf.runs.run.FIGURES
 
 
 def test_draw_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = fake_run(tmp_path)
-    both = zip(runs.FIGURES, runs.PDFS, strict=True)
+    both = zip(crlf.runs.run.FIGURES, PDFS, strict=True)
     assert draw(run) == [run.file(name) for pair in both for name in pair]
     for path in draw(str(tmp_path), format="png"):
         with Image.open(path) as image:
@@ -114,11 +116,11 @@ def test_no_text_is_cut_off_or_overlaps(kind: str, tmp_path: Path, monkeypatch: 
 def test_no_text_is_cut_off_with_great_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = fake_run(tmp_path, views=40, side=100)
     recipe = {**run.recipe, "epochs": 100_000, "encoder": "a_name_of_an_encoder_" * 4, "seed": 2**62}
-    runs.write_json(run.file(runs.RECIPE), recipe)
+    write_json(run.file(RECIPE), recipe)
     rows = [
         {"step": 10**9 * i, "epoch": 99_000.5 * i, "loss": 12345.678 / i, **fake_health(99_000 * i)} for i in (1, 2)
     ]
-    run.file(runs.LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run.file(LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("loss_curve", "health", "views"):
         assert faults(FIGURES[name](run), monkeypatch) == [], name
 
@@ -154,7 +156,7 @@ def test_what_has_no_input_is_left_out_and_said(name: str, tmp_path: Path, capsy
 
 def test_a_run_that_has_just_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = Run(tmp_path)
-    runs.write_json(run.file(runs.RECIPE), {"method": "simclr"})
+    write_json(run.file(RECIPE), {"method": "simclr"})
     assert draw(run) == []
     assert "loss_curve is not drawn" in capsys.readouterr().err
 
@@ -178,7 +180,7 @@ def test_two_images_are_too_few_for_tsne(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_collapsed_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = fake_run(tmp_path)
-    runs.save_array(run.file("test_emb.npy"), np.ones((100, 4), dtype=np.float32))
+    save_array(run.file("test_emb.npy"), np.ones((100, 4), dtype=np.float32))
     assert {path.stem for path in draw(run, format="png")} == set(FIGURES) - {"tsne_embedding"}
     assert "all 100 embeddings point the same way" in capsys.readouterr().err
     assert title("pca_embedding", run).endswith("hold 0.0 % of the variance")
@@ -216,7 +218,7 @@ BAD = [
 @pytest.mark.parametrize(("name", "array"), BAD)
 def test_bad_arrays(name: str, array: np.ndarray, tmp_path: Path):
     run = fake_run(tmp_path)
-    runs.save_array(run.file(name), array)
+    save_array(run.file(name), array)
     with pytest.raises(InputError, match=r"(test_\w+|views)\.npy must") as error:
         FIGURES[SHOWS[name]](run)
     assert "\n" not in str(error.value) and not isinstance(error.value, NotDrawn)
@@ -241,6 +243,6 @@ def test_draw_does_not_hide_a_damaged_file(tmp_path: Path):
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '"cat"'])
 def test_bad_class_names(text: str, tmp_path: Path):
     run = fake_run(tmp_path)
-    run.file(runs.CLASSES).write_text(text)
+    run.file(CLASSES).write_text(text)
     with pytest.raises(InputError, match=r"classes\.json"):
         draw(run)

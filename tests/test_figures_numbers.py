@@ -16,10 +16,10 @@ from sklearn.metrics import confusion_matrix, recall_score
 from sklearn.neighbors import KNeighborsClassifier
 from tiny_run import CIFAR, fake_run
 
-from crlf import runs
-from crlf.figures import FIGURES, draw, embedding, maps, network, style, training
 from crlf.methods.simclr import nt_xent_views
-from crlf.runs import Run
+from crlf.runs.files import save_array, write_json
+from crlf.runs.run import LOG, LOSS, RECIPE, SCORES, Run
+from crlf.visualization.figures import FIGURES, curves, draw, embedding_maps, projections, style, views_and_filters
 
 
 @pytest.fixture(scope="module")
@@ -40,35 +40,35 @@ def test_loss_title(tiny: Run):
 
 def test_loss_title_of_a_single_epoch(tmp_path: Path):
     run = fake_run(tmp_path)
-    runs.write_json(run.file(runs.RECIPE), {**run.recipe, "epochs": 1})
-    runs.save_array(run.file(runs.LOSS), np.array([3.4]))
+    write_json(run.file(RECIPE), {**run.recipe, "epochs": 1})
+    save_array(run.file(LOSS), np.array([3.4]))
     rows = run.log()[:5]
-    run.file(runs.LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run.file(LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert title("loss_curve", run) == "Loss: NT-Xent 3.77 → 3.23 over 1 epoch (10 steps each, τ 0.25)"
-    run.file(runs.LOG).unlink()
+    run.file(LOG).unlink()
     assert title("loss_curve", run) == "Loss: NT-Xent 3.40 over 1 epoch (τ 0.25)"
 
 
 def test_loss_of_an_unfinished_run(tmp_path: Path):
     run = fake_run(tmp_path)
-    run.file(runs.LOSS).unlink()
-    lines = run.file(runs.LOG).read_text().splitlines()
+    run.file(LOSS).unlink()
+    lines = run.file(LOG).read_text().splitlines()
     nan = json.dumps({"step": 17, "epoch": 1.7, "loss": None})
-    run.file(runs.LOG).write_text("\n".join([*lines[:8], nan]))
+    run.file(LOG).write_text("\n".join([*lines[:8], nan]))
     assert title("loss_curve", run) == "Loss: NT-Xent 3.77 → 3.08 over 1.6 of 3 epochs (10 steps each, τ 0.25)"
 
 
 def test_other_methods_have_a_loss_without_a_name(tmp_path: Path):
     run = fake_run(tmp_path)
-    runs.write_json(run.file(runs.RECIPE), {**run.recipe, "method": "byol", "head": {}})
+    write_json(run.file(RECIPE), {**run.recipe, "method": "byol", "head": {}})
     assert title("loss_curve", run) == "Loss: 3.41 → 2.92 over 3 epochs (10 steps each)"
-    assert training.chance_loss(run.recipe) == []
+    assert curves.chance_loss(run.recipe) == []
 
 
 @pytest.mark.parametrize(("views", "batch"), [(2, 2), (2, 256), (4, 7)])
 def test_chance_is_the_loss_of_equal_projections(views: int, batch: int):
     recipe = {"method": "simclr", "views": views, "batch_size": batch}
-    [(chance, formula)] = training.chance_loss(recipe)
+    [(chance, formula)] = curves.chance_loss(recipe)
     assert chance == pytest.approx(nt_xent_views(torch.ones(views, batch, 3).double(), 0.2).item(), abs=1e-12)
     if views == 2:
         assert formula == f"ln {2 * batch - 1:,}"
@@ -90,7 +90,7 @@ def test_health_title(tiny: Run):
 def test_health_shows_every_value(tiny: Run):
     axes = FIGURES["health"](tiny).axes
     rows = [row for row in tiny.log() if "h_rankme" in row]
-    for panel, measure in zip(axes[:4], training.HEALTH, strict=True):
+    for panel, measure in zip(axes[:4], curves.HEALTH, strict=True):
         for line, place in zip(panel.lines, "hz", strict=True):
             assert line.get_xdata().tolist() == [1, 2, 3]
             assert line.get_ydata().tolist() == [row[f"{place}_{measure}"] for row in rows]
@@ -102,7 +102,7 @@ def test_health_shows_every_value(tiny: Run):
 def test_a_log_without_health_has_no_such_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = fake_run(tmp_path, n=30)
     rows = [{key: row[key] for key in ("step", "epoch", "loss")} for row in run.log()]
-    run.file(runs.LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run.file(LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert {path.stem for path in draw(run, format="png")} == set(FIGURES) - {"health"}
     assert "health is not drawn" in capsys.readouterr().err
 
@@ -111,7 +111,7 @@ def test_health_of_features_that_were_not_finite(tmp_path: Path, monkeypatch: py
     """One look, no projector, and NaN, which the log holds as null."""
     run = fake_run(tmp_path)
     row = {"step": 10, "epoch": 1.0, "h_rankme": 12.0, "h_alignment": None, "h_spectrum": [None, None]}
-    run.file(runs.LOG).write_text(json.dumps(row))
+    run.file(LOG).write_text(json.dumps(row))
     figure = FIGURES["health"](run)
     assert figure.get_suptitle() == "Health by epoch 1: RankMe 12; h: no numbers"
     assert faults(figure, monkeypatch) == []
@@ -125,7 +125,7 @@ def test_confusion_title(tiny: Run):
 
 def test_chance_without_scores_is_the_most_frequent_class(tmp_path: Path):
     run = fake_run(tmp_path, ("a", "b", "c"))
-    run.file(runs.SCORES).unlink()
+    run.file(SCORES).unlink()
     assert title("confusion_matrix", run).endswith("(chance 34.0 %)")
 
 
@@ -176,7 +176,7 @@ def test_small_integer_labels_do_not_overflow(tmp_path: Path):
     run = fake_run(tmp_path, tuple(map(str, range(20))), n=200)
     before = cells(FIGURES["confusion_matrix"](run))
     for name in ("test_lbl.npy", "test_pred.npy"):
-        runs.save_array(run.file(name), run.array(name).astype(np.uint8))
+        save_array(run.file(name), run.array(name).astype(np.uint8))
     assert (cells(FIGURES["confusion_matrix"](run)) == before).all()
 
 
@@ -187,7 +187,7 @@ def test_many_classes_have_no_counts(tmp_path: Path):
 
 def test_tsne_keeps_neighbours(tiny: Run):
     embeddings, labels = tiny.array("test_emb.npy"), tiny.array("test_lbl.npy")
-    plane, perplexity = maps.tsne(embeddings)
+    plane, perplexity = projections.tsne(embeddings)
     assert plane.shape == (100, 2) and perplexity == 30
     near = KNeighborsClassifier(5).fit(plane[:50], labels[:50])
     assert near.score(plane[50:], labels[50:]) > 0.9
@@ -196,28 +196,28 @@ def test_tsne_keeps_neighbours(tiny: Run):
 def test_tsne_goes_by_direction_alone(tiny: Run):
     embeddings = tiny.array("test_emb.npy")[:40]
     lengths = 2.0 ** np.random.default_rng(0).integers(-3, 4, (40, 1))
-    assert (maps.tsne(embeddings)[0] == maps.tsne((embeddings * lengths).astype(np.float32))[0]).all()
+    assert (projections.tsne(embeddings)[0] == projections.tsne((embeddings * lengths).astype(np.float32))[0]).all()
 
 
 @pytest.mark.parametrize("n", [3, 4, 7])
 def test_tsne_of_few_images(n: int):
-    plane, perplexity = maps.tsne(np.random.default_rng(0).normal(size=(n, 5)))
+    plane, perplexity = projections.tsne(np.random.default_rng(0).normal(size=(n, 5)))
     assert np.isfinite(plane).all() and plane.shape == (n, 2)
     assert perplexity == pytest.approx((n - 1) / 3)
 
 
 def test_a_single_dimension(tmp_path: Path):
     run = fake_run(tmp_path)
-    runs.save_array(run.file("test_emb.npy"), run.array("test_emb.npy")[:, :1])
+    save_array(run.file("test_emb.npy"), run.array("test_emb.npy")[:, :1])
     assert title("pca_embedding", run).endswith("hold 100.0 % of the variance")
     assert len(draw(run, format="png")) == len(FIGURES)
 
 
 def test_sample_is_random_and_repeatable():
-    rows = maps.sample(12_000)
+    rows = projections.sample(12_000)
     assert len(set(rows.tolist())) == 5000 and rows.max() > 11_000
-    assert (rows == maps.sample(12_000)).all()
-    assert sorted(maps.sample(10)) == list(range(10))
+    assert (rows == projections.sample(12_000)).all()
+    assert sorted(projections.sample(10)) == list(range(10))
 
 
 def places(points: np.ndarray) -> list[tuple[float, float]]:
@@ -226,7 +226,7 @@ def places(points: np.ndarray) -> list[tuple[float, float]]:
 
 def test_every_point_has_its_place_and_the_look_of_its_class(tiny: Run):
     axes = FIGURES["pca_embedding"](tiny).axes[0]
-    _, expected = maps.principal(tiny.array("test_emb.npy"), 2)
+    _, expected = projections.principal(tiny.array("test_emb.npy"), 2)
     labels = {place: k for place, k in zip(places(expected), tiny.array("test_lbl.npy"), strict=True)}
     shown = [place for part in axes.collections for place in places(part.get_offsets())]
     assert sorted(shown) == sorted(labels)
@@ -240,14 +240,14 @@ def test_every_point_has_its_place_and_the_look_of_its_class(tiny: Run):
 def test_a_name_stands_in_a_cluster_not_between_two():
     random = np.random.default_rng(0)
     two = np.concatenate([random.normal(0, 0.1, (60, 2)), random.normal(10, 0.1, (50, 2))])
-    assert np.abs(embedding.densest(random.permutation(two))).max() < 1
-    assert embedding.densest(np.array([[3.0, 4.0]])).tolist() == [3.0, 4.0]
+    assert np.abs(embedding_maps.densest(random.permutation(two))).max() < 1
+    assert embedding_maps.densest(np.array([[3.0, 4.0]])).tolist() == [3.0, 4.0]
 
 
 def test_views_are_laid_out_an_image_a_column():
     tiles = np.arange(3 * 2, dtype=np.uint8).reshape(3, 2, 1, 1, 1) * np.ones((3, 2, 3, 4, 5), dtype=np.uint8)
-    grid = network.mosaic(tiles, gap=2)
+    grid = views_and_filters.mosaic(tiles, gap=2)
     assert grid.shape == (2 * 6 - 2, 3 * 7 - 2, 3)
     assert grid[0, ::7, 0].tolist() == [0, 2, 4] and grid[6, ::7, 0].tolist() == [1, 3, 5]
     assert (grid[4:6] == 255).all() and (grid[:, 5:7] == 255).all()
-    assert network.mosaic(tiles[:, :, :1], gap=2).shape == grid.shape  # one channel becomes grey
+    assert views_and_filters.mosaic(tiles[:, :, :1], gap=2).shape == grid.shape  # one channel becomes grey

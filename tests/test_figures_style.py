@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from crlf.figures import style
+from crlf.visualization.figures import style
 
 # Colours
 

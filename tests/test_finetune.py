@@ -17,15 +17,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import crlf
-from crlf import classifier, cli, data, labelled, runs
-from crlf.data.decode import decode
-from crlf.embeddings import embed_images, load_encoder
+from crlf import cli, data
+from crlf.data.files.decode import decode
+from crlf.embedding.embed import embed_images, load_encoder
 from crlf.errors import InputError
-from crlf.finetuning import score, tune
-from crlf.labelled import some
-from crlf.probes import fit_linear
+from crlf.evaluation import classifier, labelled
+from crlf.evaluation.finetune import score, tune
+from crlf.evaluation.labelled import some
+from crlf.evaluation.logistic_regression import fit_linear
 from crlf.recipe import Recipe
-from crlf.runs import Run
+from crlf.runs.run import ENCODER, Run, claim
 
 TINY = Recipe(data="shapes", subset=256, batch_size=64, views=2, epochs=1)
 SHAPE = (3, 32, 32)
@@ -84,7 +85,7 @@ def test_a_linear_classifier_is_scikit_learns_on_the_runs_embeddings(run: Run, s
     theirs = reference.fit(x.astype(float), train.labels).predict_proba(z)
     assert np.allclose(ours, theirs, atol=0.02)  # of 108 images with 1,792 numbers each: the optimum is flat
     assert loaded.classes == ["disc", "ring", "square"] and loaded.shape == SHAPE
-    weights = run.tensors(runs.ENCODER)
+    weights = run.tensors(ENCODER)
     assert all(torch.equal(value, weights[name]) for name, value in loaded.model.encoder.state_dict().items())
     assert scores(linear)["accuracy"] == pytest.approx((ours.argmax(1) == test.labels.numpy()).mean())
 
@@ -108,7 +109,7 @@ def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(ru
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     first, again, third = (Run(folder).tensors(classifier.WEIGHTS) for folder in (one, same, other))
-    before = run.tensors(runs.ENCODER)
+    before = run.tensors(ENCODER)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], third["head.weight"])
     moved = [name for name, value in before.items() if not torch.equal(value, first[f"encoder.{name}"])]
@@ -123,7 +124,7 @@ def test_tuning_learns_by_itself(run: Run):
         train.images[:600], train.labels[:600].numpy(), test.images, test.labels.numpy(), train.classes, ""
     )
     model = classifier.build(TINY, SHAPE, len(train.classes))
-    model.encoder.load_state_dict(run.tensors(runs.ENCODER))
+    model.encoder.load_state_dict(run.tensors(ENCODER))
     for weight in model.head.parameters():
         torch.nn.init.zeros_(weight)
     tune(model, found, np.arange(600), TINY, epochs=8, lr=3e-3, batch=32, seed=0)
@@ -321,6 +322,6 @@ def test_a_data_set_of_another_size(run: Run, tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_run_that_is_not_trained(tmp_path: Path):
-    runs.claim(tmp_path / "run", TINY.to_dict(), resume=False, overwrite=False)
+    claim(tmp_path / "run", TINY.to_dict(), resume=False, overwrite=False)
     with pytest.raises(InputError, match=r"has no image_shape"):
         crlf.finetune(tmp_path / "run", "shapes", device="cpu")

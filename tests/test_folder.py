@@ -16,9 +16,10 @@ from PIL import Image
 from tiny_images import encoded, pixels
 
 from crlf import cli, data
-from crlf.data import ImageSettings, arrays, decoded, listing
-from crlf.data.classes import arrange
-from crlf.data.decode import decode
+from crlf.data import ImageSettings
+from crlf.data.files import arrays, decode_cache, listing
+from crlf.data.files.class_folders import arrange
+from crlf.data.files.decode import decode
 from crlf.errors import InputError
 
 RANDOM = np.random.default_rng(2)
@@ -102,7 +103,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, until: int = 10**9) -> list[int]:
         calls.append(len(content))
         return decode(content, side, max_pixels)
 
-    monkeypatch.setattr(decoded, "decode", counting)
+    monkeypatch.setattr(decode_cache, "decode", counting)
     return calls
 
 
@@ -159,13 +160,13 @@ def test_writing_to_the_images_changes_no_cache(tmp_path: Path):
 @pytest.mark.parametrize("spoil", ["nothing", "a cut line", "more rows than told", "fewer rows than told"])
 def test_a_killed_run_goes_on(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, spoil: str):
     put(tmp_path, [f"{i:02}.png" for i in range(20)])
-    monkeypatch.setattr(decoded, "BATCH", 4)
+    monkeypatch.setattr(decode_cache, "BATCH", 4)
     with monkeypatch.context() as killing:
         counted(killing, until=10)
         with pytest.raises(KeyboardInterrupt):
             load(tmp_path)
-    [rows], [told] = cache.rglob(decoded.ROWS), cache.rglob(decoded.TOLD)
-    assert len(told.read_text().splitlines()) == 8 and not list(cache.rglob(decoded.INDEX))
+    [rows], [told] = cache.rglob(decode_cache.ROWS), cache.rglob(decode_cache.TOLD)
+    assert len(told.read_text().splitlines()) == 8 and not list(cache.rglob(decode_cache.INDEX))
     if spoil == "a cut line":
         told.write_bytes(told.read_bytes()[:-9])
     if spoil == "more rows than told":
@@ -182,10 +183,10 @@ def test_a_killed_run_goes_on(tmp_path: Path, cache: Path, monkeypatch: pytest.M
 def test_a_damaged_cache_is_made_again(tmp_path: Path, cache: Path):
     put(tmp_path, ["a.png", "b.png"])
     before = load(tmp_path)[0].images.clone()
-    [images] = cache.rglob(decoded.IMAGES)
+    [images] = cache.rglob(decode_cache.IMAGES)
     images.write_bytes(b"short")
     assert torch.equal(load(tmp_path)[0].images, before)
-    [index] = cache.rglob(decoded.INDEX)
+    [index] = cache.rglob(decode_cache.INDEX)
     index.write_text('{"ids": 3')
     assert torch.equal(load(tmp_path)[0].images, before)
 
@@ -477,9 +478,9 @@ def test_a_row_is_the_embedding_of_its_file(tmp_path: Path, monkeypatch: pytest.
     put(tmp_path / "my photos", [f"{i:02}.png" for i in range(16)])
     run = stages(monkeypatch, tmp_path)
     rows = dict(zip(json.loads((run / "train_ids.json").read_text()), np.load(run / "train_emb.npy"), strict=True))
-    from crlf.embeddings import embed_images, load_encoder
+    from crlf.embedding.embed import embed_images, load_encoder
     from crlf.recipe import Recipe
-    from crlf.runs import Run
+    from crlf.runs.run import Run
 
     recipe = Recipe.from_dict(Run.open(run).recipe)
     encoder = load_encoder(Run.open(run), recipe, torch.Size((3, 32, 32)))

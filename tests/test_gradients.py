@@ -12,16 +12,16 @@ from test_methods import EVERY, narrow, small
 from torch import Tensor, nn
 
 import crlf
-from crlf import dist
 from crlf.encoders import CNN
 from crlf.errors import InputError
-from crlf.estimate import saved_bytes
-from crlf.frozen_norms import FrozenNorms
-from crlf.gradients import gradients
 from crlf.methods import METHODS
 from crlf.methods.base import Method
 from crlf.methods.simclr import SimCLR, SimCLRSettings
 from crlf.recipe import Recipe
+from crlf.runtime import distributed
+from crlf.runtime.batch_norm import FrozenNorms
+from crlf.training.cost import saved_bytes
+from crlf.training.gradients import gradients
 
 PLAIN = contextlib.nullcontext()
 BATCH = 10
@@ -51,7 +51,7 @@ def views_of(part: range) -> list[Tensor]:
 def found(method: Method, most: int, frozen: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The loss, what is logged and every gradient; and what changed in the method."""
     torch.manual_seed(5)
-    loss, stats = gradients(method, views_of, dist.parts_of(BATCH, most), LABELS, PLAIN, frozen)
+    loss, stats = gradients(method, views_of, distributed.parts_of(BATCH, most), LABELS, PLAIN, frozen)
     assert not loss.requires_grad
     grads = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     assert grads.keys() == {name for name, p in method.named_parameters() if p.requires_grad}
@@ -129,8 +129,8 @@ def test_batch_norm_of_a_part_takes_the_parts_moments_and_remembers_one_batch():
     def repeated(part: range) -> list[Tensor]:
         return [view[part.start : part.stop] for view in twice]
 
-    whole, _ = gradients(method, repeated, dist.parts_of(BATCH), LABELS, PLAIN)
-    parted, _ = gradients(other, repeated, dist.parts_of(BATCH, 5), LABELS, PLAIN)
+    whole, _ = gradients(method, repeated, distributed.parts_of(BATCH), LABELS, PLAIN)
+    parted, _ = gradients(other, repeated, distributed.parts_of(BATCH, 5), LABELS, PLAIN)
     torch.testing.assert_close(whole, parted)
     for name, p in method.named_parameters():
         torch.testing.assert_close(p.grad, other.get_parameter(name).grad, atol=1e-9, rtol=1e-6)
@@ -146,7 +146,7 @@ def test_both_passes_drop_the_same_units():
 
     one = model()
     torch.manual_seed(5)
-    z = [one.project(views_of(part))[0] for part in dist.parts_of(BATCH, 4)]
+    z = [one.project(views_of(part))[0] for part in distributed.parts_of(BATCH, 4)]
     loss = one.loss(torch.cat(z, dim=1))[0]
     loss.backward()
     parted, _ = found(model(), 4)
@@ -157,9 +157,9 @@ def test_both_passes_drop_the_same_units():
 
 
 def test_parts_are_as_few_and_as_equal_as_can_be():
-    assert dist.parts_of(10) == [range(10)] == dist.parts_of(10, 10) == dist.parts_of(10, 64)
-    assert [len(part) for part in dist.parts_of(10, 4)] == [3, 3, 4]
-    assert [len(part) for part in dist.parts_of(4096, 256)] == [256] * 16
+    assert distributed.parts_of(10) == [range(10)] == distributed.parts_of(10, 10) == distributed.parts_of(10, 64)
+    assert [len(part) for part in distributed.parts_of(10, 4)] == [3, 3, 4]
+    assert [len(part) for part in distributed.parts_of(4096, 256)] == [256] * 16
 
 
 @pytest.mark.parametrize("rank", range(3))
@@ -168,9 +168,9 @@ def test_every_rank_has_as_many_parts(monkeypatch: pytest.MonkeyPatch, rank: int
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", str(rank))
     for count, most in ((10, 2), (10, 3), (11, 3), (9, 3), (7, 1)):
-        parts = dist.parts_of(count, most)
+        parts = distributed.parts_of(count, most)
         assert len(parts) == -(-count // (3 * most))
-        assert [i for part in parts for i in part] == list(dist.part_of(count))
+        assert [i for part in parts for i in part] == list(distributed.part_of(count))
         assert max(map(len, parts)) <= most
 
 
@@ -195,7 +195,7 @@ def test_memory_is_that_of_a_part():
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(SimCLR, "project", measured)
-            gradients(method, views, dist.parts_of(256, most), None, PLAIN)
+            gradients(method, views, distributed.parts_of(256, most), None, PLAIN)
         return peak
 
     assert run(32) < run(0) / 6

@@ -14,15 +14,18 @@ from test_methods import EVERY, LABELS, small, views_of
 from torch import Tensor, nn
 
 import crlf
-from crlf import cli, health, runs
+from crlf import cli
+from crlf.augmentation import Views
 from crlf.data import SOURCES, ImageSet
 from crlf.encoders import CNN, ENCODERS
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import Method, loss_of, mlp
+from crlf.metrics import geometry
 from crlf.optim import OptimSettings
 from crlf.recipe import Recipe
-from crlf.views import Views
+from crlf.runs.run import CHECKPOINT, ENCODER
+from crlf.training import monitor
 
 TINY = Recipe(data="shapes", subset=192, batch_size=64, views=2, epochs=2)  # three steps an epoch
 
@@ -52,76 +55,76 @@ def with_values(values: list[float], N: int = 30) -> Tensor:
 @pytest.mark.parametrize("shape", [(30, 4), (4, 30), (7, 7)])
 def test_singular_values_are_numpys(shape: tuple[int, int]):
     h = drawn(*shape)
-    values = health.singular_values(h)
+    values = geometry.singular_values(h)
     assert values.dtype == torch.float64 and values.device.type == "cpu"
     np.testing.assert_allclose(values, np.linalg.svd(h.double().numpy(), compute_uv=False), rtol=1e-9)
 
 
 def test_known_singular_values():
-    found = health.singular_values(with_values([5, 3, 0.5, 0]))
+    found = geometry.singular_values(with_values([5, 3, 0.5, 0]))
     torch.testing.assert_close(found, torch.tensor([5, 3, 0.5, 0]).double(), atol=1e-6, rtol=0)
 
 
 def test_what_is_not_finite_has_no_rank_and_is_no_collapse():
     h = drawn(6, 4)
     h[2, 1] = torch.nan
-    assert health.singular_values(h).isnan().all() and math.isnan(health.rankme(h)) and math.isnan(health.dead(h))
-    values = health.singular_values(health.centred(h))
-    assert health.diagnose({f"h_{key}": value for key, value in health.describe(h, h, values).items()}) is None
+    assert geometry.singular_values(h).isnan().all() and math.isnan(geometry.rankme(h)) and math.isnan(geometry.dead(h))
+    values = geometry.singular_values(geometry.centred(h))
+    assert geometry.diagnose({f"h_{key}": value for key, value in geometry.describe(h, h, values).items()}) is None
 
 
 @pytest.mark.parametrize("D", [1, 3, 8])
 def test_orthogonal_features_have_full_rank(D: int):
     h = 7 * torch.linalg.qr(drawn(20, D))[0]
-    assert health.rankme(h) == pytest.approx(D, rel=1e-4)
-    assert health.participation_ratio(health.singular_values(h)) == pytest.approx(D, rel=1e-4)
+    assert geometry.rankme(h) == pytest.approx(D, rel=1e-4)
+    assert geometry.participation_ratio(geometry.singular_values(h)) == pytest.approx(D, rel=1e-4)
 
 
 def test_one_direction_has_rank_1():
     h = drawn(20, 1) @ drawn(1, 8, seed=1)
-    values = health.singular_values(h)
-    assert health.rankme(h) == pytest.approx(1, abs=1e-4)
-    assert health.effective_rank(values) == pytest.approx(1, abs=1e-4)
-    assert health.participation_ratio(values) == pytest.approx(1, abs=1e-9)
+    values = geometry.singular_values(h)
+    assert geometry.rankme(h) == pytest.approx(1, abs=1e-4)
+    assert geometry.effective_rank(values) == pytest.approx(1, abs=1e-4)
+    assert geometry.participation_ratio(values) == pytest.approx(1, abs=1e-9)
 
 
 def test_rank_of_known_singular_values():
     """Two of 3 and one of 1: shares 3/7, 3/7 and 1/7, and 19² / (81 + 81 + 1) by squares."""
     values = torch.tensor([3.0, 3.0, 1.0]).double()
     entropy = -(2 * 3 / 7 * math.log(3 / 7) + 1 / 7 * math.log(1 / 7))
-    assert health.effective_rank(values) == pytest.approx(math.exp(entropy))
-    assert health.rankme(with_values([3, 3, 1])) == pytest.approx(math.exp(entropy), rel=1e-5)
-    assert health.participation_ratio(values) == pytest.approx(19**2 / 163)
+    assert geometry.effective_rank(values) == pytest.approx(math.exp(entropy))
+    assert geometry.rankme(with_values([3, 3, 1])) == pytest.approx(math.exp(entropy), rel=1e-5)
+    assert geometry.participation_ratio(values) == pytest.approx(19**2 / 163)
 
 
 def test_rankme_is_the_papers_formula():
     h = drawn(40, 12) * torch.arange(1, 13)
     sigma = np.linalg.svd(h.double().numpy(), compute_uv=False)
     p = sigma / np.abs(sigma).sum() + 1e-7
-    assert health.rankme(h) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
+    assert geometry.rankme(h) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
 
 
 def test_zeros_have_rank_1():
-    assert health.effective_rank(torch.zeros(4)) == health.participation_ratio(torch.zeros(4)) == 1
+    assert geometry.effective_rank(torch.zeros(4)) == geometry.participation_ratio(torch.zeros(4)) == 1
 
 
 def test_ranks_stay_when_features_are_turned_or_scaled():
     h = drawn(40, 6) * torch.tensor([9.0, 4, 2, 1, 1, 0.1])
     for other in (h @ rotation(6), 1000 * h, h.flip(0)):
-        assert health.rankme(other) == pytest.approx(health.rankme(h), rel=1e-4)
-        ratios = [health.participation_ratio(health.singular_values(x)) for x in (other, h)]
+        assert geometry.rankme(other) == pytest.approx(geometry.rankme(h), rel=1e-4)
+        ratios = [geometry.participation_ratio(geometry.singular_values(x)) for x in (other, h)]
         assert ratios[0] == pytest.approx(ratios[1], rel=1e-4)
 
 
 def test_a_shift_changes_no_rank_of_centred_features():
     h = drawn(40, 6)
-    ranks = [health.effective_rank(health.singular_values(health.centred(x))) for x in (h, h + 50)]
-    assert ranks[0] == pytest.approx(ranks[1], rel=1e-4) and health.rankme(h + 50) < 2
+    ranks = [geometry.effective_rank(geometry.singular_values(geometry.centred(x))) for x in (h, h + 50)]
+    assert ranks[0] == pytest.approx(ranks[1], rel=1e-4) and geometry.rankme(h + 50) < 2
 
 
 def test_the_spectrum_is_of_ranks_1_2_4():
-    assert health.spectrum(torch.tensor([8.0, 4, 3, 2, 1, 1])) == pytest.approx([1, 0.5, 0.25])
-    assert health.spectrum(torch.tensor([8.0])) == [1] and health.spectrum(torch.zeros(2)) == [0, 0]
+    assert geometry.spectrum(torch.tensor([8.0, 4, 3, 2, 1, 1])) == pytest.approx([1, 0.5, 0.25])
+    assert geometry.spectrum(torch.tensor([8.0])) == [1] and geometry.spectrum(torch.zeros(2)) == [0, 0]
 
 
 # On the sphere
@@ -147,7 +150,7 @@ def naive(a: Tensor, b: Tensor) -> dict[str, float]:
 
 
 def described(a: Tensor, b: Tensor) -> dict[str, float]:
-    return health.describe(a, b, health.singular_values(health.centred(a)))
+    return geometry.describe(a, b, geometry.singular_values(geometry.centred(a)))
 
 
 @pytest.mark.parametrize("noise", [0.1, 3.0])
@@ -170,19 +173,19 @@ def test_a_uniform_circle():
     """The mean of exp(-2 (2 - 2 cos)) over a circle is exp(-4) I0(4); the pairs of a point with itself are left out."""
     N = 100
     expected = math.log((N * math.exp(-4) * i0(4) - 1) / (N - 1))
-    assert health.uniformity(circle(N).float()) == pytest.approx(expected, abs=1e-5)
-    assert health.dead(circle(N)) == 0 and health.rankme(circle(N)) == pytest.approx(2, abs=1e-4)
+    assert geometry.uniformity(circle(N).float()) == pytest.approx(expected, abs=1e-5)
+    assert geometry.dead(circle(N)) == 0 and geometry.rankme(circle(N)) == pytest.approx(2, abs=1e-4)
 
 
 def test_many_dimensions_come_near_the_lowest_uniformity():
-    assert health.uniformity(drawn(200, 2000)) == pytest.approx(-4, abs=0.02)
-    assert health.uniformity(torch.tensor([[1.0, 0], [-1, 0]])) == pytest.approx(-8)
+    assert geometry.uniformity(drawn(200, 2000)) == pytest.approx(-4, abs=0.02)
+    assert geometry.uniformity(torch.tensor([[1.0, 0], [-1, 0]])) == pytest.approx(-8)
 
 
 def test_opposite_views_are_as_far_apart_as_can_be():
     a = drawn(6, 3)
-    assert health.alignment(a, -a) == pytest.approx(4)
-    assert health.similarities(a, -a)[0].tolist() == pytest.approx([-1] * 6)
+    assert geometry.alignment(a, -a) == pytest.approx(4)
+    assert geometry.similarities(a, -a)[0].tolist() == pytest.approx([-1] * 6)
 
 
 @pytest.mark.parametrize("row", [torch.ones(4), torch.tensor([0.1, -3, 7, 1e-9]), torch.zeros(4)])
@@ -198,8 +201,8 @@ def test_identical_features(row: Tensor):
 def test_agreement_estimates_the_share_of_the_variance_that_tells_images():
     """Nearly constant rows: an image's own part has a variance of 4, each view's noise of 1."""
     mean, own, noise = 1000 + torch.zeros(2000, 50), 2 * drawn(2000, 50, seed=1), drawn(2, 2000, 50, seed=2)
-    assert health.agreement(mean + own + noise[0], mean + own + noise[1]) == pytest.approx(0.8, abs=0.01)
-    assert health.agreement(own, own) == pytest.approx(1) and abs(health.agreement(*noise)) < 0.01
+    assert geometry.agreement(mean + own + noise[0], mean + own + noise[1]) == pytest.approx(0.8, abs=0.01)
+    assert geometry.agreement(own, own) == pytest.approx(1) and abs(geometry.agreement(*noise)) < 0.01
 
 
 def test_dead_features_are_counted_whatever_the_scale():
@@ -207,23 +210,23 @@ def test_dead_features_are_counted_whatever_the_scale():
     h[:, 2] = 5.0
     h[:, 5] = 1e-5 * h[:, 5]
     for other in (h, 1e4 * h, 1e-4 * h):
-        assert health.dead(other) == 0.25
+        assert geometry.dead(other) == 0.25
 
 
 def test_histograms_count_every_pair():
     cosines = torch.tensor([-1.0, -0.95, 0.05, 0.96, 1.0, 1.0000001])
-    counts = health.histogram(cosines)
+    counts = geometry.histogram(cosines)
     assert sum(counts) == 6 and (counts[0], counts[10], counts[19]) == (2, 1, 3)
-    positive, negative = health.similarities(drawn(7, 3), drawn(7, 3, seed=1))
+    positive, negative = geometry.similarities(drawn(7, 3), drawn(7, 3, seed=1))
     assert positive.shape == (7,) and negative.shape == (42,)
 
 
 def test_the_gradients_length():
     a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))
     a.grad = torch.tensor([3.0, 4.0])
-    assert health.gradient_norm([a, b]).item() == 5
+    assert monitor.gradient_norm([a, b]).item() == 5
     b.grad = torch.tensor([12.0, 0, 0])
-    assert health.gradient_norm([a, b]).item() == 13
+    assert monitor.gradient_norm([a, b]).item() == 13
 
 
 # Measuring a method
@@ -233,7 +236,7 @@ IMAGES = torch.randint(0, 256, (24, 3, 12, 12), dtype=torch.uint8, generator=tor
 
 
 def measured(method: Method, seed: int = 1, batch: int = 24) -> dict[str, float]:
-    return health.measure(method, IMAGES, Views(VIEWS), torch.Generator().manual_seed(seed), batch)
+    return monitor.measure(method, IMAGES, Views(VIEWS), torch.Generator().manual_seed(seed), batch)
 
 
 @EVERY
@@ -265,9 +268,9 @@ def test_features_are_two_views_of_each_image_and_no_more_than_a_batch_at_a_time
         views = images.float().repeat(count, 1, 1, 1) / 255
         return views + torch.arange(len(views))[:, None, None, None]
 
-    pairs = health.embed_pairs(method, IMAGES, same, torch.Generator(), 10)
+    pairs = monitor.embed_pairs(method, IMAGES, same, torch.Generator(), 10)
     assert seen == [20, 20, 8] and pairs["h"].shape[:2] == pairs["z"].shape[:2] == (2, 24)
-    with torch.no_grad(), health.evaluating(method):
+    with torch.no_grad(), monitor.evaluating(method):
         for view, place in ((0, 3), (1, 13)):  # of image 3, in a batch of 10 and their second views
             expected = method.encoder(IMAGES[3:4].float() / 255 + place)
             torch.testing.assert_close(pairs["h"][view, 3], expected[0])
@@ -301,14 +304,14 @@ def numbers(h: dict[str, float] | None = None, z: dict[str, float] | None = None
     ],
 )
 def test_a_collapse_is_named_with_its_number_its_threshold_and_advice(found: dict[str, float], gist: str):
-    line = health.diagnose(found)
+    line = geometry.diagnose(found)
     assert line and line.startswith("collapse: ") and gist in line and "; try " in line and "\n" not in line
 
 
 def test_what_is_sound_is_not_accused():
-    assert health.diagnose(numbers()) is None and health.diagnose(numbers(z={})) is None
+    assert geometry.diagnose(numbers()) is None and geometry.diagnose(numbers(z={})) is None
     # nearly equal projections whose differences tell images: MoCo at its start, and it learns
-    assert health.diagnose(numbers(z={"spread": 0.02, "agreement": 0.8})) is None
+    assert geometry.diagnose(numbers(z={"spread": 0.02, "agreement": 0.8})) is None
 
 
 class Spoiled(nn.Module):
@@ -335,8 +338,8 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     monkeypatch.setitem(ENCODERS, "tiny", lambda channels, size, regions: CNN(channels, regions, (8, 16, 32), read=2))
     for kind in ("constant", "dead", "dominant"):
         monkeypatch.setitem(ENCODERS, kind, lambda channels, size, regions, kind=kind: Spoiled(kind))
-    monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)
-    monkeypatch.setattr(health, "SHARE", math.inf)  # a look each epoch
+    monkeypatch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
+    monkeypatch.setattr(monitor, "SHARE", math.inf)  # a look each epoch
     return sets[0]
 
 
@@ -372,7 +375,9 @@ def test_a_method_without_its_guard_is_caught(name: str, spoil, tables: ImageSet
         method(Views(VIEWS)(batch, g, 2).chunk(2))[0].backward()
         optimizer.step()
         method.after_step(step / 72)
-    found = health.diagnose(health.measure(method, tables.images[:256], Views(VIEWS), torch.Generator().manual_seed(1)))
+    found = geometry.diagnose(
+        monitor.measure(method, tables.images[:256], Views(VIEWS), torch.Generator().manual_seed(1))
+    )
     assert (found is not None) == (spoil is not None), found
 
 
@@ -385,11 +390,11 @@ def test_a_run_that_collapses_is_warned_of_once(kind: str, gist: str, tables: Im
     run = crlf.pretrain(spoiled(kind), out=tmp_path, device="cpu")  # judged after 60 steps
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: collapse: ")]
     assert len(lines) == 1 and gist in lines[0]
-    assert run.file(runs.ENCODER).exists()
+    assert run.file(ENCODER).exists()
 
 
 def test_a_collapse_is_named_within_an_epoch_and_only_once(tables: ImageSet, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(health, "SETTLED", 10)
+    monkeypatch.setattr(monitor, "SETTLED", 10)
     crlf.pretrain(spoiled("constant", subset=0), out=tmp_path, device="cpu")
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines].index("warning:") == 0  # before the first epoch's own line
@@ -402,7 +407,7 @@ def test_stop_on_collapse_ends_the_run_and_keeps_the_checkpoint(tables: ImageSet
         crlf.pretrain(recipe, out=tmp_path, device="cpu")
     assert "\n" not in str(stopped.value) and "warning" not in capsys.readouterr().err
     run = crlf.Run(tmp_path)
-    assert run.tensors(runs.CHECKPOINT)["step"] == 60 and not run.file(runs.ENCODER).exists()
+    assert run.tensors(CHECKPOINT)["step"] == 60 and not run.file(ENCODER).exists()
     assert run.log()[-1]["step"] == 60 and run.log()[-1]["z_spread"] < 0.1
 
 
@@ -420,32 +425,32 @@ def test_it_is_a_flag_and_off_by_default():
 
 
 def test_looking_changes_no_bit_of_the_training(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(health, "SHARE", math.inf)
+    monkeypatch.setattr(monitor, "SHARE", math.inf)
     looked = crlf.pretrain(TINY, out=tmp_path / "looked", device="cpu")
     assert sum("h_rankme" in row for row in looked.log()) == 2
-    monkeypatch.setattr(health.Watch, "look", lambda self, method, step, seconds: {})
+    monkeypatch.setattr(monitor.Watch, "look", lambda self, method, step, seconds: {})
     blind = crlf.pretrain(TINY, out=tmp_path / "blind", device="cpu")
     assert not any("h_rankme" in row for row in blind.log())
     assert looked.file("loss.npy").read_bytes() == blind.file("loss.npy").read_bytes()
-    one, other = (run.tensors(runs.CHECKPOINT)["method"] for run in (looked, blind))
+    one, other = (run.tensors(CHECKPOINT)["method"] for run in (looked, blind))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_no_look_takes_more_than_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch):
     """But for the first and the first that can judge, whatever they take."""
     clock = iter(range(100))  # each look takes a second
-    monkeypatch.setattr(health.time, "perf_counter", lambda: float(next(clock)))
-    monkeypatch.setattr(health, "examine", lambda *arguments: numbers())
-    watch = health.Watch(TINY, IMAGES)
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(monitor, "examine", lambda *arguments: numbers())
+    watch = monitor.Watch(TINY, IMAGES)
     looks = [(10, 1.0), (20, 99.0), (50, 99.0), (60, 149.0), (70, 150.0), (80, 199.0), (90, 200.0)]
     taken = [step for step, seconds in looks if watch.look(small("simclr"), step, seconds)]
     assert taken == [10, 50, 70, 90]
 
 
 def test_the_sample_is_drawn_from_all_images(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(health, "SAMPLE", 6)
-    watch, other = (health.Watch(dataclasses.replace(TINY, seed=seed), IMAGES) for seed in (0, 1))
+    monkeypatch.setattr(monitor, "SAMPLE", 6)
+    watch, other = (monitor.Watch(dataclasses.replace(TINY, seed=seed), IMAGES) for seed in (0, 1))
     rows = [int((image == IMAGES).flatten(1).all(dim=1).nonzero()) for image in watch.images]
     assert len(set(rows)) == 6 and rows != sorted(rows) and max(rows) > 6
     assert not torch.equal(watch.images, other.images)
-    assert len(health.Watch(TINY, IMAGES[:3]).images) == 3
+    assert len(monitor.Watch(TINY, IMAGES[:3]).images) == 3

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import crlf
-from crlf import cli, hub, runs
+from crlf import cli
+from crlf.exporters import push
 from crlf.recipe import Recipe
+from crlf.runs.run import Run, claim
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -86,21 +88,21 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run whose export is a folder made here: what `export` writes has its own tests."""
 
-    def export(run: runs.Run, *, out: Path, **settings: object) -> Path:
+    def export(run: Run, *, out: Path, **settings: object) -> Path:
         out.mkdir()
         (out / "README.md").write_text("---\nlicense: mit\n---\n")
         (out / "model.onnx").write_bytes(b"weights" * 1000)
         (out / "export.json").write_text(json.dumps({k: str(v) for k, v in settings.items()}))
         return out
 
-    monkeypatch.setattr(hub, "export", export)
-    return runs.claim(tmp_path / "run", Recipe().to_dict(), resume=False, overwrite=False)
+    monkeypatch.setattr(push, "export", export)
+    return claim(tmp_path / "run", Recipe().to_dict(), resume=False, overwrite=False)
 
 
-def test_every_file_of_the_export_arrives(here: Hub, run: runs.Run, capsys):
+def test_every_file_of_the_export_arrives(here: Hub, run: Run, capsys):
     url = crlf.push(run, "someone/encoder", format="onnx", license="mit")
     assert url == f"{here.url}/someone/encoder" and f"pushed to {url}" in capsys.readouterr().out
     assert here.repositories == {"someone/encoder": True}, "private unless asked"
@@ -111,12 +113,12 @@ def test_every_file_of_the_export_arrives(here: Hub, run: runs.Run, capsys):
     assert here.tokens == {"Bearer hf_test"}
 
 
-def test_public_is_asked_for(here: Hub, run: runs.Run):
+def test_public_is_asked_for(here: Hub, run: Run):
     assert cli.main(["push", str(run.path), "someone/encoder", "--public"]) == 0
     assert here.repositories == {"someone/encoder": False}
 
 
-def refused(capsys: pytest.CaptureFixture[str], run: runs.Run, *arguments: str) -> str:
+def refused(capsys: pytest.CaptureFixture[str], run: Run, *arguments: str) -> str:
     assert cli.main(["push", str(run.path), *arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
@@ -124,25 +126,25 @@ def refused(capsys: pytest.CaptureFixture[str], run: runs.Run, *arguments: str) 
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "some one/encoder", "someone/a--b", "", "ü/x", "x" * 97])
-def test_a_name_that_no_repository_can_have(name: str, here: Hub, run: runs.Run, capsys):
+def test_a_name_that_no_repository_can_have(name: str, here: Hub, run: Run, capsys):
     assert refused(capsys, run, name).startswith(f"crlf push: error: name {name!r} is not one of a repository: ")
     assert here.repositories == {}
 
 
-def test_without_a_token(here: Hub, run: runs.Run, capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_without_a_token(here: Hub, run: Run, capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     assert "needs a token of the Hugging Face hub: `hf auth login`" in refused(capsys, run, "someone/encoder")
 
 
 @pytest.mark.parametrize("status, expected", [(401, "refuses the token"), (403, "refuses the token"), (500, "500")])
-def test_a_hub_that_refuses(status: int, expected: str, here: Hub, run: runs.Run, capsys):
+def test_a_hub_that_refuses(status: int, expected: str, here: Hub, run: Run, capsys):
     here.status = status
     line = refused(capsys, run, "someone/encoder")
     assert "'someone/encoder' was not pushed: " in line and expected in line and here.files == {}
 
 
-def test_without_a_network(run: runs.Run, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_network(run: Run, capsys, monkeypatch: pytest.MonkeyPatch):
     with Hub() as closed:
         pass
     monkeypatch.setenv("HF_ENDPOINT", closed.url)
@@ -151,12 +153,12 @@ def test_without_a_network(run: runs.Run, capsys, monkeypatch: pytest.MonkeyPatc
     assert line == f"crlf push: error: 'someone/encoder' was not pushed: {closed.url} cannot be reached"
 
 
-def test_without_the_library(run: runs.Run, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_without_the_library(run: Run, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert refused(capsys, run, "a/b").endswith("crlf push needs huggingface_hub: pip install 'crlf[hub]'")
 
 
-def test_an_export_that_fails_is_not_pushed(here: Hub, run: runs.Run, capsys, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hub, "export", crlf.export)
+def test_an_export_that_fails_is_not_pushed(here: Hub, run: Run, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(push, "export", crlf.export)
     assert "'onxx' is not known" in refused(capsys, run, "a/b", "--format", "onxx")
     assert here.repositories == {}

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import crlf
-from crlf import batches, devices, runs
+from crlf.augmentation import ViewSettings
+from crlf.data import loader
+from crlf.data.loader import epoch_order
 from crlf.recipe import Recipe
-from crlf.training import epoch_order
-from crlf.views import ViewSettings
+from crlf.runs.run import ENCODER, LOSS
+from crlf.runtime import devices
 
 CPU = torch.device("cpu")
 IMAGES = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -27,7 +29,7 @@ def rows_of(step: int) -> torch.Tensor:
     return epoch_order(0, epoch, 50)[8 * i : 8 * i + 8]
 
 
-@pytest.mark.parametrize("kind", [batches.Resident, batches.ReadAhead])
+@pytest.mark.parametrize("kind", [loader.Resident, loader.ReadAhead])
 @pytest.mark.parametrize("first", [0, 4])
 def test_a_batch_is_its_rows(kind: type, first: int):
     before = threading.active_count()
@@ -47,7 +49,7 @@ def test_reading_is_ahead_of_the_step():
             third.set()
         return rows_of(step)
 
-    with batches.ReadAhead(IMAGES, noting, CPU) as found:
+    with loader.ReadAhead(IMAGES, noting, CPU) as found:
         found[0]
         assert third.wait(10), "the next batches are read before they are asked for"
         found[1]
@@ -59,17 +61,17 @@ def test_a_fault_of_the_thread_is_the_loops():
     def failing(step: int) -> torch.Tensor:
         raise OSError(5, "Input/output error")
 
-    with pytest.raises(OSError, match="Input/output error"), batches.ReadAhead(IMAGES, failing, CPU) as found:
+    with pytest.raises(OSError, match="Input/output error"), loader.ReadAhead(IMAGES, failing, CPU) as found:
         found[0]
 
 
 def test_the_whole_set_lies_on_the_device_where_it_fits(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(devices, "bytes_held", lambda column: 100)
     monkeypatch.setattr(devices, "memory_there", lambda device: 2 * IMAGES.nbytes + 100)
-    assert isinstance(batches.batches(IMAGES, rows_of, CPU), batches.Resident)
+    assert isinstance(loader.batches(IMAGES, rows_of, CPU), loader.Resident)
     monkeypatch.setattr(devices, "memory_there", lambda device: 2 * IMAGES.nbytes + 99)
-    with batches.batches(IMAGES, rows_of, CPU) as found:
-        assert isinstance(found, batches.ReadAhead)
+    with loader.batches(IMAGES, rows_of, CPU) as found:
+        assert isinstance(found, loader.ReadAhead)
 
 
 def test_training_has_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -77,8 +79,8 @@ def test_training_has_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     resident = crlf.pretrain(tiny, out=tmp_path / "resident", device="cpu")
     monkeypatch.setattr(devices, "memory_there", lambda device: 1000)
     ahead = crlf.pretrain(tiny, out=tmp_path / "ahead", device="cpu")
-    assert ahead.file(runs.LOSS).read_bytes() == resident.file(runs.LOSS).read_bytes()
-    one, other = (run.tensors(runs.ENCODER) for run in (resident, ahead))
+    assert ahead.file(LOSS).read_bytes() == resident.file(LOSS).read_bytes()
+    one, other = (run.tensors(ENCODER) for run in (resident, ahead))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -92,7 +94,8 @@ import json, resource, sys
 from pathlib import Path
 import numpy as np, torch, torch._dynamo, sklearn.linear_model
 import crlf
-from crlf import data, embeddings, training
+from crlf.embedding import embed
+from crlf.training import pretrain
 
 def held(name):
     return 1024 * int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
@@ -106,9 +109,9 @@ try:
 except MemoryError:
     pass
 before = held("RssAnon")
-views, sgd = crlf.views.ViewSettings(resolution=0.125), crlf.optim.OptimSettings(optimizer="sgd")
+views, sgd = crlf.augmentation.ViewSettings(resolution=0.125), crlf.optim.OptimSettings(optimizer="sgd")
 recipe = crlf.Recipe(data=path, batch_size=64, views=2, epochs=1, augmentation=views, optim=sgd)
-run = training.pretrain(recipe, out=out, device="cpu")
+run = pretrain.pretrain(recipe, out=out, device="cpu")
 class Mean(torch.nn.Module):  # in place of the encoder, which takes a minute on a core for so many images
     out_dim = 3
     def __init__(self):
@@ -117,8 +120,8 @@ class Mean(torch.nn.Module):  # in place of the encoder, which takes a minute on
     def forward(self, x):
         return self.scale * x.mean(dim=(2, 3))
 
-embeddings.load_encoder = lambda *arguments: crlf.encoders.Frozen(Mean(), mirror=False)
-embeddings.embed(run, device="cpu", batch_size=64)
+embed.load_encoder = lambda *arguments: crlf.encoders.Frozen(Mean(), mirror=False)
+embed.embed(run, device="cpu", batch_size=64)
 print(json.dumps({"steps": run.log()[-1]["step"], "grown": held("RssAnon") - before, "loss": run.scores["loss"]}))
 """
 

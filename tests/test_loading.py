@@ -13,7 +13,7 @@ from PIL import Image
 
 import crlf
 from crlf import data
-from crlf.data.inputs import with_count
+from crlf.data.in_memory import with_count
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 
@@ -113,7 +113,7 @@ def test_how_an_array_of_three_dimensions_is_read(shape: tuple[int, ...], count:
 
 
 def test_a_file_is_scaled_and_turned_as_for_training(encoder: crlf.Encoder, tmp_path: Path):
-    from crlf.data.decode import decode
+    from crlf.data.files.decode import decode
 
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
     exif = Image.Exif()

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 import crlf
 from crlf import encoders
+from crlf.augmentation import Views, ViewSettings
 from crlf.data import SOURCES, ImageSet
-from crlf.embeddings import embed_images
+from crlf.embedding.embed import embed_images
 from crlf.encoders import CNN, ENCODERS
 from crlf.methods import METHODS, simsiam
 from crlf.methods.base import Method, mlp, spread, unit
 from crlf.methods.byol import BYOL
+from crlf.metrics.knn import knn_predict
 from crlf.optim import OptimSettings
-from crlf.probes import knn_predict
 from crlf.recipe import Recipe
-from crlf.runs import ENCODER
-from crlf.views import Views, ViewSettings
+from crlf.runs.run import ENCODER
 
 WIDER = {**NARROW, "hidden": 64, "projection": 32, "bottleneck": 16, "predictor": 64, "prototypes": 24, "queue": 256}
 VIEWS = ViewSettings(
@@ -56,7 +56,7 @@ def sets() -> tuple[ImageSet, ImageSet]:
 def tables(monkeypatch: pytest.MonkeyPatch, sets: tuple[ImageSet, ImageSet]) -> None:
     monkeypatch.setitem(SOURCES, "gratings", lambda data_dir: sets)
     monkeypatch.setitem(ENCODERS, "tiny", lambda channels, size, regions: CNN(channels, regions, (8, 16, 32), read=2))
-    monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)
+    monkeypatch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
 
 
 def knn(encoder: torch.nn.Module, sets: tuple[ImageSet, ImageSet]) -> float:

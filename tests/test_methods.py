@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import crlf
 from crlf import cli, data
+from crlf.augmentation import ViewSettings
 from crlf.encoders import CNN
 from crlf.errors import InputError
 from crlf.methods import METHODS
@@ -19,7 +20,7 @@ from crlf.methods.base import Method, Queue, SupervisedMethod, Target, compare, 
 from crlf.methods.supcon import SupCon
 from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import RECIPES, Recipe
-from crlf.report.verdict import how_long
+from crlf.visualization.report.verdict import how_long
 
 NARROW = {"hidden": 16, "projection": 8, "bottleneck": 4, "predictor": 16, "prototypes": 12, "queue": 20}
 WITH_TARGET = {"mocov2", "mocov3", "byol", "dino"}
@@ -226,8 +227,10 @@ TINY = {"data": "shapes", "subset": 128, "batch_size": 64, "views": 2, "epochs":
 
 def test_the_loop_gives_labels_to_supervised_methods_alone(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("crlf.gradients.compare", lambda m, z, labels: seen.append(labels) or compare(m, z, labels))
-    monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)
+    monkeypatch.setattr(
+        "crlf.training.gradients.compare", lambda m, z, labels: seen.append(labels) or compare(m, z, labels)
+    )
+    monkeypatch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
     for name in ("byol", "supcon"):
         run = crlf.pretrain(Recipe(method=name, head=narrow(name), **TINY), out=tmp_path / name, device="cpu")
         assert run.scores["supervised"] == (name == "supcon")
@@ -243,7 +246,7 @@ def test_a_batchs_labels_are_those_of_its_images(tmp_path, monkeypatch):
     images = (4 * labels)[:, None, None, None].expand(64, 3, 16, 16).to(torch.uint8).contiguous()
     grey = data.ImageSet(images, labels, tuple(map(str, range(64))), tuple(map(str, range(64))))
     monkeypatch.setitem(data.SOURCES, "grey", lambda data_dir: (grey, grey))
-    monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)
+    monkeypatch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
     seen, project = [], SupCon.project
 
     def note(method: SupCon, views: list[Tensor]):
@@ -256,8 +259,8 @@ def test_a_batchs_labels_are_those_of_its_images(tmp_path, monkeypatch):
         return compare(method, projections, given)
 
     monkeypatch.setattr(SupCon, "project", note)
-    monkeypatch.setattr("crlf.gradients.compare", note_labels)
-    plain = crlf.views.ViewSettings(jitter=0, grayscale=0)
+    monkeypatch.setattr("crlf.training.gradients.compare", note_labels)
+    plain = ViewSettings(jitter=0, grayscale=0)
     recipe = Recipe(method="supcon", data="grey", batch_size=16, views=2, epochs=1, augmentation=plain)
     crlf.pretrain(recipe, out=tmp_path, device="cpu")
     seen = [step for step in seen if len(step[0]) == 2]  # the count of operations has no labels

@@ -11,12 +11,13 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 import crlf
-from crlf import cli, parquet
+from crlf import cli
 from crlf.data import load
-from crlf.data.pictures import pictures
-from crlf.gallery import ACROSS, Tile, gallery, short
-from crlf.neighbours import nearest
+from crlf.data.lookup import pictures
+from crlf.embedding.table import Writer
+from crlf.inference.search import nearest
 from crlf.recipe import Recipe
+from crlf.visualization.figures.search_results import ACROSS, Tile, gallery, short
 
 TINY = Recipe(data="shapes", subset=64, batch_size=32, views=2, epochs=1)
 IMAGES = load("shapes")[0].images[:64].numpy()
@@ -144,7 +145,7 @@ def test_a_gallery_has_a_line_for_ten_neighbours():
 
 def test_what_cannot_be_searched_is_one_line(run: crlf.Run, photo: Path, tmp_path: Path, capsys):
     (tmp_path / "text.parquet").write_text("no table")
-    with (tmp_path / "short.parquet").open("wb") as file, parquet.Writer(file, 3, "") as writer:
+    with (tmp_path / "short.parquet").open("wb") as file, Writer(file, 3, "") as writer:
         writer.add(["a"], np.ones((1, 3), np.float32))
     import pyarrow as pa
     import pyarrow.parquet as pq

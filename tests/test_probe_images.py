@@ -11,20 +11,24 @@ import torch
 from test_method_learning import VIEWS, gratings
 
 import crlf
-from crlf import classifier, cli, encoders, probes
-from crlf.corruptions import CORRUPTIONS
+from crlf import cli, encoders
 from crlf.data import SOURCES
-from crlf.embeddings import embed_images
+from crlf.data.loader import batch_rows
+from crlf.embedding.embed import embed_images
 from crlf.encoders import CNN, ENCODERS, Frozen
 from crlf.errors import InputError
-from crlf.logistic import linear
+from crlf.evaluation import classifier, probe
+from crlf.evaluation.augmented import embed_views
+from crlf.evaluation.corruptions import CORRUPTIONS
+from crlf.evaluation.embedded import Embedded
+from crlf.evaluation.finetune import started
+from crlf.evaluation.logistic_regression import linear
+from crlf.evaluation.probe import PROBES, embedded
 from crlf.methods.simclr import SimCLRSettings
-from crlf.probes import PROBES, Embedded, embedded
-from crlf.probes.fine_tuning import started
-from crlf.probes.with_encoder import embed_views
 from crlf.recipe import Recipe
-from crlf.runs import ENCODER, save_array
-from crlf.training import batch_rows
+from crlf.runs.files import save_array
+from crlf.runs.run import ENCODER
+from crlf.training.state import State
 
 SETS = gratings(512, seed=0), gratings(300, seed=1)
 
@@ -34,7 +38,7 @@ def tables():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SOURCES, "gratings", lambda data_dir: SETS)
         patch.setitem(ENCODERS, "tiny", lambda channels, size, regions: CNN(channels, regions, (8, 16, 32), read=2))
-        patch.setattr("crlf.training.tell_cost", lambda state, data: None)
+        patch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
         yield
 
 
@@ -71,7 +75,7 @@ def test_the_untrained_encoder_is_the_one_that_training_began_with(images: Embed
     expected = images.accuracy(linear(rows[0], images.train_lbl, rows[1]).predictions)
     assert PROBES["untrained"](images).scores["untrained_linear_accuracy"] == expected
     torch.manual_seed(0)
-    state = crlf.training.State(images.recipe, SETS[0], torch.device("cpu"))
+    state = State(images.recipe, SETS[0], torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), state.method.encoder.parameters(), strict=True))
 
 
@@ -84,7 +88,7 @@ def test_pixels_are_the_images(images: Embedded):
 def test_supervision_learns_and_spends_the_runs_budget(images: Embedded, run: crlf.Run, monkeypatch):
     steps = []
     monkeypatch.setattr(
-        "crlf.probes.baselines.batch_rows", lambda step, *rest: steps.append(step) or batch_rows(step, *rest)
+        "crlf.evaluation.baselines.batch_rows", lambda step, *rest: steps.append(step) or batch_rows(step, *rest)
     )
     found = PROBES["supervised"](images)
     assert len(steps) * 64 * 2 == run.scores["views_seen"]
@@ -114,8 +118,8 @@ def test_supervision_needs_to_know_the_budget(images: Embedded, tmp_path: Path):
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crlf.finetuning.LEAST_STEPS", 30)
-    monkeypatch.setattr("crlf.finetuning.PASSES", 6)
+    monkeypatch.setattr("crlf.evaluation.finetune.LEAST_STEPS", 30)
+    monkeypatch.setattr("crlf.evaluation.finetune.PASSES", 6)
 
 
 def test_fine_tuning_starts_as_the_linear_probe(images: Embedded):
@@ -192,7 +196,7 @@ def test_views_are_other_crops_of_the_same_images(images: Embedded):
 
 def test_a_view_of_the_whole_image_changes_nothing(images: Embedded, monkeypatch):
     """Three equal copies and a third of C are the same objective as the linear probe's."""
-    monkeypatch.setattr("crlf.probes.with_encoder.embed_views", lambda images, settings, i: images.train)
+    monkeypatch.setattr("crlf.evaluation.augmented.embed_views", lambda images, settings, i: images.train)
     accuracy = PROBES["augmented"](images).scores["augmented_accuracy"]
     assert accuracy == pytest.approx(images.accuracy(images.linear[0].predict(images.test)), abs=0.01)
 
@@ -244,7 +248,7 @@ def test_a_probe_that_fails_leaves_the_scores_as_they_were(run: crlf.Run, monkey
     before = run.file("scores.json").read_bytes()
     monkeypatch.setitem(PROBES, "retrieval", lambda images: (_ for _ in ()).throw(InputError("no")))
     with pytest.raises(InputError):
-        probes.probe(run, probes="linear,retrieval")
+        probe.probe(run, probes="linear,retrieval")
     assert run.file("scores.json").read_bytes() == before
 
 

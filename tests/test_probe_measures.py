@@ -13,14 +13,15 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 from test_probes import TEST, TRAIN, embedded
 
-from crlf.corruptions import CORRUPTIONS
-from crlf.intervals import interval, paired_interval
-from crlf.knn import nearest, weighted_vote
-from crlf.probes import PROBES, Embedded
-from crlf.probes.clusters import cluster_accuracy
-from crlf.probes.confidence import calibration_error
-from crlf.probes.few_labels import draw, few_label
-from crlf.probes.neighbours import average_precision
+from crlf.evaluation.calibration import calibration_error
+from crlf.evaluation.clustering import cluster_accuracy
+from crlf.evaluation.corruptions import CORRUPTIONS
+from crlf.evaluation.embedded import Embedded
+from crlf.evaluation.few_labels import draw, few_label
+from crlf.evaluation.probe import PROBES
+from crlf.evaluation.retrieval import average_precision
+from crlf.metrics.intervals import interval, paired_interval
+from crlf.metrics.knn import nearest, weighted_vote
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:

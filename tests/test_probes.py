@@ -11,11 +11,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 import crlf
-from crlf import knn, runs
 from crlf.errors import InputError
-from crlf.knn import chunk_rows
-from crlf.logistic import held_out, rotate, standardise
-from crlf.probes import PROBES, QUICK, Embedded, choose_c, chosen, fit_linear, knn_predict
+from crlf.evaluation.embedded import Embedded
+from crlf.evaluation.logistic_regression import choose_c, fit_linear, held_out, rotate, standardise
+from crlf.evaluation.probe import PROBES, QUICK, chosen
+from crlf.metrics import knn
+from crlf.metrics.knn import chunk_rows, knn_predict
+from crlf.runs.files import save_array, write_json
 
 
 def blobs(
@@ -163,11 +165,11 @@ def test_k_larger_than_the_training_set():
 
 @pytest.fixture
 def run(tmp_path: Path) -> crlf.Run:
-    runs.write_json(tmp_path / "recipe.json", {})
+    write_json(tmp_path / "recipe.json", {})
     made = crlf.Run(tmp_path)
     for split, (x, y) in (("train", TRAIN), ("test", TEST)):
-        runs.save_array(made.file(f"{split}_emb.npy"), x)
-        runs.save_array(made.file(f"{split}_lbl.npy"), y)
+        save_array(made.file(f"{split}_emb.npy"), x)
+        save_array(made.file(f"{split}_lbl.npy"), y)
     return made
 
 
@@ -190,7 +192,7 @@ def test_probe_writes_scores_with_their_protocols_and_the_predictions(run: crlf.
 def test_test_labels_play_no_part_in_the_predictions(run: crlf.Run):
     crlf.probe(run)
     before = run.file("test_pred.npy").read_bytes()
-    runs.save_array(run.file("test_lbl.npy"), np.roll(TEST[1], 1))
+    save_array(run.file("test_lbl.npy"), np.roll(TEST[1], 1))
     shifted = crlf.probe(run)
     assert run.file("test_pred.npy").read_bytes() == before
     assert shifted["linear_accuracy"] < 0.35  # labels shifted by one row are noticed
@@ -235,7 +237,7 @@ def test_embeddings_that_do_not_fit(run: crlf.Run, name: str, value, match: str)
     if value is None:
         run.file(name).unlink()
     else:
-        runs.save_array(run.file(name), value)
+        save_array(run.file(name), value)
     with pytest.raises(InputError, match=match) as caught:
         crlf.probe(run)
     assert "\n" not in str(caught.value) and not run.file("test_pred.npy").exists()

@@ -19,17 +19,17 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tiny_run import HOSTILE, fake_run, pictures
 
-from crlf import runs
+from crlf.data.thumbnails import sample
 from crlf.errors import InputError
-from crlf.figures import training
-from crlf.figures.maps import maps
-from crlf.report import report
-from crlf.report.html import plain
-from crlf.report.listing import HOLDS
-from crlf.report.pictures import across, contact_sheet, shown
-from crlf.runs import Run
-from crlf.thumbnails import sample
-from crlf.words import duration, size
+from crlf.runs.files import save_array, write_json
+from crlf.runs.run import CLASSES, ENCODER, FIGURES, FILES, MAPS, RECIPE, REPORT, SCORES, THUMBNAILS, Run
+from crlf.text import duration, size
+from crlf.visualization.figures import curves
+from crlf.visualization.figures.projections import maps
+from crlf.visualization.report import report
+from crlf.visualization.report.appendix import HOLDS
+from crlf.visualization.report.html import plain
+from crlf.visualization.report.pictures import across, contact_sheet, shown
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;"
 
@@ -84,11 +84,11 @@ def picture(path: Path, description: str | None = None, wide: int = 40, high: in
 def whole(path: Path) -> Run:
     """A run with every file, its figures drawn by a cheap hand."""
     run = fake_run(path)
-    for name in runs.FIGURES:
+    for name in FIGURES:
         picture(run.file(name), f"The {name} of this run.")
     maps(run)
-    for name in runs.FILES:
-        if not run.file(name).exists() and name != runs.REPORT:
+    for name in FILES:
+        if not run.file(name).exists() and name != REPORT:
             run.file(name).write_bytes(b"something")
     run.update_scores(
         linear_accuracy=0.71734,
@@ -132,8 +132,8 @@ def test_the_sections_and_their_order(run: Run):
 
 def test_figures_are_inlined_in_order_with_alt_texts(run: Run):
     images = read(run).figures()
-    assert len(images) == len(runs.FIGURES)
-    for name, image in zip(runs.FIGURES, images, strict=True):
+    assert len(images) == len(FIGURES)
+    for name, image in zip(FIGURES, images, strict=True):
         head, data = str(image["src"]).split(",")
         assert head == "data:image/png;base64"
         assert base64.b64decode(data) == run.file(name).read_bytes()
@@ -175,14 +175,14 @@ def test_it_is_a_page_for_phones_and_for_the_night(run: Run):
 @pytest.mark.parametrize("evil", [EVIL, *HOSTILE])
 def test_what_comes_from_files_is_text(evil: str, tmp_path: Path):
     run = whole(tmp_path / ("run" + re.sub("[/\ud800\n]", "", evil)))
-    runs.write_json(run.file(runs.CLASSES), [evil] * 10)
-    runs.write_json(run.file(runs.RECIPE), {"method": evil, evil: evil, "head": {evil: evil}, "data": evil})
+    write_json(run.file(CLASSES), [evil] * 10)
+    write_json(run.file(RECIPE), {"method": evil, evil: evil, "head": {evil: evil}, "data": evil})
     run.update_scores(device=evil, epochs=evil, **{evil: evil}, protocol={"linear": evil})
     picture(run.file("views.png"), evil.encode("utf-8", "replace").decode())
     page = read(run)
     tags = {tag for tag, _ in page.tags} - {tag for tag, _ in read(whole(tmp_path / "tame")).tags}
     assert tags == set(), "a name became a tag"
-    assert len(page.figures()) == len(runs.FIGURES)
+    assert len(page.figures()) == len(FIGURES)
     assert page.html.count("<script") == 3  # two programs, and their data
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     if evil == EVIL:
@@ -214,9 +214,9 @@ def test_every_number_is_shown_with_its_protocol(run: Run):
 
 
 def test_every_file_of_a_run_is_described(run: Run):
-    assert set(HOLDS) == set(runs.FILES)
+    assert set(HOLDS) == set(FILES)
     text = read(run).text
-    for name in set(runs.FILES) - {runs.REPORT}:
+    for name in set(FILES) - {REPORT}:
         assert HOLDS[name] in text
 
 
@@ -228,7 +228,7 @@ def test_what_the_script_is_told(run: Run):
     assert images["predicted"][:100] == run.array("test_pred.npy")[rows].tolist()
     assert images["sure"][:100] == pytest.approx(run.array("test_prob.npy").max(axis=1)[rows], abs=1e-3)
     assert images["ids"][:100] == [f"test/{row:05}" for row in rows]
-    assert set(data["plots"]) == {"map-plot", *(f"curve-{n}" for n in ("loss", *training.HEALTH))}
+    assert set(data["plots"]) == {"map-plot", *(f"curve-{n}" for n in ("loss", *curves.HEALTH))}
 
 
 def test_the_sheet_holds_the_images(run: Run):
@@ -254,8 +254,8 @@ def test_the_most_confident_mistakes_come_first(run: Run):
 
 
 def test_mistakes_that_are_no_points_of_the_maps_have_pictures(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("crlf.figures.maps.SHOWN", 20)
-    run.file(runs.MAPS).unlink()
+    monkeypatch.setattr("crlf.visualization.figures.projections.SHOWN", 20)
+    run.file(MAPS).unlink()
     maps(run)
     found = shown(run)
     assert found is not None and found.points == 20
@@ -267,7 +267,7 @@ def test_mistakes_that_are_no_points_of_the_maps_have_pictures(run: Run, monkeyp
 
 
 def test_maps_of_other_embeddings_are_not_shown(run: Run):
-    runs.save_array(run.file("test_emb.npy"), 2 * run.array("test_emb.npy"))
+    save_array(run.file("test_emb.npy"), 2 * run.array("test_emb.npy"))
     text = read(run).text
     assert "maps of these embeddings" in text and f"crlf draw {run.path}" in text
     assert "Most confident mistakes" not in text
@@ -276,16 +276,16 @@ def test_maps_of_other_embeddings_are_not_shown(run: Run):
 @pytest.mark.parametrize(
     ("name", "array", "says"),
     [
-        (runs.THUMBNAILS, np.zeros((99, 8, 8, 3), np.uint8), "thumbnails.npy must be uint8 (100, h, w, 3)"),
+        (THUMBNAILS, np.zeros((99, 8, 8, 3), np.uint8), "thumbnails.npy must be uint8 (100, h, w, 3)"),
         ("test_prob.npy", np.zeros((100, 2), np.float32), "test_prob.npy must be (100, K)"),
         ("test_pred.npy", np.zeros(99, np.int64), "test_pred.npy must have 100 rows, not 99"),
     ],
 )
 def test_files_that_do_not_fit_are_said(run: Run, name: str, array: np.ndarray, says: str):
-    runs.save_array(run.file(name), array)
+    save_array(run.file(name), array)
     with pytest.raises(InputError, match=re.escape(says)) as error:
         report(run)
-    assert "\n" not in str(error.value) and not run.file(runs.REPORT).exists()
+    assert "\n" not in str(error.value) and not run.file(REPORT).exists()
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
@@ -296,7 +296,7 @@ def test_names_that_do_not_fit_are_said(run: Run, text: str):
 
 
 def test_damaged_maps_are_said(run: Run):
-    run.file(runs.MAPS).write_bytes(b"nothing")
+    run.file(MAPS).write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"maps\.npz' cannot be read as maps"):
         report(run)
 
@@ -317,10 +317,10 @@ def test_the_command_that_repeats_the_run(name: str, tmp_path: Path):
 # Stages that were not run
 
 STAGES = {
-    "pretrain": [runs.ENCODER],
+    "pretrain": [ENCODER],
     "embed": ["test_emb.npy", "test_lbl.npy", "train_emb.npy", "train_lbl.npy"],
     "probe": ["test_pred.npy", "confusion_matrix.png"],
-    "draw": list(runs.FIGURES),
+    "draw": list(FIGURES),
 }
 
 
@@ -330,19 +330,19 @@ def test_a_missing_stage_is_named_with_its_command(stage: str, run: Run):
         run.file(name).unlink()
     if stage == "probe":
         scores = {key: value for key, value in run.scores.items() if key not in ("linear_accuracy", "knn_accuracy")}
-        runs.write_json(run.file(runs.SCORES), scores)
+        write_json(run.file(SCORES), scores)
     page = read(run)
     flags = "--resume --out " if stage == "pretrain" else ""
     assert f"crlf {stage} {flags}{run.path}\n" in page.text
     assert f"crlf report {run.path}\n" in page.text
-    assert len(page.figures()) == sum(run.file(name).exists() for name in runs.FIGURES)
+    assert len(page.figures()) == sum(run.file(name).exists() for name in FIGURES)
     if stage == "probe":
         assert "was not measured yet" in page.text
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path):
     run = Run(tmp_path)
-    runs.write_json(run.file(runs.RECIPE), {"method": "simclr", "data": "cifar10"})
+    write_json(run.file(RECIPE), {"method": "simclr", "data": "cifar10"})
     text = read(run).text
     commands = [line.split()[1] for line in text.splitlines() if line.startswith("crlf ")]
     assert commands == ["pretrain", "embed", "probe", "draw", "report"]
@@ -352,7 +352,7 @@ def test_without_labels_there_is_nothing_to_probe(run: Run):
     labelled = ("test_lbl.npy", "train_lbl.npy", "test_pred.npy", "test_prob.npy", "classes.json")
     for name in (*labelled, "confusion_matrix.png"):
         run.file(name).unlink()
-    runs.write_json(run.file(runs.SCORES), {"train_seconds": 5.0})
+    write_json(run.file(SCORES), {"train_seconds": 5.0})
     text = read(run).text
     assert "Not there yet" not in text
     assert "not measured: the data set has no labels" in text
@@ -361,7 +361,7 @@ def test_without_labels_there_is_nothing_to_probe(run: Run):
 def test_a_damaged_figure_is_a_missing_one(run: Run):
     run.file("views.png").write_bytes(b"nothing")
     page = read(run)
-    assert len(page.figures()) == len(runs.FIGURES) - 1
+    assert len(page.figures()) == len(FIGURES) - 1
     assert "figures (views.png)" in page.text and f"crlf draw {run.path}" in page.text
 
 

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from tiny_run import CIFAR, HOSTILE, fake_run, pictures
 
-from crlf import runs
-from crlf.figures.maps import maps
-from crlf.report import report
-from crlf.runs import Run
-from crlf.thumbnails import sample
+from crlf.data.thumbnails import sample
+from crlf.runs.files import write_json
+from crlf.runs.run import REPORT, Run
+from crlf.visualization.figures.projections import maps
+from crlf.visualization.report import report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -50,7 +50,7 @@ class Visit:
         self.page.on("console", lambda said: self.complaints.append(said.text) if said.type != "info" else None)
         self.page.on("dialog", lambda dialog: (self.complaints.append("dialog"), dialog.dismiss()))
         self.page.set_default_timeout(20_000)
-        self.page.goto(run.file(runs.REPORT).as_uri())
+        self.page.goto(run.file(REPORT).as_uri())
         self.page.wait_for_selector("html[data-ready=yes]")
         self.page.wait_for_timeout(150)  # the plots are laid out once more when their width is known
 
@@ -97,7 +97,7 @@ def visit(browser: Any, run: Run) -> Visit:
 
 
 def test_it_loads_without_a_request_or_a_complaint(visit: Visit, run: Run):
-    assert [url for url in visit.requests if not url.startswith("data:")] == [run.file(runs.REPORT).as_uri()]
+    assert [url for url in visit.requests if not url.startswith("data:")] == [run.file(REPORT).as_uri()]
     assert visit.complaints == []
     assert visit.page.locator("#map-plot canvas, #map-plot .bk-Figure").count() >= 1
 
@@ -214,7 +214,7 @@ def test_it_fits_a_phone_by_day_and_when_night_falls(browser: Any, run: Run):
 
 def test_hostile_names_are_text(browser: Any, tmp_path: Path):
     run = fake_run(tmp_path, HOSTILE, n=30, side=32)
-    runs.write_json(run.file("test_ids.json"), [f"<img src=x onerror=alert({i})>.png" for i in range(30)])
+    write_json(run.file("test_ids.json"), [f"<img src=x onerror=alert({i})>.png" for i in range(30)])
     maps(run)
     report(run)
     visit = Visit(browser, run)
@@ -243,11 +243,9 @@ def test_without_labels_there_are_clusters(browser: Any, tmp_path: Path):
 
 def test_the_check_sees_complaints_and_requests(browser: Any, run: Run, tmp_path: Path):
     """What would be wrong is noticed: an image from elsewhere, and a script that the policy does not know."""
-    html = run.file(runs.REPORT).read_text(encoding="utf-8")
+    html = run.file(REPORT).read_text(encoding="utf-8")
     bad = Run(tmp_path)
-    bad.file(runs.REPORT).write_text(
-        html.replace("<main>", "<main><img src='x.png'><script>document.title = 1</script>")
-    )
+    bad.file(REPORT).write_text(html.replace("<main>", "<main><img src='x.png'><script>document.title = 1</script>"))
     visit = Visit(browser, bad)
     assert sum("Content Security Policy" in text for text in visit.complaints) == 2
     assert visit.page.title() != "1"

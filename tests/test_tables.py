@@ -17,9 +17,10 @@ import torch
 from tiny_images import encoded, pixels
 
 from crlf import cli, data
-from crlf.data import ImageSettings, decoded, tables
-from crlf.data.decode import decode
-from crlf.data.shards import look_at
+from crlf.data import ImageSettings
+from crlf.data.files import decode_cache, tables
+from crlf.data.files.decode import decode
+from crlf.data.files.shards import look_at
 from crlf.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -118,7 +119,7 @@ def test_shards_follow_each_other_by_name(tmp_path: Path):
 def test_a_second_load_decodes_nothing_and_a_changed_table_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = parquet(tmp_path / "a.parquet", {"image": STRUCTS})
     calls: list[int] = []
-    monkeypatch.setattr(decoded, "decode", lambda *arguments: calls.append(1) or decode(*arguments))
+    monkeypatch.setattr(decode_cache, "decode", lambda *arguments: calls.append(1) or decode(*arguments))
     load(path)
     assert len(calls) == 40
     load(path)
@@ -129,7 +130,7 @@ def test_a_second_load_decodes_nothing_and_a_changed_table_all(tmp_path: Path, m
 
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = parquet(tmp_path / "a.parquet", {"image": STRUCTS}, row_group_size=7)
-    monkeypatch.setattr(decoded, "BATCH", 8)
+    monkeypatch.setattr(decode_cache, "BATCH", 8)
     calls: list[int] = []
 
     def dying(*arguments: Any) -> np.ndarray:
@@ -139,11 +140,11 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return decode(*arguments)
 
     with monkeypatch.context() as killing:
-        killing.setattr(decoded, "decode", dying)
+        killing.setattr(decode_cache, "decode", dying)
         with pytest.raises(KeyboardInterrupt):
             load(path)
     calls.clear()
-    monkeypatch.setattr(decoded, "decode", lambda *arguments: calls.append(1) or decode(*arguments))
+    monkeypatch.setattr(decode_cache, "decode", lambda *arguments: calls.append(1) or decode(*arguments))
     assert images_of(load(path)[0]) == FILES and len(calls) == 24
 
 
@@ -200,7 +201,7 @@ def test_a_subset_decodes_no_more_than_it_needs(tmp_path: Path, monkeypatch: pyt
     parquet(tmp_path / "train.parquet", {"image": STRUCTS[:30], "label": LABELS[:30]})
     parquet(tmp_path / "test.parquet", {"image": STRUCTS[30:], "label": LABELS[30:]})
     calls: list[int] = []
-    monkeypatch.setattr(decoded, "decode", lambda *arguments: calls.append(1) or decode(*arguments))
+    monkeypatch.setattr(decode_cache, "decode", lambda *arguments: calls.append(1) or decode(*arguments))
     train, test = load(tmp_path, subset=6)
     assert images_of(train) == FILES[:6] and images_of(test) == FILES[30:36] and len(calls) == 12
     assert torch.equal(load(tmp_path)[0].first(6).images, train.images)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import crlf
-from crlf import cli, runs, tracking
+from crlf import cli
 from crlf.recipe import Recipe
-from crlf.runs import Run
+from crlf.runs.run import ENCODER, LOSS, RECIPE, Run, claim
+from crlf.training import trackers
 
 TINY = Recipe(data="shapes", subset=128, batch_size=64, views=2, epochs=2)
 
@@ -46,7 +47,7 @@ def test_tensorboard_holds_the_log_and_the_training_is_the_same_bits(plain: Run,
     assert set(found) == set(expected) and {"loss", "lr", "seconds", "epoch"} <= set(found)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)  # TensorBoard keeps float32
-    for name in (runs.LOSS, runs.ENCODER, runs.RECIPE):
+    for name in (LOSS, ENCODER, RECIPE):
         assert run.file(name).read_bytes() == plain.file(name).read_bytes(), name
 
 
@@ -55,13 +56,13 @@ def rows(run: Run, *steps: int) -> list[dict]:
 
 
 def empty(folder: Path) -> Run:
-    return runs.claim(folder, TINY.to_dict(), resume=False, overwrite=False)
+    return claim(folder, TINY.to_dict(), resume=False, overwrite=False)
 
 
 def test_a_resumed_run_goes_on_in_tensorboard(tmp_path: Path):
     run = empty(tmp_path / "run")
     for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # killed after step 3, with a checkpoint of step 2
-        with tracking.tracked("tensorboard", run, done) as send:
+        with trackers.tracked("tensorboard", run, done) as send:
             for row in rows(run, *steps):
                 send(row)
     found = in_tensorboard(run)
@@ -76,7 +77,7 @@ def test_mlflow_holds_the_log_in_a_local_file_and_a_resumed_run_goes_on(tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of SQLAlchemy, within MLflow
         for done, steps in ((0, (1, 2)), (2, (3,))):
-            with tracking.tracked("mlflow", run, done) as send:
+            with trackers.tracked("mlflow", run, done) as send:
                 for row in rows(run, *steps):
                     send(row)
         from mlflow import MlflowClient
@@ -115,10 +116,10 @@ def test_wandb_is_offline_unless_its_own_variable_says_otherwise(tmp_path: Path,
     seen = []
     for mode in (None, "online"):
         monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
-        monkeypatch.setattr(tracking, "require", lambda *words: None)
+        monkeypatch.setattr(trackers, "require", lambda *words: None)
         if mode:
             monkeypatch.setenv("WANDB_MODE", mode)
-        with tracking.tracked("wandb", run, 0) as send:
+        with trackers.tracked("wandb", run, 0) as send:
             send(rows(run, 2)[0])
         assert fake.rows == [({"loss": 0.5, "seconds": 2.0}, 2)] and fake.finished == 1
         seen.append(fake.settings)
@@ -127,7 +128,7 @@ def test_wandb_is_offline_unless_its_own_variable_says_otherwise(tmp_path: Path,
     assert seen[0]["dir"] == str(run.path) and seen[0]["config"] == run.recipe
 
 
-@pytest.mark.parametrize("tracker", [name for name in tracking.TRACKERS if name != "none"])
+@pytest.mark.parametrize("tracker", [name for name in trackers.TRACKERS if name != "none"])
 def test_without_the_library(tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setitem(sys.modules, tracker, None)
     arguments = ["pretrain", "--data", "shapes", "--out", str(tmp_path / "run"), "--track", tracker]
@@ -140,4 +141,4 @@ def test_a_tracker_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: py
     run = empty(tmp_path / "run")
     run.file("tensorboard").touch()  # where its folder should be
     with pytest.raises(crlf.InputError, match=r"^--track tensorboard cannot start: "):
-        tracking.tracked("tensorboard", run, 0).__enter__()
+        trackers.tracked("tensorboard", run, 0).__enter__()

@@ -15,19 +15,20 @@ import pytest
 import torch
 
 import crlf
-from crlf import data, runs
-from crlf.embeddings import embed_images, load_encoder
+from crlf import data
+from crlf.data.loader import epoch_order
+from crlf.embedding.embed import embed_images, load_encoder
 from crlf.errors import InputError
-from crlf.interrupts import Interrupted
 from crlf.methods import METHODS
 from crlf.recipe import Recipe
-from crlf.training import epoch_order
+from crlf.runs.run import CHECKPOINT, ENCODER
+from crlf.runtime.interrupts import Interrupted
 
 TINY = Recipe(data="shapes", subset=192, batch_size=64, epochs=2)  # three steps an epoch
 
 
 def weights(run: crlf.Run) -> dict[str, torch.Tensor]:
-    return run.tensors(runs.ENCODER)
+    return run.tensors(ENCODER)
 
 
 def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -51,7 +52,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act, method: str = "simc
         return (act(loss) if count[0] == step + 1 else loss), stats
 
     monkeypatch.setattr(kind, "loss", planted)
-    monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)  # its trial is not counted
+    monkeypatch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)  # its trial is not counted
 
 
 def interrupt(loss: torch.Tensor, number: int = signal.SIGINT) -> torch.Tensor:
@@ -103,9 +104,9 @@ def test_labels_play_no_part(straight: crlf.Run, tmp_path: Path, monkeypatch: py
         other = data.ImageSet(train.images, labels, train.classes, train.ids)
         monkeypatch.setitem(data.SOURCES, "shapes", lambda data_dir, other=other: (other, test))
         run = crlf.pretrain(TINY, out=tmp_path / name, device="cpu")
-        for file in (runs.ENCODER, "loss.npy", "views.npy"):
+        for file in (ENCODER, "loss.npy", "views.npy"):
             assert run.file(file).read_bytes() == straight.file(file).read_bytes(), (name, file)
-        assert same_bits(run.tensors(runs.CHECKPOINT)["method"], straight.tensors(runs.CHECKPOINT)["method"])
+        assert same_bits(run.tensors(CHECKPOINT)["method"], straight.tensors(CHECKPOINT)["method"])
         accuracies.append([row["knn_accuracy"] for row in run.log() if "knn_accuracy" in row])
     assert accuracies[0] and not accuracies[1] and accuracies[2] and accuracies[0] != accuracies[2]
 
@@ -118,7 +119,7 @@ def test_a_resumed_run_equals_a_straight_one(straight, tmp_path, monkeypatch, st
         with pytest.raises(Interrupted, match=f"after step {step + 1} of 6") as stopped:
             crlf.pretrain(TINY, out=tmp_path, device="cpu")
     assert stopped.value.exit_code == code
-    assert not (tmp_path / runs.ENCODER).exists()
+    assert not (tmp_path / ENCODER).exists()
     run = crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
     assert run.file("loss.npy").read_bytes() == straight.file("loss.npy").read_bytes()
     assert same_bits(weights(run), weights(straight))
@@ -157,7 +158,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
     with pytest.raises(InputError, match=r"loss of step 5 is (nan|inf): likely a learning rate") as stopped:
         crlf.pretrain(TINY, out=tmp_path, device="cpu")
     assert "\n" not in str(stopped.value)
-    saved = crlf.Run(tmp_path).tensors(runs.CHECKPOINT)
+    saved = crlf.Run(tmp_path).tensors(CHECKPOINT)
     assert saved["step"] == 3 and all(v.isfinite().all() for v in saved["method"].values())
 
 
@@ -235,7 +236,7 @@ def test_a_disk_that_fills_while_it_runs_keeps_the_last_checkpoint(tmp_path: Pat
 
     monkeypatch.setattr(os, "fsync", full)
     refused("checkpoint.pt' cannot be written: No space left on device", out=tmp_path)
-    assert crlf.Run(tmp_path).tensors(runs.CHECKPOINT)["step"] == 3
+    assert crlf.Run(tmp_path).tensors(CHECKPOINT)["step"] == 3
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]  # no half-written file
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from crlf.errors import InputError
-from crlf.views import (
+from crlf.augmentation import (
     Parameters,
     Views,
     ViewSettings,
@@ -24,6 +23,7 @@ from crlf.views import (
     normalise,
     resize_matrix,
 )
+from crlf.errors import InputError
 
 PLAIN = ViewSettings(resolution=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), blur=1.0, blur_kernel=5)
 TIGHT = {"atol": 2e-5, "rtol": 0}  # for pixels in 0..1: a two-hundredth of a grey level, float32 rounding

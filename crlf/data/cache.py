@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from crlf.data.fetch import say
+from crlf.text import say
 
 try:
     import fcntl
