@@ -96,7 +96,7 @@ def whitened(channels: int, size: int, regions: int) -> nn.Module:
 
 def whiten(network: CNN) -> CNN:
     """Let the first convolution begin as the whitened principal components of 3 x 3 patches and their negatives."""
-    convolution: nn.Conv2d = network.stages[0][0]  # type: ignore[index, assignment]
+    convolution: nn.Conv2d = network.stages[0][0]  # type: ignore[index]
     if convolution.weight.is_meta:
         return network  # built to see its shapes alone
     axes, variance = patch_components()

@@ -22,10 +22,10 @@ from crlf.recipe import RECIPES, Recipe
 from crlf.runs.run import Run
 from crlf.runtime.devices import autocast, describe, pick_device, wait_for
 from crlf.runtime.seeding import generator
-from crlf.training.compile import compiled
-from crlf.training.loop import train
+from crlf.training.compile import GRAPHS, compiled
+from crlf.training.graphs import Replayed, replayed
+from crlf.training.loop import Step, train
 from crlf.training.state import State
-from crlf.training.step import Step, replayed
 
 SIDE = 8192  # of the square matrices whose product measures the peak
 
@@ -80,11 +80,12 @@ def compare(recipe: Recipe, device: torch.device, steps: int, rounds: int, peak:
         return state.seconds - state.first_step
 
     ready = Views(recipe.augmentation)(images[:batch].to(device), generator(device, "bench"), recipe.views)
-    with bare_network(bare, recipe, ready.chunk(recipe.views), steps - 1) as network:
+    warm = Replayed.warm if recipe.compile in GRAPHS else Step.warm * (recipe.compile != "none")
+    with bare_network(bare, recipe, ready.chunk(recipe.views), steps - warm) as network:
         seconds = each_in_turn({"CRLF's loop": whole, "bare network": network}, rounds)
     height, width = ready.shape[2:]
     flops = recipe.views * training_flops(state.method, recipe.views, 3, height, width)
-    count = (steps - 1) * batch  # the first step of each epoch records the graph, or compiles
+    count = (steps - warm) * batch  # the first steps of each epoch compile, or record the graph
     return [
         {
             "device": describe(device),
@@ -112,15 +113,13 @@ class Ready(Views):
 
 
 @contextlib.contextmanager
-def bare_network(
-    state: State, recipe: Recipe, ready: Sequence[Tensor], steps: int
-) -> Iterator[Callable[[], float]]:
+def bare_network(state: State, recipe: Recipe, ready: Sequence[Tensor], steps: int) -> Iterator[Callable[[], float]]:
     """Gives a function that takes so many steps on views that are there, and returns their seconds."""
     make_view = Ready(recipe, ready)
     step = Step(recipe, state.method.train(), state.optimizers, make_view, state.device)
     nothing = torch.zeros(1, device=state.device)
     with compiled(state.method, make_view, recipe.compile):
-        take = replayed(step, state.method, recipe.compile, state.device)
+        take = replayed(step, recipe.compile, state.device)
 
         def run() -> float:
             wait_for(state.device)

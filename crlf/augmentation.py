@@ -26,6 +26,7 @@ from torch import Tensor
 from crlf.errors import InputError
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, with torchvision's digits
+NUMBERS = 35  # uniform ones in a view, drawn in one call: a small one costs as much
 CONTRAST = 1  # its place among the four colour steps
 
 
@@ -109,30 +110,35 @@ class Views:
         """
         return self.apply(images, draw(images.shape, self.settings, generator, count), self.settings)
 
-    def of_part(
-        self, images: Tensor, views: int, generator: torch.Generator, batch: int, part: range
-    ) -> tuple[Tensor, ...]:
+    def numbers(self, batch: int, views: int, generator: torch.Generator) -> Tensor:
+        """All that is random in so many views of each image of a batch: float (NUMBERS, B V), uniform in 0..1."""
+        return torch.rand(NUMBERS, batch * views, generator=generator, device=generator.device)
+
+    def of_part(self, images: Tensor, views: int, numbers: Tensor, batch: int, part: range) -> tuple[Tensor, ...]:
         """Several views of the images of a part of a batch: those that the whole batch would get, but for rounding.
 
         Args:
             images: uint8 (R, C, H, W), the part's.
-            batch: B, the images in the whole batch, for which the parameters are drawn.
+            numbers: `numbers` of the whole batch, on the images' device.
+            batch: B, the images in the whole batch.
             part: which of them these R are.
 
         Returns:
             So many views, each float32 (R, C, h, w).
         """
-        drawn = draw(torch.Size((batch, *images.shape[1:])), self.settings, generator, views)
+        drawn = parameters(torch.Size((batch, *images.shape[1:])), self.settings, numbers)
         own = slice(views * part.start, views * part.stop)
         return self.apply(images, Parameters(*(values[own] for values in drawn)), self.settings).chunk(views)
 
 
 def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator, count: int = 1) -> Parameters:
     """Draw the parameters of V = count views for each image of a batch of this shape (B, C, H, W)."""
-    s = settings
-    u = torch.rand(
-        35, shape[0] * count, generator=generator, device=generator.device
-    )  # one call: a small one costs as much
+    numbers = torch.rand(NUMBERS, shape[0] * count, generator=generator, device=generator.device)
+    return parameters(shape, settings, numbers)
+
+
+def parameters(shape: torch.Size, s: ViewSettings, u: Tensor) -> Parameters:
+    """What uniform numbers (NUMBERS, B V) mean for the views of a batch of this shape (B, C, H, W)."""
     flip, jitter, gray, blur, sigma = u[22:27]
     bounds = [(max(0.0, 1 - strength), 1 + strength) for strength in (s.brightness, s.contrast, s.saturation)]
     low, high = (constants(ends, u)[:, None] for ends in zip(*bounds, (-s.hue, s.hue), strict=True))  # (4, 1)

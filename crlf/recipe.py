@@ -62,8 +62,8 @@ class Recipe:
     """Of the network's products in training: float32, bf16, or auto for bf16 where the device is faster with it.
     Weights, losses and statistics are float32 in any case, and so is what is embedded."""
     compile: str = "none"
-    """Compile views, network and loss (torch.compile): none, kernels, or graphs for CUDA graphs too. The first step
-    then takes long: it pays in long runs."""
+    """How a step is sped up: none; graphs replays it as one CUDA graph (NVIDIA, one process); kernels fuses views,
+    network and loss by torch.compile, whose first step takes long; all does both."""
     stop_on_collapse: bool = False
     """End the run when its features collapse; without it a warning says so."""
     images: ImageSettings = field(default_factory=ImageSettings)
@@ -190,12 +190,12 @@ RECIPES: dict[str, Recipe] = {
     ),
     # Planned on paper for a GPU, and not measured: docs/speedrun.md.
     "speedrun-knn90": Recipe(
-        encoder="resnet18", epochs=100, batch_size=512, views=4, compile="graphs",
+        encoder="resnet18", epochs=100, batch_size=512, views=4, compile="all",
         augmentation=ViewSettings(grayscale=0.1), embedding=EmbeddingSettings(regions=1, mirror=True),
         head=SimCLRSettings(temperature=0.2, hidden=512),
     ),
     "r18-best": Recipe(
-        method="mocov3", encoder="resnet18", epochs=400, batch_size=512, views=4, compile="graphs",
+        method="mocov3", encoder="resnet18", epochs=400, batch_size=512, views=4, compile="all",
         augmentation=ViewSettings(resolution=1.0, grayscale=0.1), optim=OptimSettings(weight_decay=0.01),
     ),
     "simclr-r50": published(

@@ -15,13 +15,30 @@ from crlf.runtime.devices import pick_device
 SHARES: dict[str, float | None] = {"look": 10, "smoke": 20, "speed": 60, "record": 240, "search": 160, "long": None}
 
 
-def part(name: str, share: float | None, out: Path, state: Path, earlier: Path | None, device: str, sizes: str, seeds: tuple[int, ...]) -> Part:
+def part(
+    name: str,
+    share: float | None,
+    out: Path,
+    state: Path,
+    earlier: Path | None,
+    device: str,
+    sizes: str,
+    seeds: tuple[int, ...],
+) -> Part:
     """The part of this name, ready to be run."""
     return Part(name, share, functools.partial(work, name, out, state, earlier, device, sizes, seeds))
 
 
 def work(
-    name: str, out: Path, state: Path, earlier: Path | None, device: str, sizes: str, seeds: tuple[int, ...], seconds: float, emit: Emit
+    name: str,
+    out: Path,
+    state: Path,
+    earlier: Path | None,
+    device: str,
+    sizes: str,
+    seeds: tuple[int, ...],
+    seconds: float,
+    emit: Emit,
 ) -> None:
     clock = Clock(seconds)
     torch.backends.cudnn.benchmark = True  # sizes stay the same for thousands of steps

@@ -107,4 +107,3 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
         return json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError, KeyError):
         return []
-

@@ -35,5 +35,7 @@ def ridge(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor
     x, z = (((rows - mean) / scale).double() for rows in (train, test))
     target = F.one_hot(train_labels).double()
     gram = x.T @ x / len(x)
-    weights = torch.linalg.solve(gram + penalty * torch.eye(len(gram), device=x.device), x.T @ (target - target.mean(0)) / len(x))
+    weights = torch.linalg.solve(
+        gram + penalty * torch.eye(len(gram), device=x.device), x.T @ (target - target.mean(0)) / len(x)
+    )
     return ((z @ weights + target.mean(0)).argmax(dim=1) == test_labels).double().mean().item()

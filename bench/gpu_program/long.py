@@ -44,7 +44,9 @@ def measure(c: Context) -> None:
     c.emit({"table": "run", "began": source, "this_call_seconds": time.monotonic() - began, "ended": ended, **kept})
     for row in rows:
         if "knn_accuracy" in row:
-            c.emit({"table": "curve", "epoch": row["epoch"], "loss": row["loss"], "knn_train_%": 100 * row["knn_accuracy"]})
+            c.emit(
+                {"table": "curve", "epoch": row["epoch"], "loss": row["loss"], "knn_train_%": 100 * row["knn_accuracy"]}
+            )
     if (run_folder / ENCODER).is_file():
         score(c, run_folder)
     else:
@@ -53,7 +55,9 @@ def measure(c: Context) -> None:
 
 def planned(c: Context) -> Recipe:
     mode = c.fastest("resnet18", "graphs" if c.device.type == "cuda" else "none")
-    recipe = dataclasses.replace(RECIPES["r18-best"], compile=mode, data=c.sizes.data, subset=c.sizes.subset, **c.sizes.long)
+    recipe = dataclasses.replace(
+        RECIPES["r18-best"], compile=mode, data=c.sizes.data, subset=c.sizes.subset, **c.sizes.long
+    )
     return dataclasses.replace(recipe, compile="none") if c.device.type == "cpu" else recipe
 
 
@@ -73,4 +77,6 @@ def score(c: Context, folder: Path) -> None:
     crlf.embed(folder, device=c.device.type)
     scores: dict[str, Any] = crlf.probe(folder)
     kept = ("linear_accuracy", "knn_accuracy", "epochs", "train_seconds", "pflop", "views_seen")
-    c.emit({"table": "result", **{k: scores[k] for k in kept if k in scores}, "scoring_seconds": time.monotonic() - start})
+    c.emit(
+        {"table": "result", **{k: scores[k] for k in kept if k in scores}, "scoring_seconds": time.monotonic() - start}
+    )

@@ -25,9 +25,17 @@ def measure(c: Context) -> None:
         free, total = torch.cuda.mem_get_info(c.device)
         row |= {"memory_GB": total / 1e9, "free_GB": free / 1e9, "CUDA": torch.version.cuda}
         if total - free > BUSY * total:
-            row["surprise"] = f"others hold {(total - free) / 1e9:.1f} of the GPU's {total / 1e9:.1f} GB: timings may be off"
+            row["surprise"] = (
+                f"others hold {(total - free) / 1e9:.1f} of the GPU's {total / 1e9:.1f} GB: timings may be off"
+            )
     c.emit(row)
-    c.emit({"table": "limits", "what": "bf16 products, TFLOPS", "value": products_a_second(c.device, c.sizes.matrix) / 1e12})
+    c.emit(
+        {
+            "table": "limits",
+            "what": "bf16 products, TFLOPS",
+            "value": products_a_second(c.device, c.sizes.matrix) / 1e12,
+        }
+    )
     if c.device.type == "cuda":
         c.emit({"table": "limits", "what": "copy, read and written, TB/s", "value": copied_a_second(c.device) / 1e12})
 

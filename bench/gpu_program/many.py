@@ -14,6 +14,8 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
+from crlf.training.graphs import replayed
+from crlf.training.loop import Step
 from torch import Tensor
 
 from bench.gpu_program import knn
@@ -27,7 +29,6 @@ from crlf.recipe import Recipe
 from crlf.runtime.devices import wait_for
 from crlf.runtime.seeding import generator
 from crlf.training.state import State
-from crlf.training.step import Step, replayed
 
 PROBED = 15_000  # training images that the probes see
 STREAMS = 4
@@ -54,7 +55,7 @@ class Training:
         self.make_view = Views(recipe.augmentation)
         step = Step(recipe, self.state.method.train(), self.state.optimizers, self.make_view, device)
         mode = recipe.compile if device.type == "cuda" else "none"
-        self.take = replayed(step, self.state.method, mode, device)
+        self.take = replayed(step, mode, device)
         side = view_size(data.images.shape[2], recipe.augmentation)
         a_view = training_flops(self.state.method, recipe.views, data.images.shape[1], side, side)
         self.a_step = a_view * recipe.views * recipe.batch_size
@@ -109,7 +110,8 @@ def in_streams(
     jobs: Sequence[Job], train: ImageSet, held: ImageSet, device: torch.device, width: int = STREAMS
 ) -> Found:
     """A few runs at a time, each on a stream of its own, a step of each in turn; on a CPU there are no streams."""
-    waiting, running = list(reversed(jobs)), []
+    waiting = list(reversed(jobs))
+    running: list[tuple[Training, torch.cuda.Stream | None, float]] = []
     while waiting or running:
         while waiting and len(running) < width:
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -203,7 +205,9 @@ def stacked(job: Job, train: ImageSet, device: torch.device, steps: int, width: 
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             h = torch.func.functional_call(model.encoder, (own(weights, "encoder."), own(statistics, "encoder.")), x)
             z = torch.func.functional_call(
-                model.projector, (own(weights, "projector."), own(statistics, "projector.")), h  # type: ignore[arg-type]
+                model.projector,
+                (own(weights, "projector."), own(statistics, "projector.")),
+                h,  # type: ignore[arg-type]
             )
         z = torch.nn.functional.normalize(z.float(), dim=1)
         return torch.logsumexp(z @ z.T / 0.2, dim=1).mean()

@@ -53,7 +53,11 @@ class Results:
 
     def end(self, part: str, state: str, seconds: float, error: str = "") -> None:
         """Note how a part ended: done, failed, killed or skipped."""
-        self.found["parts"][part] = {"state": state, "seconds": round(seconds, 2), **({"error": error} if error else {})}
+        self.found["parts"][part] = {
+            "state": state,
+            "seconds": round(seconds, 2),
+            **({"error": error} if error else {}),
+        }
         self.write()
 
     def write(self) -> None:

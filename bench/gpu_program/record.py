@@ -65,7 +65,9 @@ class Look:
         self.c.emit({"table": "curve", **row})
         for floor, least in FLOORS.items():
             if self.c.sizes.data == "cifar10" and floor <= share < floor + 1.5 / LOOKS and found < least:
-                raise Cut(f"kNN among training images is {100 * found:.1f} % after {share:.0%} of the run, below {100 * least:.0f} %")
+                raise Cut(
+                    f"kNN among training images is {100 * found:.1f} % after {share:.0%} of the run, below {100 * least:.0f} %"
+                )
         if self.c.clock.left() < ENDING / 5:
             raise Cut("no time is left")
         return {"knn_accuracy": found}
@@ -120,7 +122,9 @@ def attempt(c: Context, seed: int, budget: float) -> dict[str, Any]:
 def planned(c: Context, seed: int, budget: float) -> Recipe:
     """The recipe, in as many epochs as it names; by the clock where these do not fit in the seconds."""
     mode = c.fastest("resnet18", "graphs" if c.device.type == "cuda" else "none")
-    recipe = dataclasses.replace(RECIPES["speedrun-knn90"], seed=seed, compile=mode, data=c.sizes.data, subset=c.sizes.subset)
+    recipe = dataclasses.replace(
+        RECIPES["speedrun-knn90"], seed=seed, compile=mode, data=c.sizes.data, subset=c.sizes.subset
+    )
     recipe = dataclasses.replace(recipe, **c.sizes.record)
     if c.device.type == "cpu":
         recipe = dataclasses.replace(recipe, compile="none")
@@ -135,7 +139,9 @@ def planned(c: Context, seed: int, budget: float) -> Recipe:
 def tested(folder: Path) -> float:
     """kNN accuracy on the test images, of a run's embeddings."""
     run = crlf.Run(folder)
-    train_emb, train_lbl, test_emb, test_lbl = (run.array(f"{s}_{what}.npy") for s in ("train", "test") for what in ("emb", "lbl"))
+    train_emb, train_lbl, test_emb, test_lbl = (
+        run.array(f"{s}_{what}.npy") for s in ("train", "test") for what in ("emb", "lbl")
+    )
     return float((knn_predict(train_emb, train_lbl, test_emb, HEADLINE) == test_lbl).mean())
 
 

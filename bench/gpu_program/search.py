@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from bench.ablation import norm_before_pool, whiten
 from bench.gpu_program import many
@@ -28,7 +29,6 @@ from crlf.encoders import CNN, ENCODERS
 from crlf.methods.simclr import SimCLRSettings
 from crlf.optim import OptimSettings
 from crlf.recipe import RECIPES, Recipe
-from torch import nn
 
 SHARES = (0.1, 0.3, 1.0)  # of the longest run, a rung each
 KEPT = 3  # one of so many goes on
@@ -70,7 +70,9 @@ def measure(c: Context) -> None:
             halve(c, encoder, longest, train, held, max(2.0, until))
         except Exception as error:  # the other network's search goes on
             traceback.print_exc()
-            c.emit({"table": f"{encoder} failed", "error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"})
+            c.emit(
+                {"table": f"{encoder} failed", "error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            )
 
 
 def parted(data: str, count: int, subset: int = 0) -> tuple[ImageSet, ImageSet]:
@@ -79,7 +81,9 @@ def parted(data: str, count: int, subset: int = 0) -> tuple[ImageSet, ImageSet]:
     assert whole.labels is not None
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(42))
     rest, held = (
-        dataclasses.replace(whole, images=whole.images[r], labels=whole.labels[r], ids=[whole.ids[i] for i in r.tolist()])
+        dataclasses.replace(
+            whole, images=whole.images[r], labels=whole.labels[r], ids=[whole.ids[i] for i in r.tolist()]
+        )
         for r in (order[count:], order[:count])
     )
     return rest, held

@@ -52,7 +52,16 @@ def loop(c: Context, encoder: str, batch: int, mode: str, peak: float) -> None:
             torch.cuda.reset_peak_memory_stats(c.device)
         rows = compare(recipe_of(c, encoder, batch, mode), c.device, c.sizes.steps, c.sizes.rounds, peak)
     except torch.OutOfMemoryError:
-        c.emit({"table": "loop", "encoder": encoder, "compile": mode, "batch": batch, "what": "out of memory", "images_a_second": 0.0})
+        c.emit(
+            {
+                "table": "loop",
+                "encoder": encoder,
+                "compile": mode,
+                "batch": batch,
+                "what": "out of memory",
+                "images_a_second": 0.0,
+            }
+        )
         torch.cuda.empty_cache()
         if batch >= 64:
             loop(c, encoder, batch // 2, mode, peak)
@@ -63,7 +72,12 @@ def loop(c: Context, encoder: str, batch: int, mode: str, peak: float) -> None:
         c.emit({"table": "failed", "encoder": encoder, "compile": mode, "batch": batch, "error": said})
         return
     for row in rows:
-        named = {"table": "loop", "encoder": encoder, "compile": mode, **{k: v for k, v in row.items() if k != "device"}}
+        named = {
+            "table": "loop",
+            "encoder": encoder,
+            "compile": mode,
+            **{k: v for k, v in row.items() if k != "device"},
+        }
         if c.device.type == "cuda":
             named["peak_GB"] = torch.cuda.max_memory_allocated(c.device) / 1e9
         if row["what"] == "CRLF's loop" and 1 / row["of_bare"] < LEAST_OF_BARE:
@@ -79,7 +93,14 @@ def step_by_stage(c: Context, encoder: str, batch: int) -> None:
         found = stages(recipe_of(c, encoder, batch, "none"), c.device, c.sizes.steps)
     except Exception as error:
         traceback.print_exc()
-        c.emit({"table": "failed", "encoder": encoder, "batch": batch, "error": f"{type(error).__name__}: {str(error)[:200]}"})
+        c.emit(
+            {
+                "table": "failed",
+                "encoder": encoder,
+                "batch": batch,
+                "error": f"{type(error).__name__}: {str(error)[:200]}",
+            }
+        )
         return
     row: dict[str, Any] = {"table": "stages", "encoder": encoder, "batch": batch, **found}
     share = found["views_ms"] / sum(found.values())
@@ -100,4 +121,9 @@ def profiled(c: Context, encoder: str) -> None:
         stages(recipe, c.device, 3)
         wait_for(c.device)
     key = "self_cuda_time_total" if cuda else "self_cpu_time_total"
-    c.emit({"table": "profile", "text": f"\n{encoder}\n{found.key_averages().table(sort_by=key, row_limit=LARGEST, max_name_column_width=60)}"})
+    c.emit(
+        {
+            "table": "profile",
+            "text": f"\n{encoder}\n{found.key_averages().table(sort_by=key, row_limit=LARGEST, max_name_column_width=60)}",
+        }
+    )

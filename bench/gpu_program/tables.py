@@ -23,4 +23,3 @@ def text(found: dict[str, Any]) -> str:
     surprises = [row["surprise"] for row in rows if "surprise" in row]
     texts = [row["text"] for row in rows if "text" in row]
     return "\n".join([*lines, *(["", "Surprises", *surprises] if surprises else []), *texts])
-

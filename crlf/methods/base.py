@@ -306,9 +306,9 @@ class Target(nn.Module):
     def follow(self, *networks: nn.Module, progress: float) -> None:
         """weights <- momentum weights + (1 - momentum) those of the networks, after a share of the steps."""
         momentum = cosine_momentum(progress, self.start, self.end)
-        theirs = nn.Sequential(*networks).parameters()
-        for mine, other in zip(self.networks.parameters(), theirs, strict=True):
-            mine.lerp_(other, 1 - momentum)
+        mine: list[Tensor] = list(self.networks.parameters())
+        theirs: list[Tensor] = list(nn.Sequential(*networks).parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - momentum)
 
 
 class Queue(nn.Module):

@@ -15,7 +15,7 @@ from crlf.errors import InputError, unknown
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bf16")
-MODES = {"none": None, "kernels": "default", "graphs": "reduce-overhead"}  # of torch.compile: ours, and torch's name
+MODES = ("none", "graphs", "kernels", "all")  # of compiling a step
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 
-LOG_EVERY = 20  # steps
+from crlf.recipe import Recipe
+from crlf.runtime import distributed
+
+LOG_EVERY = 20  # steps, at least
+LOG_LINES = 500  # of a run that is known to be long, beside those of its epochs: each waits for the device
 LOOK_EVERY = 1.0  # seconds between two looks at the clock
 WINDOW = 8  # looks whose mean is the pace
 
@@ -15,6 +19,7 @@ class BySteps:
 
     def __init__(self, total: int):
         self.total = total
+        self.every = max(LOG_EVERY, total // LOG_LINES)
 
     def over(self, step: int) -> bool:
         return step >= self.total
@@ -29,7 +34,7 @@ class BySteps:
 
     def due(self, step: int) -> bool:
         """Whether to read the losses, and so to wait for the device, after so many steps."""
-        return step % LOG_EVERY == 0
+        return step % self.every == 0
 
     def look(self, step: int, seconds: float) -> None:
         """Learn how many seconds of training the steps so far took."""
@@ -91,3 +96,20 @@ class ByClock:
 
     def left(self, step: int, seconds: float) -> float:
         return max(0.0, self.budget - seconds)
+
+
+Course = BySteps | ByClock
+
+
+def course_of(recipe: Recipe, steps: int, step: int, share: float, seconds: float, started: float | None) -> Course:
+    """How far a run is to go: as many minutes as its recipe says, or as many epochs of so many steps.
+
+    Args:
+        step, share, seconds: what a resumed run has done.
+        started: when the run did, on the clock of `time.perf_counter`; a time budget counts from then.
+    """
+    if not recipe.minutes:
+        return BySteps(recipe.epochs * steps)
+    startup = 0.0 if started is None else time.perf_counter() - started
+    [startup] = distributed.highest(startup)
+    return ByClock(60 * recipe.minutes - startup, step, share, seconds)

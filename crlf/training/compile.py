@@ -15,15 +15,30 @@ import torch
 from crlf.augmentation import Views
 from crlf.errors import InputError
 from crlf.methods.base import Method
-from crlf.runtime.devices import MODES
+from crlf.recipe import Recipe
+from crlf.runtime import distributed
 
 BACKEND = "inductor"
+KERNELS = ("kernels", "all")  # the modes that compile
+GRAPHS = ("graphs", "all")  # the modes that replay a step (crlf.training.graphs)
 
 
-def require_graphs(mode: str, device: torch.device) -> None:
-    """Raise InputError where CUDA graphs are asked for and there is no CUDA."""
-    if mode == "graphs" and device.type != "cuda":
-        raise InputError(f"compile 'graphs' needs device 'cuda', not {device.type!r}: 'kernels' compiles anywhere")
+def require_compilable(recipe: Recipe, device: torch.device) -> None:
+    """Raise InputError where a step is to be replayed as a CUDA graph and cannot be."""
+    if recipe.compile not in GRAPHS:
+        return
+    asked = f"compile {recipe.compile!r}"
+    if device.type != "cuda":
+        raise InputError(f"{asked} needs device 'cuda', not {device.type!r}: 'kernels' compiles anywhere")
+    if distributed.world() > 1:
+        raise InputError(f"{asked} runs in one process, not in {distributed.world()}: 'kernels' compiles in any number")
+    for name, value, free in (
+        ("micro_batch", recipe.micro_batch, 0),
+        ("frozen_norm", recipe.frozen_norm, False),
+        ("final_weight_decay", recipe.optim.final_weight_decay, 1.0),
+    ):
+        if value != free:
+            raise InputError(f"{asked} needs {name} {free}, not {value}: 'kernels' takes any")
 
 
 @contextlib.contextmanager
@@ -31,15 +46,14 @@ def compiled(method: Method, views: Views, mode: str) -> Iterator[None]:
     """Within this block the method and its views are compiled; what they compute is the same but for rounding.
 
     Args:
-        mode: one of devices.MODES: none leaves all as it is; kernels fuses what follows on each other; graphs also
-            replays the kernels of each part with one launch (CUDA graphs).
+        mode: one of devices.MODES: kernels and all fuse what follows on each other; the others leave all as it is.
     """
-    if mode == "none":
+    if mode not in KERNELS:
         yield
         return
 
     def fast(function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, dynamic=False, backend=BACKEND, mode=MODES[mode])
+        return torch.compile(function, dynamic=False, backend=BACKEND)
 
     plain = views.apply
     method.project, method.loss = fast(method.project), fast(method.loss)  # type: ignore[method-assign]
@@ -49,9 +63,3 @@ def compiled(method: Method, views: Views, mode: str) -> Iterator[None]:
     finally:
         del method.project, method.loss
         views.apply = plain
-
-
-def new_step(mode: str) -> None:
-    """What the graphs of the step before have given may be written over."""
-    if mode == "graphs":
-        torch.compiler.cudagraph_mark_step_begin()

@@ -18,7 +18,7 @@ from crlf.runs.run import Run, claim
 from crlf.runtime import distributed
 from crlf.runtime.devices import keep_freed_memory, memory_there, pick_device
 from crlf.text import size
-from crlf.training.compile import require_graphs
+from crlf.training.compile import require_compilable
 from crlf.training.cost import embedding_bytes, estimate
 from crlf.training.loop import train
 from crlf.training.monitor import knn_curve
@@ -67,7 +67,7 @@ def pretrain(
         require_labels(recipe, data)
         require_difference(recipe, data)
         distributed.require_share(recipe.batch_size, place)
-        require_graphs(recipe.compile, place)
+        require_compilable(recipe, place)
         state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
     space = 5 * embedding_bytes(recipe, data) // 2
     run = distributed.by_first(lambda: claim(out, recipe.to_dict(), resume, overwrite, space, completed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from crlf.optim import OPTIMIZERS
 from crlf.recipe import Recipe
 from crlf.runs import checkpoints
 from crlf.runs.run import Run, difference
+
+CHEAP = 0.25  # seconds of a checkpoint that is written after every epoch
+SHARE = 0.05  # of the time that others may take
 
 
 def completed(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -51,10 +55,15 @@ class State:
         self.seconds = 0.0  # of training so far
         self.first_step = 0.0  # seconds of this process's first step, with its compiling
         self.share = 0.0  # of the run that is done
+        self.saved = self.save_took = 0.0  # when the last checkpoint was written, and the seconds that it took
         self.losses = torch.zeros(recipe.steps_per_epoch(len(data)), device=device)  # of this epoch's steps
         self.epoch_losses: list[float] = []  # the mean of each whole epoch
 
-    def save(self, run: Run) -> None:
+    def save(self, run: Run, at_once: bool = True) -> None:
+        """Write a checkpoint: now, or only where that is cheap beside the training since the last one."""
+        begun = time.perf_counter()
+        if not at_once and self.save_took > CHEAP and begun - self.saved < self.save_took / SHARE:
+            return
         values = {
             "recipe": self.recipe.to_dict(),
             "method": self.method.state_dict(),
@@ -64,6 +73,8 @@ class State:
             **{name: getattr(self, name) for name in ("step", "seconds", "share", "epoch_losses")},
         }
         checkpoints.save(run, values)
+        self.saved = time.perf_counter()
+        self.save_took = self.saved - begun
 
     def load(self, run: Run) -> None:
         values = checkpoints.load(run)
