@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_methods import narrow as narrow_head
+from small_methods import narrow as narrow_head
 from torch import nn
 
 import crlf

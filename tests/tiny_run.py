@@ -14,6 +14,12 @@ from crlf.runs.files import save_array, save_tensors, write_json
 from crlf.runs.run import CLASSES, ENCODER, LOG, LOSS, RECIPE, THUMBNAILS, VIEWS, Run
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SOUND = {
+    "spread": 0.9,
+    "agreement": 0.6,
+    "effective_rank": 20.0,
+    "dead": 0.0,
+}  # as `measure` of crlf.training.monitor names them
 HOSTILE = ("<script>alert(1)</script>", "$\\frac{", 'a"b\nc & d', "日本語", "e\ud800f", "")
 
 
@@ -64,3 +70,9 @@ def pictures(n: int, side: int = 8) -> np.ndarray:
     i = np.arange(n)
     colours = np.stack([i % 7 * 40, i // 7 % 7 * 40, i // 49 % 7 * 40], axis=1).astype(np.uint8)
     return np.broadcast_to(colours[:, None, None], (n, side, side, 3)).copy()
+
+
+def numbers(h: dict[str, float] | None = None, z: dict[str, float] | None = None) -> dict[str, float]:
+    """Measures of sound features, but for those that are given; of a method without a projector where z is None."""
+    found = {f"h_{key}": value for key, value in (SOUND | (h or {})).items()}
+    return found | ({} if z is None else {f"z_{key}": value for key, value in (SOUND | z).items()})

@@ -1,4 +1,4 @@
-"""What each of several processes does in tests/test_dist.py, and the one that they are held against.
+"""What each of several processes does in tests/runtime/test_distributed.py, and the one that they are held against.
 
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/two_ranks.py FOLDER [killed]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_methods import narrow, small, views_of
+from small_methods import narrow, small, views_of
 from torch import Tensor
 
 from crlf import encoders

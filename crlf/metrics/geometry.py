@@ -20,7 +20,8 @@ DEAD = 1e-3  # of the root mean square of all features: one that deviates less s
 ROUNDING = 1e-12  # a squared distance of normalised float32 features below this is none
 BINS = 20  # of a histogram of cosines, over -1..1
 
-# What is called a collapse. Healthy runs of every method and spoiled ones lie on either side: tests/test_health.py.
+# What is called a collapse. Healthy runs of every method and spoiled ones lie on either side, as
+# tests/training/test_monitor.py shows.
 SETTLED = 50  # steps; before, batch norm still remembers its initial statistics, and all images look alike
 CONSTANT = {"z": 0.1, "h": 0.02}  # spread below this: the mean cosine of two images is above 0.99 and 0.9996
 ALIKE = 0.5  # and agreement below this: what is left of the differences is not about the images

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchgen
 import yaml
-from test_methods import LABELS, narrow
+from small_methods import LABELS, narrow
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -26,7 +26,7 @@ from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER, RECIPE
 from crlf.runtime import distributed
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TINY = Recipe(data="shapes", subset=64, batch_size=32, views=2, epochs=1)
 
 

@@ -133,11 +133,11 @@ def test_a_damaged_cache_is_fetched_again(damage: str, key: str, server: Server,
 def test_two_processes_at_once_fetch_once(server: Server, cache: Path):
     server.pause = 1.0
     program = (
-        "import dataclasses, sys, tiny_cifar; from crlf.data import cifar\n"
+        "import dataclasses, sys, tiny_cifar; from crlf.data.datasets import cifar\n"
         "spec = dataclasses.replace(tiny_cifar.SPEC, url=sys.argv[1], md5=sys.argv[2])\n"
         "print(*cifar.load(None, spec))"
     )
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
     started = [
         subprocess.Popen(

@@ -8,7 +8,7 @@ from itertools import combinations, permutations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_methods import LABELS, small, views_of
+from small_methods import LABELS, small, views_of
 from torch import Tensor
 
 from crlf.errors import InputError

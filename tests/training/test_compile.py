@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_methods import LABELS, small, views_of
+from small_methods import LABELS, small, views_of
 
 import crlf
 from crlf import augmentation

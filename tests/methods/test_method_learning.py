@@ -6,45 +6,24 @@ The images are gratings: a class is an orientation; phase and noise are nuisance
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 import torch
-from test_methods import NARROW
-from torch import Tensor, nn
+from gratings import VIEWS, gradient_to_both_sides, gratings, moderate, no_predictor
+from torch import Tensor
 
 import crlf
 from crlf import encoders
-from crlf.augmentation import Views, ViewSettings
+from crlf.augmentation import Views
 from crlf.data import SOURCES, ImageSet
 from crlf.embedding.embed import embed_images
 from crlf.encoders import CNN, ENCODERS
-from crlf.methods import METHODS, simsiam
-from crlf.methods.base import Method, mlp, spread, unit
-from crlf.methods.byol import BYOL
+from crlf.methods import METHODS
+from crlf.methods.base import Method, mlp, spread
 from crlf.metrics.knn import knn_predict
 from crlf.optim import OptimSettings
 from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER
-
-WIDER = {**NARROW, "hidden": 64, "projection": 32, "bottleneck": 16, "predictor": 64, "prototypes": 24, "queue": 256}
-VIEWS = ViewSettings(
-    resolution=1.0, crop_min=0.6, flip=0.0, jitter=0.0, grayscale=0.0
-)  # a mirror image has another class
-
-
-def gratings(count: int, seed: int, size: int = 16, classes: int = 6) -> ImageSet:
-    """uint8 (N, 3, 16, 16)."""
-    g = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (count,), generator=g)
-    angle = math.pi * (labels + 0.3 * torch.rand(count, generator=g)) / classes
-    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    along = x * angle.cos()[:, None, None] + y * angle.sin()[:, None, None]  # (N, 16, 16)
-    phase = 2 * math.pi * torch.rand(count, 1, 1, generator=g)
-    wave = torch.sin(2 * math.pi * along / 5 + phase)[:, None]
-    noise = 45 * torch.randn(count, 3, size, size, generator=g)
-    images = (128 + 20 * wave + noise).clamp(0, 255).to(torch.uint8)
-    return ImageSet(images, labels, tuple(map(str, range(classes))), tuple(map(str, range(count))))
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +42,6 @@ def knn(encoder: torch.nn.Module, sets: tuple[ImageSet, ImageSet]) -> float:
     train, test = (embed_images(encoder.eval(), part.images, VIEWS) for part in sets)
     predicted = knn_predict(train, sets[0].labels.numpy(), test)
     return float((predicted == sets[1].labels.numpy()).mean())
-
-
-def moderate(name: str, **other: float):
-    fields = {field.name for field in dataclasses.fields(METHODS[name].Settings)}
-    chosen = {**WIDER, "target_momentum": 0.5, **other}
-    return METHODS[name].Settings(**{k: v for k, v in chosen.items() if k in fields})
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -90,31 +63,6 @@ def test_it_beats_an_untrained_encoder(name: str, tables: None, sets: tuple[Imag
 
 # Collapse: without its guard a method gives every image the same. The projector of SimSiam loses its last batch norm in
 # both arms, since that alone would hold the standard deviation up for a while.
-
-
-def no_predictor(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
-    method.predictor = nn.Identity()
-
-
-def gradient_to_both_sides(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
-    if isinstance(method, BYOL):
-        method.target = Online(method)
-    monkeypatch.setattr(simsiam, "negative_cosine", lambda p, z: -(unit(p) * unit(z)).sum(dim=1).mean())
-
-
-class Online(nn.Module):
-    """In the place of a target: the networks themselves, with gradient."""
-
-    def __init__(self, method: Method):
-        super().__init__()
-        self.networks = [method.encoder, method.projector]  # a list, so that they are not registered twice
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        encoder, projector = self.networks
-        return projector(encoder(torch.cat(list(views)))).unflatten(0, (len(views), -1))
-
-    def follow(self, *networks: nn.Module, progress: float) -> None:
-        pass
 
 
 def no_centring(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:

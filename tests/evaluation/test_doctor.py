@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_method_learning import VIEWS, gratings, moderate
+from gratings import VIEWS, gratings, moderate
 
 import crlf
 from crlf import cli

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_method_learning import VIEWS, gratings
+from gratings import VIEWS, gratings
 
 import crlf
 from crlf import cli, encoders

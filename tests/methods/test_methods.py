@@ -8,12 +8,12 @@ import io
 
 import pytest
 import torch
+from small_methods import EVERY, LABELS, narrow, small, views_of
 from torch import Tensor, nn
 
 import crlf
 from crlf import cli, data
 from crlf.augmentation import ViewSettings
-from crlf.encoders import CNN
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import Method, Queue, SupervisedMethod, Target, compare, loss_of, mlp
@@ -22,29 +22,8 @@ from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import RECIPES, Recipe
 from crlf.visualization.report.verdict import how_long
 
-NARROW = {"hidden": 16, "projection": 8, "bottleneck": 4, "predictor": 16, "prototypes": 12, "queue": 20}
 WITH_TARGET = {"mocov2", "mocov3", "byol", "dino"}
 SUPERVISED = {"supcon"}
-LABELS = torch.arange(8) % 3
-EVERY = pytest.mark.parametrize("name", METHODS)
-
-
-def narrow(name: str, **other: float):
-    """The settings of a small method."""
-    fields = {field.name for field in dataclasses.fields(METHODS[name].Settings)}
-    return METHODS[name].Settings(**{k: v for k, v in NARROW.items() if k in fields} | other)
-
-
-def small(name: str, seed: int = 0, **other: float) -> Method:
-    torch.manual_seed(seed)
-    return METHODS[name](CNN(3, widths=(4, 8, 8), read=2), narrow(name, **other)).train()
-
-
-def views_of(count: int = 2, batch: int = 8, seed: int = 0) -> list[Tensor]:
-    """Views that differ less than their images do."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(batch, 3, 12, 12, generator=generator)
-    return [images + 0.3 * torch.randn(images.shape, generator=generator) for _ in range(count)]
 
 
 @EVERY

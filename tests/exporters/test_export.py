@@ -265,5 +265,5 @@ def test_without_the_library(format: str, module: str, make, capsys, monkeypatch
 
 
 def test_the_page_names_every_format():
-    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in page for name in FORMATS)

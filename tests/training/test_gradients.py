@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_methods import EVERY, narrow, small
+from small_methods import EVERY, narrow, small
 from torch import Tensor, nn
 
 import crlf

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gratings import VIEWS, gratings
 from sklearn.neighbors import KNeighborsClassifier
-from test_method_learning import VIEWS, gratings
 from torch import Tensor, nn
 
 import crlf
