@@ -42,19 +42,28 @@ BENCHES = {
 RECORDS = Path(__file__).parent / "records.jsonl"
 
 
+COMMANDS = {
+    "gpu-program": "fifteen minutes of a GPU: --help says how",
+    "record": "keep what a GPU program brought back: its folder",
+}  # with arguments of their own
+
+
 def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in COMMANDS:
+        return command(words[0], words[1:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("name", help="a measurement, list, or readme to write the tables of the pages")
     parser.add_argument("--json", type=Path, help="write the record to this file too")
     arguments = parser.parse_args(argv)
     if arguments.name == "list":
-        print("\n".join(f"{name:<14} {what}" for name, what in BENCHES.items()))
+        print("\n".join(f"{name:<14} {what}" for name, what in {**BENCHES, **COMMANDS}.items()))
         return 0
     if arguments.name == "readme":
         readme.write(RECORDS)
         return 0
     if arguments.name not in BENCHES:
-        print(f"bench: error: {unknown('measurement', arguments.name, BENCHES)}", file=sys.stderr)
+        print(f"bench: error: {unknown('measurement', arguments.name, [*BENCHES, *COMMANDS])}", file=sys.stderr)
         return 2
     try:
         rows = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}").measure()
@@ -68,6 +77,14 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def command(name: str, words: list[str]) -> int:
+    try:
+        return importlib.import_module(f"bench.gpu_program.{'main' if name == 'gpu-program' else 'keep'}").main(words)
+    except InputError as error:
+        print(f"bench: error: {error}", file=sys.stderr)
+        return 2
 
 
 def machine() -> dict[str, Any]:

@@ -212,7 +212,7 @@ def test_a_part_of_a_batch_has_the_views_that_the_whole_batch_would_get(part: ra
     images, make = photo(), Views(ViewSettings(blur=0.5))
     whole = make(images, torch.Generator().manual_seed(1), 3).chunk(3)
     rows = slice(part.start, part.stop)
-    parts = make.of_part(images[rows], 3, torch.Generator().manual_seed(1), 8, part)
+    parts = make.of_part(images[rows], 3, make.numbers(8, 3, torch.Generator().manual_seed(1)), 8, part)
     for view, own in zip(whole, parts, strict=True):
         if len(part) == 8:
             assert torch.equal(view, own)

@@ -30,6 +30,8 @@ class Sizes:
     """What the record's recipe is changed to."""
     long: dict[str, Any] = field(default_factory=dict)
     held_out: int = 5000
+    ending: float = 25.0
+    """Seconds that the record keeps for embedding and scoring."""
     smoke: dict[str, Any] = field(default_factory=dict)
     small: dict[str, Any] = field(default_factory=dict)
     """What every recipe of the search is changed to."""
@@ -50,6 +52,7 @@ TINY = Sizes(
     record={"encoder": "cnn", "epochs": 4, "batch_size": 64, "views": 2},
     long={"encoder": "cnn", "epochs": 1000, "batch_size": 64, "views": 2, "method": "simclr", "head": None},
     held_out=128,
+    ending=2.0,
     smoke={"batch_size": 64, "views": 2},
     small={"encoder": "cnn", "batch_size": 64},
     candidates=3,

@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"seconds must be 10 or more, not {asked.seconds:g}")
     seeds = tuple(whole(seed) for seed in asked.seeds.split(","))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((asked.state / "inductor").resolve()))
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")  # a killed part's
     common = (asked.out, asked.state, asked.earlier, asked.device, asked.sizes, seeds)
     parts = [part(name, share, *common) for name, share in shares(asked.parts)]
     about = {"date": datetime.date.today().isoformat(), "source": source(), "asked": " ".join(argv)}

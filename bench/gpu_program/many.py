@@ -14,8 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
-from crlf.training.graphs import replayed
-from crlf.training.loop import Step
 from torch import Tensor
 
 from bench.gpu_program import knn
@@ -28,6 +26,8 @@ from crlf.optim import schedule, set_rates
 from crlf.recipe import Recipe
 from crlf.runtime.devices import wait_for
 from crlf.runtime.seeding import generator
+from crlf.training.graphs import replayed
+from crlf.training.loop import Step
 from crlf.training.state import State
 
 PROBED = 15_000  # training images that the probes see

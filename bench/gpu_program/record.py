@@ -29,7 +29,6 @@ from crlf.training.state import State
 GOAL = 90.0  # % kNN
 LOOKS = 20  # in a run
 FLOORS = {0.3: 0.70, 0.5: 0.78, 0.75: 0.84}  # after this share of a run, kNN among training images must be above
-ENDING = 25.0  # seconds for embedding and scoring
 ASKED = 5000
 
 
@@ -65,10 +64,9 @@ class Look:
         self.c.emit({"table": "curve", **row})
         for floor, least in FLOORS.items():
             if self.c.sizes.data == "cifar10" and floor <= share < floor + 1.5 / LOOKS and found < least:
-                raise Cut(
-                    f"kNN among training images is {100 * found:.1f} % after {share:.0%} of the run, below {100 * least:.0f} %"
-                )
-        if self.c.clock.left() < ENDING / 5:
+                where = f"after {share:.0%} of the run, below {100 * least:.0f} %"
+                raise Cut(f"kNN among training images is {100 * found:.1f} % {where}")
+        if self.c.clock.left() < c.sizes.ending / 5:
             raise Cut("no time is left")
         return {"knn_accuracy": found}
 
@@ -130,7 +128,7 @@ def planned(c: Context, seed: int, budget: float) -> Recipe:
         recipe = dataclasses.replace(recipe, compile="none")
     speed = c.speed("resnet18") * 2 / recipe.views  # measured with two views
     needed = recipe.epochs * 50_000 / speed if speed else 0.0
-    room = budget - ENDING if c.device.type == "cuda" else budget / 2
+    room = budget - c.sizes.ending if c.device.type == "cuda" else budget / 2
     if needed > room:
         recipe = dataclasses.replace(recipe, minutes=room / 60)
     return recipe

@@ -106,13 +106,13 @@ def variant(norm: bool, white: bool, channels: int, size: int, regions: int) -> 
     return whiten(network) if white else network
 
 
-def candidates(encoder: str, count: int, **small: Any) -> dict[str, Recipe]:
+def candidates(encoder: str, count: int, changes: dict[str, Any]) -> dict[str, Recipe]:
     """Recipes by what they choose: the base as it is, and so many others drawn at random."""
-    draw, found = random.Random(0), {"as it is": dataclasses.replace(RECIPES[BASES[encoder]], **small)}
+    draw, found = random.Random(0), {"as it is": dataclasses.replace(RECIPES[BASES[encoder]], **changes)}
     while len(found) < 1 + count:
         choice = {name: draw.choice(values) for name, values in CHOICES[encoder].items()}
         key = ", ".join(f"{name} {value}" for name, value in choice.items())
-        found[key] = dataclasses.replace(recipe_of(encoder, choice), **small)
+        found[key] = dataclasses.replace(recipe_of(encoder, choice), **changes)
     return found
 
 
@@ -139,7 +139,7 @@ def halve(c: Context, encoder: str, longest: float, train: ImageSet, held: Image
     """Successive halving within so many seconds."""
     end = time.monotonic() + seconds
     count = c.sizes.candidates if encoder == "cnn" else c.sizes.candidates // 2
-    recipes = {k: graphs(c, r) for k, r in candidates(encoder, count, **small(c)).items()}
+    recipes = {k: graphs(c, r) for k, r in candidates(encoder, count, small(c)).items()}
     probe = Job(recipes["as it is"], longest * SHARES[0], "")
     width = 1
     if encoder == "cnn":

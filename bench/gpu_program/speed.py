@@ -13,6 +13,7 @@ from bench.gpu import compare, products_a_second, stages
 from bench.gpu_program.context import Context
 from crlf.recipe import RECIPES, Recipe
 from crlf.runtime.devices import wait_for
+from crlf.training.compile import require_compilable
 
 LEAST_OF_BARE = 0.9  # the loop's speed beside the bare network's; below, something waits
 MOST_FOR_VIEWS = 0.05  # of a step
@@ -50,6 +51,7 @@ def loop(c: Context, encoder: str, batch: int, mode: str, peak: float) -> None:
     try:
         if c.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(c.device)
+        require_compilable(recipe_of(c, encoder, batch, mode), c.device)
         rows = compare(recipe_of(c, encoder, batch, mode), c.device, c.sizes.steps, c.sizes.rounds, peak)
     except torch.OutOfMemoryError:
         c.emit(
@@ -81,9 +83,8 @@ def loop(c: Context, encoder: str, batch: int, mode: str, peak: float) -> None:
         if c.device.type == "cuda":
             named["peak_GB"] = torch.cuda.max_memory_allocated(c.device) / 1e9
         if row["what"] == "CRLF's loop" and 1 / row["of_bare"] < LEAST_OF_BARE:
-            named["surprise"] = (
-                f"{encoder}, batch {batch}, compile {mode}: the loop runs at {1 / row['of_bare']:.2f} of the bare network"
-            )
+            what = f"the loop runs at {1 / row['of_bare']:.2f} of the bare network"
+            named["surprise"] = f"{encoder}, batch {batch}, compile {mode}: {what}"
         c.emit(named)
 
 
@@ -121,9 +122,5 @@ def profiled(c: Context, encoder: str) -> None:
         stages(recipe, c.device, 3)
         wait_for(c.device)
     key = "self_cuda_time_total" if cuda else "self_cpu_time_total"
-    c.emit(
-        {
-            "table": "profile",
-            "text": f"\n{encoder}\n{found.key_averages().table(sort_by=key, row_limit=LARGEST, max_name_column_width=60)}",
-        }
-    )
+    table = found.key_averages().table(sort_by=key, row_limit=LARGEST, max_name_column_width=60)
+    c.emit({"table": "profile", "text": f"\n{encoder}\n{table}"})

@@ -1,9 +1,9 @@
 """A step replayed as one CUDA graph.
 
 A step of a small network is hundreds of launches, each of some microseconds of the host: a GPU waits for them.
-Replayed, the whole step is one launch. A graph repeats the same kernels on the same memory, so what changes from step to step
-must be in tensors: the images, the random numbers of their views, the learning rates. What follows the weights by a
-schedule (`Method.after_step`) stays outside.
+Replayed, the whole step is one launch. A graph repeats the same kernels on the same memory, so what changes from step
+to step must be in tensors: the images, the random numbers of their views, the learning rates. What follows the weights
+by a schedule (`Method.after_step`) stays outside.
 """
 
 from __future__ import annotations

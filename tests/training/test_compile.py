@@ -86,7 +86,7 @@ def test_graphs_need_cuda(tmp_path: Path):
 
 
 @CUDA
-@pytest.mark.parametrize("mode", ["kernels", "graphs"])
+@pytest.mark.parametrize("mode", ["kernels", "graphs", "all"])
 def test_on_a_gpu_the_losses_are_near_the_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str):
     monkeypatch.setattr(compile, "BACKEND", "inductor")
     runs = [

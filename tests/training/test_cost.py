@@ -47,7 +47,7 @@ def test_it_leaves_nothing_behind():
     cost_of(TINY)
     before = tensors()
     cost_of(TINY)
-    assert tensors() == before
+    assert tensors() <= before  # earlier tests may still have left some to be collected
 
 
 def test_time_is_in_proportion_to_epochs_and_a_budget_is_kept():
