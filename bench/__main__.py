@@ -35,6 +35,7 @@ BENCHES = {
     "gpu": "a ResNet-18 in training on an NVIDIA GPU: images a second, share of the peak, beside the bare network",
     "speedrun-knn90": "90 % kNN on CIFAR-10 as quickly as a GPU can, three seeds",
     "r18-best": "94 % linear on CIFAR-10 with a ResNet-18 on a GPU, three seeds",
+    "launches": "kernels that a step launches on a GPU, stage by stage, counted on the CPU",
     "soak": "an hour of training: memory, open files and threads, and a figure",
     "short-runs": "a thousand short runs in one process: what they leave in memory and on the disk",
     "newton-schulz": "a step of Muon in float32 and of torch.optim.Muon in bf16",

@@ -23,6 +23,7 @@ from crlf.training.state import State
 
 PIECE = 15_000_000  # bytes of a file
 NAME = "checkpoint-{:02}.bin"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms
 LEAST = 100_000  # numbers in a tensor that is rounded
 
 
@@ -43,7 +44,7 @@ def pack(checkpoint: Path, out: Path) -> int:
 
 def followed(name: str) -> bool:
     """Whether a tensor of a state dict is a target's weight, which follows another; its norms' statistics are kept."""
-    return "target.networks." in name and name.rpartition(".")[2] in ("weight", "bias")
+    return "target.networks." in name and name.rpartition(".")[2] not in STATISTICS
 
 
 def rounded(value: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ def measure(c: Context) -> None:
         timer.cancel()
     rows = crlf.Run(run_folder).log()
     last = rows[-1] if rows else {}
-    kept = {k: last[k] for k in ("epoch", "loss", "seconds", "images_per_second", "knn_accuracy") if k in last}
+    names = ("epoch", "loss", "seconds", "images_per_second", "knn_accuracy")
+    kept: dict[str, Any] = {k: last[k] for k in names if k in last}
     c.emit({"table": "run", "began": source, "this_call_seconds": time.monotonic() - began, "ended": ended, **kept})
     for row in rows:
         if "knn_accuracy" in row:

@@ -197,18 +197,15 @@ def stacked(job: Job, train: ImageSet, device: torch.device, steps: int, width: 
     """
     recipe = job.recipe
     models = [State(dataclasses.replace(recipe, seed=seed), train, device).method.train() for seed in range(width)]
-    weights, statistics = torch.func.stack_module_state(models)  # type: ignore[arg-type]
+    weights, statistics = torch.func.stack_module_state(list(models))
+    called: Callable[..., Any] = torch.func.functional_call
     make, model = Views(recipe.augmentation), models[0]
     views = torch.stack([make(train.images[: recipe.batch_size], generator(device, i), 2) for i in range(width)])
 
     def loss(weights: dict[str, Tensor], statistics: dict[str, Tensor], x: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            h = torch.func.functional_call(model.encoder, (own(weights, "encoder."), own(statistics, "encoder.")), x)
-            z = torch.func.functional_call(
-                model.projector,
-                (own(weights, "projector."), own(statistics, "projector.")),
-                h,  # type: ignore[arg-type]
-            )
+            h = called(model.encoder, (own(weights, "encoder."), own(statistics, "encoder.")), x)
+            z = called(model.projector, (own(weights, "projector."), own(statistics, "projector.")), h)
         z = torch.nn.functional.normalize(z.float(), dim=1)
         return torch.logsumexp(z @ z.T / 0.2, dim=1).mean()
 

@@ -121,7 +121,7 @@ def run_part(context: Any, part: Part, results: Results, seconds: float, deadlin
 
 
 def in_child(work: Callable[[float, Emit], None], seconds: float, sender: Connection, log: Path) -> None:
-    """A part's process: what it prints goes to the log; it leads a group of its own, so that all of it can be killed."""
+    """A part's process. What it prints goes to the log; it leads a group of its own, all of which can be killed."""
     os.setsid()
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)

@@ -153,7 +153,7 @@ def halve(c: Context, encoder: str, longest: float, train: ImageSet, held: Image
         seeds = range(SEEDS if share == 1 and encoder == "cnn" else 1)
         jobs = [Job(dataclasses.replace(recipes[k], seed=s), longest * share, k) for s in seeds for k in alive]
         found = scored(c, encoder, rung, jobs, width, train, held, end)
-        means = {k: statistics.mean(rows) for k in alive if (rows := [v for name, v in found if name == k])}
+        means = {k: statistics.mean(v for name, v in found if name == k) for k in alive if k in dict(found)}
         alive = sorted(means, key=means.__getitem__, reverse=True)[: max(1, len(alive) // KEPT)]
         if not alive or time.monotonic() > end:
             return
