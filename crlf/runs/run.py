@@ -227,7 +227,11 @@ def claim(
     if free < space:
         raise InputError(f"{where} needs {space / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB free")
     run.lock()
-    write_json(run.file(RECIPE), recipe)  # shows that the folder can be written before anything goes
+    try:
+        write_json(run.file(RECIPE), recipe)  # shows that the folder can be written before anything goes
+    except InputError:
+        run.release()
+        raise
     for name in held:
         if name != RECIPE:
             run.file(name).unlink()
