@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import io
 import os
 import re
@@ -247,6 +248,7 @@ def test_names_from_files_are_text_in_the_report(copy: Path):
     assert "<script>alert" not in page and "<img src=x" not in page
     assert "alert(1)" in page  # it is there, as text
     [policy] = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    policy = html.unescape(policy)
     assert "default-src 'none'" in policy and "unsafe-eval" not in policy and "http" not in policy
 
 

@@ -115,10 +115,10 @@ def test_each_row_says_what_it_is(run: crlf.Run):
 
 
 def test_the_report_draws_it_against_epochs_and_seconds(run: crlf.Run):
-    html, plots = curves(run)
+    section, plots = curves(run)
     first, *_, last = [row["knn_accuracy"] for row in run.log() if "knn_accuracy" in row]
-    assert f"kNN while it trains: knn accuracy {first:.3g} at epoch 1, then {last:.3g} at epoch 6" in html
-    assert "labels serve this only" in html
+    assert f"kNN while it trains: knn accuracy {first:.3g} at epoch 1, then {last:.3g} at epoch 6" in section.html
+    assert "labels serve this only" in section.html
     drawn = json.dumps(plots["curve-knn"])
     assert all(f'"{column}"' in drawn for column in ("value", "epochs", "seconds"))
     assert "curve-loss" in plots and "curve-rankme" in plots
@@ -146,7 +146,7 @@ def test_without_labels_nothing_is_logged_or_said(tmp_path, monkeypatch, capsys:
     monkeypatch.setitem(SOURCES, "gratings", lambda data_dir: (with_labels(None), SETS[1]))
     run = crlf.pretrain(recipe(), out=tmp_path, device="cpu")
     assert not any("knn" in key for row in run.log() for key in row)
-    assert "kNN" not in capsys.readouterr().err and "kNN" not in curves(run)[0]
+    assert "kNN" not in capsys.readouterr().err and "kNN" not in curves(run)[0].html
 
 
 # Where the labels are

@@ -26,7 +26,7 @@ from crlf.runs.run import CLASSES, ENCODER, FIGURES, FILES, MAPS, RECIPE, REPORT
 from crlf.text import duration, size
 from crlf.visualization.figures import curves
 from crlf.visualization.figures.projections import maps
-from crlf.visualization.report import report
+from crlf.visualization.report import appendix, report
 from crlf.visualization.report.appendix import HOLDS
 from crlf.visualization.report.html import plain
 from crlf.visualization.report.pictures import across, contact_sheet, shown
@@ -187,6 +187,16 @@ def test_what_comes_from_files_is_text(evil: str, tmp_path: Path):
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     if evil == EVIL:
         assert evil in page.text and evil not in page.html
+
+
+def test_escaping_is_left_to_the_templates():
+    """What is called safe is the page's own: its files, its JSON, and what a template made."""
+    folder = Path(appendix.__file__).parent
+    assert not [
+        path.name for path in folder.glob("templates/*") if re.search(r"\|\s*safe|autoescape", path.read_text())
+    ]
+    calls = {path.name: len(re.findall(r"Markup\(", path.read_text())) for path in folder.glob("*.py")}
+    assert {name: count for name, count in calls.items() if count} == {"html.py": 1, "page.py": 2, "plots.py": 1}
 
 
 def test_every_setting_is_shown_by_section(run: Run):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shlex
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from crlf.runs.run import (
     CHECKPOINT_BEFORE,
     CLASSES,
     ENCODER,
+    FIGURES,
     LOG,
     LOSS,
     MAPS,
@@ -28,7 +28,7 @@ from crlf.runs.run import (
     Run,
 )
 from crlf.text import percent, size
-from crlf.visualization.report.html import called, data_uri, plain, shell, table
+from crlf.visualization.report.html import Section, called, data_uri, plain, section
 
 HOLDS = {
     RECIPE: "every setting; the run can be repeated from it alone",
@@ -63,7 +63,7 @@ HOLDS = {
 }
 
 
-def measured(scores: dict[str, Any]) -> str:
+def measured(scores: dict[str, Any]) -> Section | None:
     """Every number of scores.json, and how it was measured."""
     protocol = scores.get("protocol") if isinstance(scores.get("protocol"), dict) else {}
     rows = []
@@ -72,40 +72,42 @@ def measured(scores: dict[str, Any]) -> str:
             fraction = key == "chance" or key.endswith("_accuracy")
             text = percent(value) if fraction and value is not None else plain(value)
             rows.append((called(key), text, plain((protocol or {}).get(key.removesuffix("_accuracy"), ""))))
-    return table(rows)
+    return section("Numbers", "numbers.html", rows=rows) if rows else None
 
 
-def settings(recipe: dict[str, Any]) -> str:
+def settings(recipe: dict[str, Any]) -> Section:
     """recipe.json: the run's own settings, then section by section."""
     sections = {"run": {key: value for key, value in recipe.items() if not isinstance(value, dict)}}
     sections |= {key: value for key, value in recipe.items() if isinstance(value, dict)}
-    parts = (
-        f"<section><h3>{escape(name)}</h3>\n{table((key, plain(value)) for key, value in values.items())}</section>\n"
-        for name, values in sections.items()
-    )
-    return f"<div class=settings>\n{''.join(parts)}</div>\n"
+    rows = {name: [(key, plain(value), "") for key, value in values.items()] for name, values in sections.items()}
+    return section("Settings", "settings.html", sections=rows)
 
 
-def repeat(run: Run) -> str:
+def repeat(run: Run) -> Section:
     out = shlex.quote(f"{run.path}_again")
     command = f"python simclr_train.py --recipe {shlex.quote(str(run.file(RECIPE)))} --out {out}"
-    return f"<p>To repeat this run:</p>\n{shell(command)}"
+    return section("Repeat it", "repeat.html", command=command)
 
 
-def files(run: Run) -> str:
+def figures(run: Run) -> Section | None:
+    """The figures that `crlf draw` made."""
+    found = [drawing(run, name) for name in FIGURES if readable(run.file(name))]
+    return section("Figures", "figures.html", figures=found) if found else None
+
+
+def files(run: Run) -> Section:
     held = [name for name in run.held() if name != REPORT]
-    sizes = {name: size(run.file(name).stat().st_size) for name in held}
-    return table((name, HOLDS.get(name, ""), text) for name, text in sizes.items())
+    rows = [(name, HOLDS.get(name, ""), size(run.file(name).stat().st_size)) for name in held]
+    return section("Files", "files.html", rows=rows)
 
 
-def drawing(run: Run, name: str) -> str:
-    """A figure with the picture in it; what the PNG says about itself is the text for those who cannot see it."""
+def drawing(run: Run, name: str) -> dict[str, Any]:
+    """A figure; what the PNG says about itself is the text for those who cannot see it."""
     data = run.file(name).read_bytes()
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
-        text = escape(str(image.info.get("Description") or HOLDS.get(name, name)))
-    picture = f'<img loading="lazy" src="{data_uri("image/png", data)}" width="{width}" height="{height}" alt="{text}">'
-    return f"<figure>{picture}<figcaption>{text}</figcaption></figure>\n"
+        text = str(image.info.get("Description") or HOLDS.get(name, name))
+    return {"source": data_uri("image/png", data), "width": width, "height": height, "text": text}
 
 
 def readable(path: Path) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
 from crlf.methods import known
 from crlf.runs.run import Run
 from crlf.visualization.figures.curves import chance_loss
-from crlf.visualization.report.html import section
+from crlf.visualization.report.html import Section, section
 from crlf.visualization.report.plots import curve
 
 H_AND_Z = {
@@ -21,7 +21,19 @@ H_AND_Z = {
 VOTES = "share that is right on a sample of the training images; labels serve this only; higher is better"
 
 
-def curves(run: Run) -> tuple[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Panel:
+    """A plot, and what is said of it."""
+
+    place: str  # the element that it is drawn in
+    title: str
+    reading: str
+    keys: list[str]  # of its lines, where there are several
+    words: str  # what it shows, for those who cannot see it
+    plot: dict[str, Any]
+
+
+def curves(run: Run) -> tuple[Section | None, dict[str, Any]]:
     """The section, and the plots in it."""
     log = [row for row in run.log() if isinstance(row.get("epoch"), float)]
     level: tuple[float | None, str] = next(iter(chance_loss(run.recipe)), (None, ""))
@@ -35,13 +47,8 @@ def curves(run: Run) -> tuple[str, dict[str, Any]]:
         panels.append(panel(measure, name, reading, log, lines))
     found = [made for made in panels if made]
     if not found:
-        return "", {}
-    html = '<div class="row controls"><fieldset><legend>Against</legend>'
-    html += "<label><input type=radio name=against value=epochs checked> epochs</label>"
-    html += "<label><input type=radio name=against value=seconds> seconds</label></fieldset></div>\n"
-    html += f"<div class=curves>{''.join(text for text, _ in found)}</div>\n"
-    plots = {name: plot for _, made in found for name, plot in made.items()}
-    return section("Training", html), plots
+        return None, {}
+    return section("Training", "training.html", panels=found), {made.place: made.plot for made in found}
 
 
 def loss_name(recipe: dict[str, Any]) -> str:
@@ -56,21 +63,15 @@ def dashed(level: float | None, formula: str) -> str:
 def panel(
     name: str, title: str, reading: str, log: Sequence[dict[str, Any]], lines: dict[str, str],
     level: float | None = None,
-) -> tuple[str, dict[str, Any]] | None:  # fmt: skip
+) -> Panel | None:  # fmt: skip
     """A plot under its title, and what to see in it; None where nothing was logged."""
     lines = {text: key for text, key in lines.items() if any(isinstance(row.get(key), float) for row in log)}
     if not lines:
         return None
     rows = [row for row in log if any(isinstance(row.get(key), float) for key in lines.values())]
     words = "; ".join(course(text, key, rows) for text, key in lines.items())
-    keys = "".join(f'<span class="key k{i}">{escape(text)}</span>' for i, text in enumerate(lines) if len(lines) > 1)
-    html = (
-        f"<figure class=card><figcaption><b>{escape(title)}</b><span class=keys>{keys}</span>"
-        f"<div class=soft>{escape(reading)}</div>"
-        f'</figcaption><div id="curve-{name}" class=plot role=img aria-label="{escape(title)}: {escape(words)}"></div>'
-        f"<noscript><p class=soft>{escape(words)}</p></noscript></figure>\n"
-    )
-    return html, {f"curve-{name}": curve(f"curve-{name}", rows, lines, level)}
+    keys, place = list(lines) if len(lines) > 1 else [], f"curve-{name}"
+    return Panel(place, title, reading, keys, words, curve(place, rows, lines, level))
 
 
 def course(text: str, key: str, rows: Sequence[dict[str, Any]]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from crlf.runs.run import VIEWS, Run
 from crlf.visualization.figures.projections import perplexity_of
 from crlf.visualization.figures.run_arrays import NotDrawn, needed
 from crlf.visualization.figures.views_and_filters import drawn, filter_grid, first_filters, mosaic
-from crlf.visualization.report.html import data_uri, plural, section
+from crlf.visualization.report.html import Section, data_uri, plural, section
 from crlf.visualization.report.pictures import MISTAKES, Shown, across
 
 MAPS = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
@@ -22,13 +21,11 @@ ROWS = 10  # of pictures
 SEEN = 12  # pictures of a cluster
 
 
-def picture(shown: Shown, i: int, text: str, button: bool = False) -> str:
-    """Image i from the sheet of pictures; as a button it shows itself in the map."""
+def picture(shown: Shown, i: int, text: str, other: bool = False) -> dict[str, Any]:
+    """Image i from the sheet of pictures; where it is a point of the map it is a button that shows it there."""
     columns = across(len(shown), *shown.thumbnails.shape[1:3])
-    place = f'style="--x:{i % columns};--y:{i // columns}"'
-    if button and i < shown.points:
-        return f'<button type=button class=pic data-image={i} {place} aria-label="{escape(text)}"></button>'
-    return f'<span class=pic role=img {place} aria-label="{escape(text)}"></span>'
+    place = {"x": i % columns, "y": i // columns}
+    return {**place, "image": i, "button": i < shown.points, "text": text, "other": other}
 
 
 def called(shown: Shown, i: int) -> str:
@@ -39,31 +36,18 @@ def called(shown: Shown, i: int) -> str:
 # The maps
 
 
-def maps(shown: Shown) -> str:
+def maps(shown: Shown) -> Section:
     """The scatter plot, its switches, and the card of the image that is looked at."""
-    radios = choice("Map", "map", {name: MAPS[name] for name in shown.maps})
     colours = {"group": "class" if shown.labels is not None else "cluster"}
     if shown.labels is not None and shown.predicted is not None:
         colours["right"] = "right or wrong"
     if shown.confidence is not None:
         colours["sure"] = "confidence"
-    radios += choice("Colour", "colour", colours) if len(colours) > 1 else ""
-    wrong = "<label class=check><input type=checkbox id=wrong> only mistakes</label>" if "right" in colours else ""
-    text = "Map of the embeddings, a point an image. Arrow keys go from one to another, Enter holds it, Escape lets go."
-    html = f"""<p>{escape(what_they_show(shown))}</p>
-<div class="row controls">{radios}{wrong}</div>
-<div class=chips id=chips role=group aria-label="Isolate a {colours["group"]}">{chips(shown)}</div>
-<div class=explorer>
-<div class="card stage"><div id=map-frame tabindex=0 role=application aria-label="{text}">
-<div id=map-plot class=plot></div><div id=peek class=pic hidden></div></div>
-<div id=scale class="scale soft" hidden></div></div>
-<aside id=face class=card aria-live=polite><p class=soft>Point at an image, tap it, or reach the map with Tab and go
-from image to image with the arrow keys. A click holds it. Its nearest neighbours are joined to it by lines.</p></aside>
-</div>
-<noscript><p class=missing>The maps need JavaScript; as pictures they are under
-<a href="#figures">Figures</a>.</p></noscript>
-"""
-    return section("Maps of the embeddings", html, "maps")
+    named = {name: MAPS[name] for name in shown.maps}
+    return section(
+        "Maps of the embeddings", "maps.html", "maps",
+        what=what_they_show(shown), maps=named, colours=colours, groups=groups(shown),
+    )  # fmt: skip
 
 
 def what_they_show(shown: Shown) -> str:
@@ -80,24 +64,11 @@ def what_they_show(shown: Shown) -> str:
     return " ".join(words)
 
 
-def choice(title: str, name: str, options: dict[str, str]) -> str:
-    """Radio buttons, the first chosen."""
-    inputs = "".join(
-        f"<label><input type=radio name={name} value={value}{' checked' * (i == 0)}> {escape(text)}</label>"
-        for i, (value, text) in enumerate(options.items())
-    )
-    return f"<fieldset><legend>{escape(title)}</legend>{inputs}</fieldset>"
-
-
-def chips(shown: Shown) -> str:
-    """A button for each class, or cluster: the legend of the map, and what isolates it."""
+def groups(shown: Shown) -> list[tuple[str, int]]:
+    """The name of each class, or cluster, and how many points it has: the legend of the map, and what isolates it."""
     groups = shown.cluster if shown.labels is None else shown.labels[: shown.points]
     counts = np.bincount(groups, minlength=1 if shown.labels is None else len(shown.names))
-    return "".join(
-        f'<button type=button class=chip aria-pressed=false data-group={k}><i class="dot c{k % 10}"></i>'
-        f"{escape(group_name(shown, k))} <small>{count:,}</small></button>"
-        for k, count in enumerate(counts.tolist())
-    )
+    return [(group_name(shown, k), count) for k, count in enumerate(counts.tolist())]
 
 
 def group_name(shown: Shown, k: int) -> str:
@@ -125,103 +96,98 @@ def facts(shown: Shown) -> dict[str, Any]:
 # Pictures in rows
 
 
-def mistakes(shown: Shown) -> str:
+def mistakes(shown: Shown) -> Section | None:
     """The most confident mistakes."""
     if not len(shown.mistakes) or shown.labels is None or shown.predicted is None:
-        return ""
-    items = "".join(mistake(shown, i) for i in shown.mistakes.tolist())
+        return None
     among = f"the {shown.pictured:,} of {shown.total:,} {shown.split} images that have a picture"
     among = among if shown.pictured < shown.total else f"all {shown.total:,} {shown.split} images"
     sure = "at which the linear probe was most confident" if shown.confidence is not None else "of the linear probe"
     some = f"The {len(shown.mistakes)} mistakes" if len(shown.mistakes) == MISTAKES else "All mistakes"
-    html = f"<p>{some} {sure}, among {among}: what it said, and below it the truth.</p>\n<ul class=pics>{items}</ul>\n"
-    return section("Most confident mistakes", html, "mistakes")
+    what = f"{some} {sure}, among {among}"
+    found = [mistake(shown, i) for i in shown.mistakes.tolist()]
+    return section("Most confident mistakes", "mistakes.html", "mistakes", what=what, mistakes=found)
 
 
-def mistake(shown: Shown, i: int) -> str:
+def mistake(shown: Shown, i: int) -> dict[str, Any]:
     assert shown.labels is not None and shown.predicted is not None
     said, true = shown.names[shown.predicted[i]], shown.names[shown.labels[i]]
     sure = f" {100 * shown.confidence[i]:.0f} %" if shown.confidence is not None else ""
     text = f"{true}, taken for {said}{sure}: {shown.ids[i]}"
-    return (
-        f"<li>{picture(shown, i, text, button=True)}<span class=said>{escape(said)}{sure}</span>"
-        f"<span class=soft>{escape(true)}</span></li>\n"
-    )
+    return {"picture": picture(shown, i, text), "said": said, "true": true, "sure": sure}
 
 
-def neighbours(shown: Shown) -> str:
+def neighbours(shown: Shown) -> Section:
     """An image of each class, or of each cluster, and its nearest neighbours."""
     groups = shown.cluster if shown.labels is None else shown.labels[: shown.points]
     _, first = np.unique(groups, return_index=True)
-    rows = "".join(strip(shown, i, [i, *shown.near[i].tolist()]) for i in first[:ROWS].tolist())
     kind = "cluster" if shown.labels is None else "class"
     outlined = " Those of another class are outlined." if shown.labels is not None else ""
-    html = (
-        f"<p>The first image drawn of each {kind}, then the nearest of the {shown.points:,} images of the maps, "
-        f"by the cosine of their embeddings.{outlined}</p>\n<div class=strips>{rows}</div>\n"
+    what = (
+        f"The first image drawn of each {kind}, then the nearest of the {shown.points:,} images of the maps, "
+        f"by the cosine of their embeddings.{outlined}"
     )
-    return section("Nearest neighbours", html, "neighbours")
+    strips = [strip(shown, i, [i, *shown.near[i].tolist()]) for i in first[:ROWS].tolist()]
+    return section("Nearest neighbours", "strips.html", "neighbours", what=what, strips=strips)
 
 
-def strip(shown: Shown, query: int, images: Sequence[int]) -> str:
+def strip(shown: Shown, query: int, images: Sequence[int]) -> dict[str, Any]:
     """A row of pictures; the first is the one that is asked for."""
-    other = shown.labels is not None and shown.labels != shown.labels[query]
-    pictures = "".join(
-        f"<li{' class=other' * bool(np.any(other) and other[i])}>{picture(shown, i, called(shown, i), True)}</li>"  # type: ignore[index]
-        for i in images
-    )
-    name = cluster_name(int(shown.cluster[query])) if shown.labels is None else escape(called(shown, query))
-    return f"<div class=strip><div class=name>{name}</div><ul class=pics>{pictures}</ul></div>\n"
+    if shown.labels is None:
+        return cluster_strip(shown, int(shown.cluster[query]), images)
+    other = shown.labels != shown.labels[query]
+    pictures = [picture(shown, i, called(shown, i), bool(other[i])) for i in images]
+    return {"name": called(shown, query), "cluster": None, "count": None, "pictures": pictures}
 
 
-def cluster_name(k: int) -> str:
-    """With its colour in the maps; clusters count from 0 here."""
-    return f'<i class="dot c{k % 10}"></i>cluster {k + 1}'
+def cluster_strip(shown: Shown, k: int, images: Sequence[int], count: int | None = None) -> dict[str, Any]:
+    """A row of pictures of cluster k, which counts from 0 here; and how many images the cluster has."""
+    pictures = [picture(shown, i, called(shown, i)) for i in images]
+    return {"name": f"cluster {k + 1}", "cluster": k, "count": count, "pictures": pictures}
 
 
-def clusters(shown: Shown) -> str:
+def clusters(shown: Shown) -> Section | None:
     """What k-means finds where there are no labels."""
     if shown.labels is not None:
-        return ""
-    rows = ""
-    for k, count in enumerate(np.bincount(shown.cluster).tolist()):
-        images = np.flatnonzero(shown.cluster == k)[:SEEN].tolist()
-        pictures = "".join(f"<li>{picture(shown, i, called(shown, i), True)}</li>" for i in images)
-        name = f"<div class=name>{cluster_name(k)}<br><small>{count:,} images</small></div>"
-        rows += f"<div class=strip>{name}<ul class=pics>{pictures}</ul></div>\n"
-    html = (
-        f"<p>k-means with {plural(1 + int(shown.cluster.max()), 'cluster')} on the normalised embeddings, "
-        f"the largest first; of each the first {SEEN} images drawn at random.</p>\n<div class=strips>{rows}</div>\n"
+        return None
+    strips = [
+        cluster_strip(shown, k, np.flatnonzero(shown.cluster == k)[:SEEN].tolist(), count)
+        for k, count in enumerate(np.bincount(shown.cluster).tolist())
+    ]
+    what = (
+        f"k-means with {plural(len(strips), 'cluster')} on the normalised embeddings, "
+        f"the largest first; of each the first {SEEN} images drawn at random."
     )
-    return section("Clusters", html)
+    return section("Clusters", "strips.html", what=what, strips=strips)
 
 
 # What the network sees
 
 
-def seen(run: Run) -> str:
+def seen(run: Run) -> Section | None:
     """The views, and the filters of the first layer."""
-    return section("What the network sees", "".join(filter(None, (views(run), filters(run)))), "views")
+    found = [made for made in (views(run), filters(run)) if made]
+    return section("What the network sees", "seen.html", "views", pictures=found) if found else None
 
 
-def views(run: Run, images: int = 10, most: int = 8) -> str:
+def views(run: Run, images: int = 10, most: int = 8) -> dict[str, Any] | None:
     try:
         tiles = needed(run, VIEWS)[:images, : 1 + most]  # (n, 1 + V, C, h, w)
     except NotDrawn:
-        return ""
+        return None
     if tiles.ndim != 5 or tiles.dtype != np.uint8 or not tiles.size:
-        return ""  # `crlf draw` says so
+        return None  # `crlf draw` says so
     n, rows, _, h, w = tiles.shape
     text = f"{n} images on top, below each {plural(rows - 1, 'random view')} of it, {h} × {w} pixels. "
     gap = max(1, w // 16)
     return pixels(mosaic(tiles, gap), mosaic(np.zeros_like(tiles), gap), "Views", text + drawn(run.recipe))
 
 
-def filters(run: Run) -> str:
+def filters(run: Run) -> dict[str, Any] | None:
     try:
         tiles = first_filters(run)
     except NotDrawn:
-        return ""
+        return None
     n, _, h, w = tiles.shape
     text = f"{n:,} filters of {h} × {w} weights, each scaled by its largest; gray is no weight."
     tiles, columns = tiles[:256], min(16, n)
@@ -229,14 +195,11 @@ def filters(run: Run) -> str:
     return pixels(filter_grid(tiles, columns), gaps, "First-layer filters", text)
 
 
-def pixels(image: np.ndarray, gaps: np.ndarray, title: str, text: str) -> str:
+def pixels(image: np.ndarray, gaps: np.ndarray, title: str, text: str) -> dict[str, Any]:
     """A picture whose pixels stay pixels: uint8 (h, w, 3); what is white in `gaps`, of the same shape, is left out."""
     h, w, _ = image.shape
     alpha = 255 - gaps[..., 0]
     buffer = io.BytesIO()
     Image.fromarray(np.dstack([image, alpha])).save(buffer, "PNG", optimize=True)
     source = data_uri("image/png", buffer.getvalue())
-    return (
-        f'<figure class="pixels"><img src="{source}" width="{w}" height="{h}" alt="{escape(title)}: {escape(text)}">'
-        f"<figcaption><b>{escape(title)}</b> <span class=soft>{escape(text)}</span></figcaption></figure>\n"
-    )
+    return {"source": source, "width": w, "height": h, "title": title, "text": text}

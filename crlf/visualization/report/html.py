@@ -1,14 +1,18 @@
-"""Pieces of HTML; whatever is put into them is escaped."""
+"""HTML from the templates; whatever is put into them is escaped."""
 
 from __future__ import annotations
 
 import base64
 import shlex
-from collections.abc import Iterable
-from html import escape
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from crlf.runs.run import Run
+from crlf.text import percent
 
 NAMES = {
     "linear_accuracy": "Linear probe",
@@ -18,23 +22,33 @@ NAMES = {
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "svhn": "SVHN"}  # as their authors say
 
 
-def section(title: str, html: str, name: str = "") -> str:
-    """A section that the contents can point to; nothing where it would be empty."""
-    name = name or title.lower().replace(" ", "-")
-    return f'\n<section id="{name}">\n<h2>{escape(title)}</h2>\n{html}\n</section>' if html else ""
+@dataclass(frozen=True)
+class Section:
+    """A part of the page that the contents point to."""
+
+    title: str
+    html: Markup
+    name: str
 
 
-def table(rows: Iterable[tuple[str, ...]]) -> str:
-    """Rows of a name, a text, and perhaps a remark."""
-    lines = ""
-    for name, text, *remarks in rows:
-        below = "".join(f"<div class=soft>{escape(remark)}</div>" for remark in remarks if remark)
-        lines += f"<tr><th scope=row>{escape(name)}</th><td>{escape(text)}{below}</td></tr>\n"
-    return f"<table>\n{lines}</table>\n" if lines else ""
+@cache
+def templates() -> Environment:
+    """What stands in the folder templates."""
+    found = Environment(
+        loader=PackageLoader("crlf.visualization.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    found.filters["percent"] = percent
+    return found
 
 
-def shell(commands: str) -> str:
-    return f"<pre><code>{escape(commands)}</code></pre>\n"
+def render(template: str, **values: Any) -> Markup:
+    return Markup(templates().get_template(template).render(values))
+
+
+def section(title: str, template: str, name: str = "", **values: Any) -> Section:
+    """A section of a template and its values."""
+    return Section(title, render(template, **values), name or title.lower().replace(" ", "-"))
 
 
 def data_uri(kind: str, data: bytes) -> str:

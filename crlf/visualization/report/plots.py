@@ -20,6 +20,7 @@ from bokeh.models import ColumnDataSource, HoverTool, PanTool, Plot, Range1d, Re
 from bokeh.models.annotations import Span
 from bokeh.plotting import figure
 from bokeh.resources import Resources
+from markupsafe import Markup
 
 from crlf.visualization.figures.style import PALETTE
 from crlf.visualization.report.pictures import Shown
@@ -30,10 +31,10 @@ SHAPES = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex",
 
 
 @lru_cache(maxsize=1)
-def library() -> str:
+def library() -> Markup:
     """BokehJS, the part that draws plots: 1.3 MB."""
     [source] = Resources(mode="inline", components=["bokeh"]).js_raw[:1]
-    return source
+    return Markup(source)
 
 
 def as_json(plot: Plot, place: str) -> dict[str, Any]:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from crlf.runs.run import ENCODER, FIGURES, THUMBNAILS, Run
 from crlf.text import duration, percent
 from crlf.visualization.report.appendix import readable
-from crlf.visualization.report.html import called, plural, quoted, section, shell
+from crlf.visualization.report.html import Section, called, plural, quoted, render, section
 
 
-def verdict(run: Run, scores: dict[str, Any]) -> str:
+def verdict(run: Run, scores: dict[str, Any]) -> Markup:
     """The sentences, the tiles and the bars that open the report."""
     sentences = [how_good(scores, run.unlabelled), how_long(scores)]
-    lines = "".join(f"<p class=lead>{escape(text)}</p>\n" for text in sentences if text)
-    return f"\n<section id=verdict>\n{lines}{tiles(run, scores)}{bars(scores)}</section>"
+    return render(
+        "verdict.html", sentences=[text for text in sentences if text], tiles=tiles(run, scores), bars=bars(scores)
+    )
 
 
-def tiles(run: Run, scores: dict[str, Any]) -> str:
+def tiles(run: Run, scores: dict[str, Any]) -> dict[str, str]:
     """The numbers that are asked for first."""
     health = [row for row in run.log() if isinstance(row.get("h_rankme"), float)]
     found = {
@@ -30,12 +32,7 @@ def tiles(run: Run, scores: dict[str, Any]) -> str:
         "training": duration(scores["train_seconds"]) if scores.get("train_seconds") else "",
         "images a second": f"{scores['images_per_second']:,.0f}" if scores.get("images_per_second") else "",
     }
-    made = "".join(
-        f'<div class="tile card"><b>{escape(text)}</b><span class=soft>{name}</span></div>'
-        for name, text in found.items()
-        if text
-    )
-    return f"<div class=tiles>{made}</div>\n" if made else ""
+    return {name: text for name, text in found.items() if text}
 
 
 def how_good(scores: dict[str, Any], without_labels: bool) -> str:
@@ -61,31 +58,16 @@ def how_long(scores: dict[str, Any]) -> str:
     return f"It learned {how} labels in {duration(scores['train_seconds'])}: {epochs}{views}{device}.{after}"
 
 
-def bars(scores: dict[str, Any]) -> str:
-    """A bar for each accuracy and, last, for chance."""
+def bars(scores: dict[str, Any]) -> list[tuple[str, float, bool]]:
+    """The name and the share of each accuracy and, last, of chance; and whether it is chance."""
     found = {key: value for key, value in scores.items() if key.endswith("_accuracy") and value is not None}
     if scores.get("chance") is not None:
         found["chance"] = scores["chance"]
-    rows = (
-        f"<div>{escape(called(key))}</div><div class=track>"
-        f'<div class="bar {"chance" if key == "chance" else ""}" style="width:{80 * value:.1f}%"></div>'
-        f"<b>{percent(value)}</b></div>\n"
-        for key, value in found.items()
-    )
-    return f"<div class=bars>\n{''.join(rows)}</div>\n" if found else ""
-
-
-def todo(run: Run, scores: dict[str, Any], mapped: bool) -> str:
-    """What is missing, and the commands that make it, in their order."""
-    steps = [*missing(run, scores, mapped)]
-    if not steps:
-        return ""
-    commands = "\n".join(command for _, command in [*steps, ("", f"crlf report {quoted(run)}")])
-    what = "; ".join(text for text, _ in steps)
-    return f"\n<div class=missing>\n<p>Not there yet: {escape(what)}. To make it:</p>\n{shell(commands)}</div>"
+    return [(called(key), value, key == "chance") for key, value in found.items()]
 
 
 def missing(run: Run, scores: dict[str, Any], mapped: bool) -> Iterable[tuple[str, str]]:
+    """What is not there yet and the command that makes it, in their order."""
     if not run.file(ENCODER).exists():
         yield "the trained encoder", f"crlf pretrain --resume --out {quoted(run)}"
     if not run.file("test_emb.npy").exists():
@@ -104,11 +86,6 @@ def missing(run: Run, scores: dict[str, Any], mapped: bool) -> Iterable[tuple[st
         yield "figures (" + ", ".join(absent) + ")", f"crlf draw {quoted(run)}"
 
 
-def what_labels_add() -> str:
+def what_labels_add() -> Section:
     """What a run without labels lacks, and how to give it labels."""
-    html = """<p>The images have no labels. With labels for a part of them this page would also say what share of test
-images a linear classifier and the nearest neighbours name right, against chance; which classes are taken for which; and
-show the most confident mistakes. Training would be the same: labels only measure.</p>
-<p>To give labels, put the images of each class in a folder of its own, and start a run from the folder above.</p>
-"""
-    return section("What labels would add", html, "labels")
+    return section("What labels would add", "labels.html", "labels")
