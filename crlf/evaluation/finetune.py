@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import trange
 
@@ -214,16 +213,15 @@ def mild(settings: ViewSettings) -> ViewSettings:
 
 
 def score(model: Classifier, images: Labelled, recipe: Recipe) -> dict[str, Any]:
-    """Accuracy, as a fraction, with its 95 % interval (Wilson 1927), and the mean of the classes' accuracies."""
+    """Accuracy, as a fraction, with its 95 % interval, and the mean of the classes' accuracies."""
     model.eval()
     found = classifier.probabilities(model, images.test, recipe.augmentation).argmax(axis=1)
     right = found == images.test_labels
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     labels = images.test_labels
     of_class = {name: float(right[labels == k].mean()) for k, name in enumerate(images.classes) if (labels == k).any()}
     return {
         "accuracy": float(right.mean()),
-        "accuracy_interval": [float(interval.low), float(interval.high)],
+        "accuracy_interval": [*interval(right)],
         "balanced_accuracy": float(np.mean(list(of_class.values()))),
         "class_accuracy": of_class,
     }

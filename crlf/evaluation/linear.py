@@ -15,6 +15,6 @@ def linear(images: Embedded) -> Found:
         "linear_accuracy": images.accuracy(predictions),
         "linear_interval": interval(predictions == images.test_lbl),
     }
-    protocol += f"; interval: 95 % of bootstrap samples of the {len(images.test):,} test images"
+    protocol += f"; interval: Wilson's, 95 %, of {len(images.test):,} test images"
     files = {"test_pred.npy": predictions, "test_prob.npy": model.probabilities(images.test)}
     return Found(scores, protocol, files)

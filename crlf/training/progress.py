@@ -14,7 +14,7 @@ from crlf.errors import InputError
 from crlf.runs.files import finite, write_bytes
 from crlf.runs.run import LOG, Run
 from crlf.runtime import distributed
-from crlf.text import percent
+from crlf.text import duration, percent
 from crlf.training.budget import ByClock, BySteps
 from crlf.training.trackers import Write
 
@@ -78,7 +78,7 @@ class Progress:
             knn = f"kNN {percent(row['knn_accuracy'])}  " if "knn_accuracy" in row else ""
             line = (
                 f"{epoch}  loss {losses.double().mean().item():.4f}  {knn}"
-                f"{rate:,.0f} images/s  {tqdm.format_interval(seconds)} passed  {tqdm.format_interval(left)} left"
+                f"{rate:,.0f} images/s  {duration(seconds)} passed  {duration(left)} left"
             )
             tqdm.write(line, file=sys.stderr)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crlf.runs.run import ENCODER, REPORT, Run
+from crlf.text import duration
 
 
 def summary(run: Run | str | Path) -> None:
@@ -29,17 +30,10 @@ def table(scores: dict[str, Any], run: Run) -> str:
         ("linear probe", percent("linear_accuracy")),
         ("kNN (k = 10)", percent("knn_accuracy")),
         ("chance", percent("chance")),
-        ("trained in", f"{clock(training)} ({speed})" if training else "not yet"),
-        ("all stages", clock(sum(s for s in stages if s))),
+        ("trained in", f"{duration(training)} ({speed})" if training else "not yet"),
+        ("all stages", duration(sum(s for s in stages if s))),
         ("encoder", str(run.file(ENCODER))),
         ("embeddings", str(run.file("train_emb.npy")) + ", " + str(run.file("test_emb.npy"))),
         ("report", str(run.file(REPORT))),
     ]
     return "\n".join(f"{name:<14}{value}" for name, value in rows)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
