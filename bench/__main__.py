@@ -15,6 +15,7 @@ from typing import Any
 from bench import readme
 from bench.tables import columns
 from crlf.errors import InputError, unknown
+from crlf.runtime.allocator import keep_freed_memory
 
 BENCHES = {
     "cifar10": "the one command on CIFAR-10, start to end: accuracy and time of the default recipe",
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.name not in BENCHES:
         print(f"bench: error: {unknown('measurement', arguments.name, [*BENCHES, *COMMANDS])}", file=sys.stderr)
         return 2
+    keep_freed_memory()  # as the commands of crlf do
     try:
         rows = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}").measure()
     except InputError as error:

@@ -35,6 +35,7 @@ from crlf.methods.simclr import SimCLR, SimCLRSettings
 from crlf.metrics.knn import knn_predict
 from crlf.optim import OptimSettings
 from crlf.recipe import Recipe
+from crlf.runtime.allocator import keep_freed_memory
 from crlf.training import loop
 
 BASE = "the base"
@@ -204,6 +205,7 @@ def changes() -> dict[str, Recipe]:
 def prepare() -> None:
     """What a process needs to know the names of the changes."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     SOURCES.update({"held-out": held_out, "progressive": held_out})
     ENCODERS.update(NETWORKS)
     METHODS["averaged"] = Averaged

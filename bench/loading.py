@@ -22,7 +22,6 @@ from crlf.data import ImageSet, load
 from crlf.data.memmap import tensor
 from crlf.recipe import RECIPES
 from crlf.runs.run import Run
-from crlf.runtime.devices import keep_freed_memory
 from crlf.training.loop import train
 from crlf.training.state import State
 
@@ -30,7 +29,6 @@ STEPS = 48
 
 
 def measure(rounds: int = 7) -> list[dict[str, Any]]:
-    keep_freed_memory()
     recipe = dataclasses.replace(RECIPES["default"], epochs=1)
     whole = load(recipe.data)[0]
     state = State(recipe, whole.first(STEPS * recipe.batch_size), torch.device("cpu"))

@@ -11,9 +11,9 @@ from bench.timing import median_ratio
 
 PROGRAM = """
 import resource, sys, time, torch
-from crlf import devices
+from crlf.runtime import allocator
 from crlf.encoders import build
-keep = sys.argv[1] == "kept" and devices.keep_freed_memory()
+keep = sys.argv[1] == "kept" and allocator.keep_freed_memory()
 network = build("cnn", 3, 32)
 views = torch.rand(512, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 for i in range(13):

@@ -17,7 +17,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from bench.timing import in_turn
 from crlf.evaluation.logistic_regression import choose_c, fit_linear, linear
 from crlf.metrics.knn import knn_predict
-from crlf.runtime.devices import keep_freed_memory
 
 WIDTH, CLASSES = 512, 10
 
@@ -33,7 +32,6 @@ def embeddings(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure(rounds: int = 1) -> list[dict[str, Any]]:
-    keep_freed_memory()
     (x, y), (test, truth) = embeddings(50_000, 1), embeddings(10_000, 2)
     c, _ = choose_c(x, y)
     mean, scale = x.mean(axis=0), x.std(axis=0)

@@ -20,7 +20,7 @@ from crlf.augmentation import Views
 from crlf.data import load
 from crlf.recipe import RECIPES
 from crlf.runs.run import Run
-from crlf.runtime.devices import autocast, dtype_of, keep_freed_memory
+from crlf.runtime.devices import autocast, dtype_of
 from crlf.runtime.seeding import generator
 from crlf.training.loop import train
 from crlf.training.state import State
@@ -36,7 +36,6 @@ def measure(rounds: int = 5) -> list[dict[str, Any]]:
 
 
 def compare(precision: str, rounds: int) -> list[dict[str, Any]]:
-    keep_freed_memory()
     recipe = dataclasses.replace(RECIPES["default"], epochs=1, precision=precision)
     data = load(recipe.data)[0].first(STEPS * recipe.batch_size)
     device = torch.device("cpu")

@@ -36,7 +36,7 @@ from crlf.errors import InputError
 from crlf.methods.simclr import SimCLR, SimCLRSettings
 from crlf.recipe import Recipe
 from crlf.runs.run import Run
-from crlf.runtime.devices import autocast, keep_freed_memory, multiplies_bf16
+from crlf.runtime.devices import autocast, multiplies_bf16
 from crlf.runtime.seeding import generator
 from crlf.training.loop import train
 from crlf.training.state import State
@@ -228,7 +228,6 @@ def measure(rounds: int = 3) -> list[dict[str, Any]]:
         import lightly as lightly
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install -e '.[bench]'") from error
-    keep_freed_memory()
     images = load("cifar10")[0].images[: STEPS * BATCH]
     rows = []
     for size in SHARES:

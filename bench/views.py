@@ -17,7 +17,6 @@ from torchvision.transforms import v2
 from bench.timing import in_turn, median_ratio
 from crlf.augmentation import Views, ViewSettings
 from crlf.data import load
-from crlf.runtime.devices import keep_freed_memory
 from crlf.runtime.seeding import generator
 
 BATCH = 256
@@ -53,7 +52,6 @@ def pipeline(settings: ViewSettings, *first: v2.Transform, size: int = 32) -> v2
 
 
 def measure(rounds: int = 5) -> list[dict[str, Any]]:
-    keep_freed_memory()
     settings = ViewSettings(resolution=1.0)
     images = load("cifar10")[0].images
     make, stream = Views(settings), generator("cpu", "bench")

@@ -22,6 +22,7 @@ from typing import Any, get_args, get_type_hints
 import tyro
 
 from crlf.errors import InputError, unknown
+from crlf.runtime.allocator import keep_freed_memory
 
 COMMANDS = {
     "pretrain": ("crlf.training.pretrain", "learn an encoder from images without labels"),
@@ -78,6 +79,7 @@ def command_line(function: Callable[..., Any], argv: Sequence[str] | None = None
         if "recipe" in inspect.signature(function).parameters:
             function, arguments = with_recipe(function, arguments)
         bound = parse(function, arguments, prog)
+        keep_freed_memory()
         function(*bound.args, **bound.kwargs)
     except InputError as error:
         say(f"{prog}: error: {error}")

@@ -26,7 +26,8 @@ from crlf.recipe import Recipe
 from crlf.runs import checkpoints
 from crlf.runs.files import save_array, save_tensors, write_json
 from crlf.runs.run import CHECKPOINT, CLASSES, ENCODER, LOSS, Run
-from crlf.runtime.devices import autocast, keep_freed_memory
+from crlf.runtime.allocator import keep_freed_memory
+from crlf.runtime.devices import autocast
 from crlf.visualization.figures import draw
 from crlf.visualization.report import report
 

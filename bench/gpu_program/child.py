@@ -10,6 +10,7 @@ import torch
 
 from bench.gpu_program.context import SIZES, Clock, Context, rows_in
 from bench.gpu_program.program import Emit, Part
+from crlf.runtime.allocator import keep_freed_memory
 from crlf.runtime.devices import pick_device
 
 SHARES: dict[str, float | None] = {"look": 10, "smoke": 20, "speed": 60, "record": 240, "search": 160, "long": None}
@@ -41,6 +42,7 @@ def work(
     emit: Emit,
 ) -> None:
     clock = Clock(seconds)
+    keep_freed_memory()
     torch.backends.cudnn.benchmark = True  # sizes stay the same for thousands of steps
     state.mkdir(parents=True, exist_ok=True)
     rows = [*(rows_in(earlier) if earlier else []), *rows_in(out)]

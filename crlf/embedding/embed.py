@@ -25,7 +25,7 @@ from crlf.recipe import Recipe
 from crlf.runs.files import replacing, save_array, save_rows, write_json
 from crlf.runs.run import CLASSES, ENCODER, SCORES, TABLE, THUMBNAILS, Run
 from crlf.runtime import distributed
-from crlf.runtime.devices import keep_freed_memory, pick_device
+from crlf.runtime.devices import pick_device
 
 
 @overload
@@ -82,7 +82,6 @@ def embed(
     Raises:
         InputError: there is no trained run, or no image of its kind; or something cannot be written.
     """
-    keep_freed_memory()
     run, place = Run.open(run), distributed.own_device(pick_device(device))
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")

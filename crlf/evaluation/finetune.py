@@ -34,7 +34,7 @@ from crlf.metrics.intervals import interval
 from crlf.optim import OPTIMIZERS, OptimSettings, schedule, set_rates
 from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER, Run
-from crlf.runtime.devices import autocast, describe, keep_freed_memory, pick_device
+from crlf.runtime.devices import autocast, describe, pick_device
 from crlf.runtime.seeding import generator
 from crlf.text import percent
 
@@ -96,7 +96,6 @@ def finetune(
     require(0 < lr < math.inf, "lr", "above 0 and finite", lr)
     require(1 <= batch_size <= 65_536, "batch_size", "in 1..65536", batch_size)
     require(0 <= seed < 2**63, "seed", f"in 0..{2**63 - 1}", seed)
-    keep_freed_memory()
     data, test = str(data), None if test is None else str(test)
     run, place = Run.open(run), pick_device(device)
     folder = Path(out) if out is not None else run.file(classifier.FOLDER)

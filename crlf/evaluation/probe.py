@@ -33,7 +33,6 @@ from crlf.evaluation.finetune import fine_tuning
 from crlf.evaluation.labelled import chance
 from crlf.runs.files import save_array
 from crlf.runs.run import Run
-from crlf.runtime.devices import keep_freed_memory
 
 PROBES: dict[str, Callable[[Embedded], Found]] = {
     "linear": linear.linear,
@@ -75,7 +74,6 @@ def probe(
         InputError: an unknown probe, or embeddings or labels that are missing, damaged, not finite or do not fit
             together.
     """
-    keep_freed_memory()
     run, names = Run.open(run), chosen(probes)
     if run.unlabelled and not run.file("train_lbl.npy").exists():
         print(f"nothing is probed: the images of {str(run.path)!r} have no labels", file=sys.stderr)

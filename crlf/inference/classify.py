@@ -21,7 +21,7 @@ from crlf.evaluation import classifier
 from crlf.evaluation.classifier import Loaded
 from crlf.runs.files import write_bytes
 from crlf.runs.run import Run
-from crlf.runtime.devices import keep_freed_memory, pick_device
+from crlf.runtime.devices import pick_device
 
 HEAD = ("file", "class", "probability", "skipped")
 
@@ -56,7 +56,6 @@ def classify(
     Raises:
         InputError: there is no classifier, a path that is not there, or no image at all.
     """
-    keep_freed_memory()
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
     table = None if out is None else Path(out)

@@ -16,7 +16,7 @@ from crlf.encoders import Frozen
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 from crlf.runs.run import Run
-from crlf.runtime.devices import keep_freed_memory, pick_device
+from crlf.runtime.devices import pick_device
 
 
 class Encoder:
@@ -82,7 +82,6 @@ def load(run: Run | str | Path, *, device: str = "auto") -> Encoder:
     Raises:
         InputError: there is no trained run, or its files are damaged.
     """
-    keep_freed_memory()
     run, place = Run.open(run), pick_device(device)
     recipe, shape = Recipe.from_dict(run.recipe), image_shape(run)
     return Encoder(load_encoder(run, recipe, torch.Size(shape)).to(place), recipe, shape, run.classes)

@@ -27,10 +27,10 @@ def interval(right: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
 def paired_interval(a: np.ndarray, b: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """The interval of the accuracy of b less that of a on the same images: bool (M,) twice -> two shares.
 
-    The bootstrap's percentiles (Efron and Tibshirani 1993, An introduction to the bootstrap, section 13.3): Wilson's is of
-    one accuracy, and two of them would not know that a and b are right on the same images.
-    Images are drawn in pairs: a sample is a multinomial number of those that b alone gets right, that a alone does, and
-    that tell nothing. Always the same draws.
+    The bootstrap's percentiles (Efron and Tibshirani 1993, An introduction to the bootstrap, section 13.3): Wilson's is
+    of one accuracy, and two of them would not know that a and b are right on the same images. Images are drawn in
+    pairs: a sample is a multinomial number of those that b alone gets right, that a alone does, and that tell nothing.
+    Always the same draws.
     """
     gained, lost = int((b & ~a).sum()), int((a & ~b).sum())
     counts = np.array([gained, lost, len(a) - gained - lost])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,21 +130,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to keep what is freed, as the allocators of GPUs do; elsewhere do nothing.
-
-    By default it gives every large activation back to the kernel, and the next step faults it in again page by page:
-    on two cores that cost the light CNN a quarter of its speed (`python -m bench memory`).
-
-    Returns:
-        Whether the allocator took the settings.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1  # malloc.h
-    return bool(mallopt(mmap_threshold, largest)) and bool(mallopt(trim_threshold, largest))

@@ -16,7 +16,7 @@ from crlf.recipe import RECIPES, Recipe
 from crlf.runs import checkpoints
 from crlf.runs.run import Run, claim
 from crlf.runtime import distributed
-from crlf.runtime.devices import keep_freed_memory, memory_there, pick_device
+from crlf.runtime.devices import memory_there, pick_device
 from crlf.text import size
 from crlf.training.compile import require_compilable
 from crlf.training.cost import embedding_bytes, estimate
@@ -58,7 +58,6 @@ def pretrain(
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     started = time.perf_counter()
-    keep_freed_memory()
     require_tracker(track)
     place = distributed.own_device(pick_device(device))
     with distributed.first_alone():
