@@ -173,7 +173,7 @@ def from_timm(name: str, channels: int, size: int, regions: int) -> nn.Module:
     """Any model of timm without its classifier, untrained, told the size of the images where it takes one.
 
     Raises:
-        InputError: timm is not installed, has no such model, or that model does not take images of this size.
+        InputError: timm has no such model, or that model does not take images of this size.
     """
     net = None
     for options in ({"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}):
@@ -193,30 +193,15 @@ def create(name: str, channels: int, **options: Any) -> Any:
 
     The attribute `made_with` says how, for an export: what `create_model` was given.
     """
-    if name not in timm_names():
-        near = difflib.get_close_matches(name, timm_names(), n=3, cutoff=0.5)
+    import timm  # slow to import
+
+    if name not in (names := timm.list_models()):
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(TIMM + n) for n in near)}?" if near else ""
-        raise InputError(f"encoder {TIMM + name!r} is not known: timm {timm().__version__} has no such model.{hint}")
-    net = timm().create_model(name, pretrained=False, num_classes=0, in_chans=channels, **options)
+        raise InputError(f"encoder {TIMM + name!r} is not known: timm {timm.__version__} has no such model.{hint}")
+    net: Any = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **options)
     net.made_with = {"architecture": name, "model_args": {"in_chans": channels, **options}}
     return net
-
-
-def timm() -> Any:
-    """The module timm.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        import timm as module  # slow to import, and an extra
-    except ModuleNotFoundError as error:
-        raise InputError("ViTs and timm: encoders need timm: pip install 'crlf[timm]'") from error
-    return module
-
-
-def timm_names() -> list[str]:
-    return timm().list_models()
 
 
 ENCODERS: dict[str, Callable[[int, int, int], nn.Module]] = {

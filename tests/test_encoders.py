@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -208,12 +207,6 @@ def refused(recipe: Recipe, out: Path) -> str:
 def test_unknown_model_of_timm_is_offered_the_nearest(tmp_path: Path):
     line = refused(Recipe(encoder="timm:resnt18", data="shapes"), tmp_path / "run")
     assert line.startswith("encoder 'timm:resnt18' is not known: timm ") and "Did you mean 'timm:resnet18' or" in line
-
-
-@pytest.mark.parametrize("name", ["vit_tiny", "timm:resnet10t"])
-def test_without_timm(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    assert "pip install 'crlf[timm]'" in refused(Recipe(encoder=name, data="shapes"), tmp_path / "run")
 
 
 def test_an_encoder_that_does_not_take_the_images_or_their_views(tmp_path: Path):

@@ -349,8 +349,6 @@ def gradient(conv: nn.Conv2d, x: torch.Tensor, precision: str) -> torch.Tensor:
 def test_gradients_of_narrow_maps_hold_no_foreign_memory(name: str, kernel: int, stride: int, height: int, width: int):
     """torch's own gradient in bf16 does, of maps that are narrower than the kernel."""
     keep_freed_memory()
-    if name.startswith("timm"):
-        pytest.importorskip("timm")
     kind = next(type(m) for m in encoders.build(name, 3, 32).modules() if isinstance(m, nn.Conv2d))
     torch.manual_seed(0)
     conv = kind(64, 64, kernel, stride, kernel // 2, bias=False).to(memory_format=torch.channels_last)

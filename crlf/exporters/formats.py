@@ -151,7 +151,6 @@ def to_timm(source: Source, folder: Path) -> Exported:
 
     timm's models pool their maps over the whole image and know no mirror image, so this is the plain encoder.
     """
-    require("--format timm", "timm", "timm", "safetensors")
     from safetensors.torch import save_file
 
     recipe = dataclasses.replace(source.recipe, embedding=PLAIN)

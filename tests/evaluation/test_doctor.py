@@ -283,7 +283,6 @@ def test_places_left_are_the_sides_of_the_last_maps(name: str, side: int, places
 
 
 def test_a_vit_is_judged_by_its_patches():
-    pytest.importorskip("timm")
     assert places_left("vit_tiny", 3, 32) == (8, True)
     assert places_left("timm:resnet18", 3, 32) == (1, False)
     assert places_left("timm:vit_tiny_patch16_224", 3, 32) == (2, True)

@@ -255,7 +255,7 @@ def test_an_export_is_replaced_only_when_asked(make, here, capsys):
     assert "'mine.txt'" in refused(capsys, *again, "--overwrite")
 
 
-@pytest.mark.parametrize("format, module", [("onnx", "onnxscript"), ("onnx", "onnxruntime"), ("timm", "safetensors")])
+@pytest.mark.parametrize("format, module", [("onnx", "onnxscript"), ("onnx", "onnxruntime")])
 def test_without_the_library(format: str, module: str, make, capsys, monkeypatch: pytest.MonkeyPatch):
     run = make("resnet18")
     monkeypatch.setitem(sys.modules, module, None)
