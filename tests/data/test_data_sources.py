@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -13,15 +14,19 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_cifar as tiny
 from test_data import assert_is_tiny, refused, snapshot
 from test_data import cache as cache  # its own empty cache for each test here too
+from torchvision.datasets.utils import download_url
 
 from crlf.data.datasets import cifar, fetch, official
 from crlf.errors import InputError
@@ -317,6 +322,24 @@ def test_https_does_not_end_in_http(server: Server, monkeypatch):
     monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda url, **named: opened(server.url, **named))
     spec = dataclasses.replace(spec_of(server), url="https://example.org/cifar-10-python.tar.gz")
     assert f"it leads to {server.url}, which is not https" in unanswered(spec)
+
+
+def test_why_torchvisions_download_is_not_ours(tmp_path: Path, monkeypatch):
+    """It waits as long as a server says nothing, and it asks without encryption what it did not get with it."""
+    asked = []
+
+    def urlopen(request, **named: object):
+        asked.append((request.full_url, named))
+        if request.get_header("Method") == "HEAD":  # where it looks for redirections
+            return contextlib.nullcontext(SimpleNamespace(url=request.full_url))
+        raise urllib.error.URLError("certificate verify failed")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    with pytest.raises(urllib.error.URLError):
+        download_url("https://example.org/data.tar.gz", tmp_path, md5="0")
+    addresses = [address for address, _ in asked]
+    assert addresses[-2:] == ["https://example.org/data.tar.gz", "http://example.org/data.tar.gz"]
+    assert not any("timeout" in named for _, named in asked)
 
 
 # npm
