@@ -27,7 +27,7 @@ SAMPLE = 512  # images that statistics are taken of
 
 
 def collapse(case: Case) -> Finding | None:
-    """Features that do not tell images apart, by `crlf.training.monitor`."""
+    """Features that do not tell images apart, by `crlf.metrics.geometry`."""
     found = diagnose(case.health) if case.health["step"] >= SETTLED else None
     if found is None:
         return None
