@@ -20,8 +20,11 @@ def embed(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch: int
 
 def accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = HEADLINE) -> float:
     """The share of test embeddings (M, D) whose k nearest of (N, D), by cosine, vote for their label."""
-    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    near = torch.cat([(part @ train.T).topk(min(k, len(train)), dim=1).indices for part in test.split(2000)])  # (M, k)
+    with torch.autocast(train.device.type, enabled=False):  # a look within a training is under its autocast
+        train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+        near = torch.cat(
+            [(part @ train.T).topk(min(k, len(train)), dim=1).indices for part in test.split(2000)]
+        )  # (M, k)
     voted = vote(train_labels[near].cpu(), int(train_labels.max()) + 1)
     return (voted == test_labels.cpu()).double().mean().item()
 
