@@ -15,8 +15,9 @@ from crlf.errors import InputError
 from crlf.evaluation.embedded import Embedded
 from crlf.evaluation.logistic_regression import choose_c, fit_linear, held_out, rotate, standardise
 from crlf.evaluation.probe import PROBES, QUICK, chosen
-from crlf.metrics import knn
-from crlf.metrics.knn import chunk_rows, knn_predict
+from crlf.metrics import cosine
+from crlf.metrics.cosine import chunk_rows
+from crlf.metrics.knn import knn_predict
 from crlf.runs.files import save_array, write_json
 
 
@@ -151,7 +152,7 @@ def test_the_tie_goes_to_the_nearest():
 
 def test_chunks_do_not_change_the_result_and_bound_the_memory(monkeypatch: pytest.MonkeyPatch):
     whole = knn_predict(*TRAIN, TEST[0])
-    monkeypatch.setattr(knn, "CHUNK_BYTES", 4 * 1500 * 7)
+    monkeypatch.setattr(cosine, "CHUNK_BYTES", 4 * 1500 * 7)
     assert chunk_rows(1500) == 7
     assert (knn_predict(*TRAIN, TEST[0]) == whole).all()
     monkeypatch.undo()
