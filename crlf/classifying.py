@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 
 from crlf import classifier, runs
 from crlf.classifier import Loaded
@@ -27,7 +26,7 @@ HEAD = ("file", "class", "probability", "skipped")
 
 def classify(
     run: Run | str | Path,
-    images: tyro.conf.Positional[Sequence[str]],
+    images: Sequence[str],
     *,
     out: str | Path | None = None,
     overwrite: bool = False,

@@ -1,26 +1,24 @@
-"""The command line. Flags and their defaults come from the functions and dataclasses themselves, through tyro.
+"""The command line: the commands are functions of the same names and arguments.
 
-Bad input ends in one line on stderr and exit code 2; Ctrl-C in 130, SIGTERM in 143.
+Bad input ends in one line on stderr and exit code 2; Ctrl-C in 130, SIGTERM in 143, a reader who went away in 141.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import functools
 import importlib
 import inspect
-import io
-import os
-import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-import tyro
-
+import crlf
+from crlf import flags, stand_ins, terminal
 from crlf.errors import InputError, unknown
 
 COMMANDS = {
@@ -39,32 +37,20 @@ COMMANDS = {
     "push": ("crlf.hub", "export the encoder and upload it to the Hugging Face hub"),
     "summary": ("crlf.summary", "print what a run reached and where its files lie"),
 }  # torch is imported with a command's module, not before
-STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The `crlf` command: the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(overview())
-        return 0
-    name = arguments[0]
-    if name not in COMMANDS:
-        print(f"crlf: error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
-        return 2
-    function = getattr(importlib.import_module(COMMANDS[name][0]), name)
-    return command_line(function, arguments[1:], prog=f"crlf {name}")
-
-
-def overview() -> str:
-    rows = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-    head = ["usage: crlf COMMAND [options]", "", "Learn from images without labels.", "", "commands:"]
-    last = "crlf COMMAND --help lists the options of a command. python simclr_train.py does all of them in a row."
-    return "\n".join([*head, *rows, "", last])
+    prepare(arguments, argv)
+    name = arguments[0] if arguments else "--help"
+    if name in COMMANDS:
+        return ended(f"crlf {name}", lambda: call(command(name), arguments[1:], f"crlf {name}"))
+    return ended("crlf", lambda: greet(name))
 
 
 def command_line(function: Callable[..., Any], argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Call a function with the arguments of a command line.
+    """Call a function with the arguments of a command line: its words are those that Python takes by position.
 
     A parameter named `recipe` becomes its settings' flags; `--recipe NAME` or `--recipe FILE.json` is what they start
     from, and with `--resume` it is the run's own.
@@ -73,53 +59,101 @@ def command_line(function: Callable[..., Any], argv: Sequence[str] | None = None
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    prepare(arguments, argv)
     prog = prog or Path(sys.argv[0]).name
+    return ended(prog, lambda: call(function, arguments, prog))
+
+
+def prepare(arguments: list[str], argv: Sequence[str] | None) -> None:
+    """Spare a process that only prints help the import of torch."""
+    if argv is None and asks_for_help(arguments):
+        stand_ins.install()
+
+
+def asks_for_help(arguments: list[str]) -> bool:
+    return any(word in flags.HELP for word in [*arguments, "--"][: [*arguments, "--"].index("--")])
+
+
+def ended(prog: str, action: Callable[[], None]) -> int:
+    """Do it, and say in one line why it failed: the exit code."""
     try:
-        if "recipe" in inspect.signature(function).parameters:
-            function, arguments = with_recipe(function, arguments)
-        bound = parse(function, arguments, prog)
-        function(*bound.args, **bound.kwargs)
-    except InputError as error:
-        say(f"{prog}: error: {error}")
-        return 2
-    except KeyboardInterrupt as error:
-        say(f"{prog}: {str(error) or 'interrupted'}")
-        return getattr(error, "exit_code", 130)
+        with terminal.outlets():
+            try:
+                action()
+            except InputError as error:
+                terminal.say(f"{prog}: error: {error}")
+                return 2
+            except KeyboardInterrupt as error:
+                terminal.say(f"{prog}: {str(error) or 'interrupted'}")
+                return getattr(error, "exit_code", 130)
+    except terminal.Unwritable as end:
+        return end.exit_code(prog)
     return 0
 
 
-def say(line: str) -> None:
-    """A last line on stderr. Of torchrun's processes, which as a rule end alike, the first one says it."""
-    if os.environ.get("RANK", "0") == "0":  # crlf.dist.rank, without torch
-        print(line, file=sys.stderr)
+def command(name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(COMMANDS[name][0]), name)
 
 
-def with_recipe(function: Callable[..., Any], arguments: list[str]) -> tuple[Callable[..., Any], list[str]]:
-    """Give the function the recipe that is asked for as its default, and take `--recipe` off the arguments."""
+def greet(name: str) -> None:
+    if name == "--version":
+        print(f"crlf {crlf.__version__}")
+    elif name in flags.HELP:
+        print(overview())
+    else:
+        raise unknown("command", name, COMMANDS)
+
+
+def overview() -> str:
+    """The help of the whole, as wide as the terminal."""
+    fill = partial(textwrap.fill, width=shutil.get_terminal_size().columns - 2, subsequent_indent=" " * 13)
+    rows = [fill(text, initial_indent=f"  {name:<10} ") for name, (_, text) in COMMANDS.items()]
+    head = ["usage: crlf COMMAND [options]", "", "Learn from images without labels.", "", "commands:"]
+    last = "crlf COMMAND --help lists the options of a command. python simclr_train.py does all of them in a row."
+    return "\n".join([*head, *rows, "", fill(last, subsequent_indent="")])
+
+
+def call(function: Callable[..., Any], arguments: list[str], prog: str) -> None:
+    """Call a function with what the arguments say, or print its help."""
+    recipe, takes_recipe = None, flags.RECIPE in inspect.signature(function).parameters
+    if takes_recipe:
+        recipe, arguments = start(function, arguments)
+    if asks_for_help(arguments):
+        print(flags.help_of(function, recipe, prog), end="")
+        return
+    words, values = flags.read(function, recipe, arguments, prog)
+    named = {name: value for name, value in values.items() if "." not in name}
+    if takes_recipe:
+        named[flags.RECIPE] = flags.changed(recipe, values)
+    function(*words, **named)
+
+
+def start(function: Callable[..., Any], arguments: list[str]) -> tuple[Any, list[str]]:
+    """The recipe that the flags start from, and the arguments without `--recipe`."""
     from crlf.methods import METHODS
     from crlf.recipe import RECIPES, read_recipe
     from crlf.runs import RECIPE
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--recipe", nargs="?", const="")
-    known, rest = first.parse_known_args(arguments)
+    known, rest = flags.parse(first, arguments)
     rest = with_data(rest)
     for flag in ("--out", "--method"):
         first.add_argument(flag, nargs="?")
     first.add_argument("--resume", action="store_true")
-    asked, _ = first.parse_known_args(rest)
-    out = asked.out or inspect.signature(function).parameters["out"].default
-    if known.recipe is None and asked.resume and (Path(out) / RECIPE).is_file():
+    asked, _ = flags.parse(first, rest)
+    name, out = known["recipe"], asked["out"] or inspect.signature(function).parameters["out"].default
+    if name is None and asked["resume"] and (Path(out) / RECIPE).is_file():
         recipe = read_recipe(Path(out) / RECIPE)
-    elif known.recipe is None or known.recipe in RECIPES:
-        recipe = RECIPES[known.recipe or "default"]
-    elif known.recipe.endswith(".json"):
-        recipe = read_recipe(Path(known.recipe))
+    elif name is None or name in RECIPES:
+        recipe = RECIPES[name or "default"]
+    elif name.endswith(".json"):
+        recipe = read_recipe(Path(name))
     else:
-        raise unknown("recipe", known.recipe, RECIPES)
-    if asked.method in METHODS and asked.method != recipe.method:
-        recipe = dataclasses.replace(recipe, method=asked.method, head=METHODS[asked.method].Settings())
-    return functools.partial(function, recipe=recipe), rest
+        raise unknown("recipe", name, RECIPES)
+    if asked["method"] in METHODS and asked["method"] != recipe.method:
+        recipe = dataclasses.replace(recipe, method=asked["method"], head=METHODS[asked["method"]].Settings())
+    return recipe, rest
 
 
 def with_data(arguments: list[str]) -> list[str]:
@@ -129,61 +163,3 @@ def with_data(arguments: list[str]) -> list[str]:
     if any(word.partition("=")[0] == "--data" for word in arguments):
         raise InputError(f"data is given twice, as {arguments[0]!r} and with --data: give it once")
     return ["--data", *arguments]
-
-
-def parse(function: Callable[..., Any], arguments: list[str], prog: str) -> inspect.BoundArguments:
-    """The arguments that a command line asks for; help is printed and ends the program."""
-    found: list[inspect.BoundArguments] = []
-
-    @functools.wraps(function if not isinstance(function, functools.partial) else function.func)
-    def note(*positional: Any, **keywords: Any) -> None:
-        found.append(inspect.signature(function).bind(*positional, **keywords))
-
-    note.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-    note.__annotations__ = words_for_rest(note.__wrapped__)
-    del note.__wrapped__  # tyro would look there for the annotations
-    said = io.StringIO()
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(path_rule)
-    try:
-        with contextlib.redirect_stderr(said), registry:
-            tyro.cli(note, prog=prog, args=arguments, config=STYLE)
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise InputError(one_line(said.getvalue())) from None
-    return found[0]
-
-
-def words_for_rest(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function, in which `*rest` takes the words that no flag stands before: RUN RUN RUN."""
-    hints = get_type_hints(function, include_extras=True)
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            hints[name] = tyro.conf.Positional[hints[name]]  # type: ignore[misc, valid-type]
-    return hints
-
-
-def one_line(box: str) -> str:
-    """The gist of an error that tyro drew as a titled box: its first section, and the flag that it thinks was meant."""
-    rows = [row.strip(" │╭╮╰╯─") for row in box.splitlines()]
-    sections = re.split(r"\n(?:-*\n)+", "\n".join(rows[1:]).strip("-\n") + "\n\n")  # plain dashes without UTF-8
-    text = re.sub(r"^Error parsing recipe[\w.]*: ", "", sections[0].replace("\n", " "))
-    meant = re.search(r"Perhaps you meant:\s*(--[\w-]+)", "\n".join(sections))
-    return text + (f". Did you mean {meant[1]}?" if meant else "")
-
-
-def path_rule(
-    info: tyro.constructors.PrimitiveTypeInfo,
-) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """A union with Path in it, such as `Run | str | Path` or `str | Path | None`, is one word on the command line."""
-    kinds = get_args(info.type)
-    if Path not in kinds:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="RUN" if any(getattr(kind, "__name__", "") == "Run" for kind in kinds) else "PATH",
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: isinstance(value, kinds),
-        str_from_instance=lambda value: [str(value)],
-    )
