@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import importlib
 import inspect
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -106,7 +105,7 @@ def greet(name: str) -> None:
 
 def overview() -> str:
     """The help of the whole, as wide as the terminal."""
-    fill = partial(textwrap.fill, width=shutil.get_terminal_size().columns - 2, subsequent_indent=" " * 13)
+    fill = partial(textwrap.fill, width=terminal.columns() - 2, subsequent_indent=" " * 13)
     rows = [fill(text, initial_indent=f"  {name:<10} ") for name, (_, text) in COMMANDS.items()]
     head = ["usage: crlf COMMAND [options]", "", "Learn from images without labels.", "", "commands:"]
     last = "crlf COMMAND --help lists the options of a command. python simclr_train.py does all of them in a row."

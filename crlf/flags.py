@@ -7,22 +7,21 @@ and draws the help.
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import dataclasses
 import difflib
 import importlib
 import inspect
 import re
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from crlf.docstrings import argument_texts, attribute_texts, paragraph
 from crlf.errors import InputError, unknown
+from crlf.terminal import columns
 
 RECIPE = "recipe"  # the parameter whose settings are flags
 START = "what the settings start from: one of crlf.recipe.RECIPES, or a recipe.json; flags change it"
@@ -117,37 +116,10 @@ def word_kind(parameter: inspect.Parameter, hint: Any) -> Kind:
     return ("many" if needed else "any") if many else ("needed" if needed else "optional")
 
 
-def paragraph(thing: Any) -> str:
-    """The first paragraph of a docstring."""
-    return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
-
-
 def usage(function: Callable[..., Any], prog: str) -> str:
     takes_recipe = RECIPE in inspect.signature(function).parameters
     words = [Word("data", "optional", "")] if takes_recipe else words_of(function)  # cli.with_data makes it a flag
     return " ".join([prog, *(word.shown for word in words), "[options]"])
-
-
-def argument_texts(function: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring of a function says of its arguments, under "Args:"."""
-    lines = inspect.getdoc(function) or ""
-    args = re.search(r"^Args:\n((?:(?: +.*)?\n)+)", f"{lines}\n", flags=re.MULTILINE)
-    entries = re.findall(r"^    \*?(\w+): (.*(?:\n {5,}.*)*)", args[1] if args else "", flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
-
-
-def attribute_texts(settings: type) -> dict[str, str]:
-    """The docstrings below the attributes of a class; none where Python has only its bytecode."""
-    with contextlib.suppress(OSError):
-        [tree] = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
-        body = tree.body if isinstance(tree, ast.ClassDef) else []
-        return {
-            field.target.id: " ".join(doc.value.value.split())
-            for field, doc in pairwise(body)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-            if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
-        }
-    return {}
 
 
 def with_names(text: str) -> str:
@@ -235,7 +207,10 @@ def is_number(word: str) -> bool:
 
 def parser_of(flags: list[Flag], prog: str, words: Sequence[Word] = ()) -> argparse.ArgumentParser:
     """What reads the flags, and draws the help of flags and words. It gives only what is there."""
-    parser = argparse.ArgumentParser(prog, add_help=False, allow_abbrev=False, exit_on_error=False)
+    form: Any = partial(argparse.HelpFormatter, width=columns() - 2)
+    parser = argparse.ArgumentParser(
+        prog, formatter_class=form, add_help=False, allow_abbrev=False, exit_on_error=False
+    )
     places = parser.add_argument_group("arguments")
     for word in words:
         places.add_argument(word.name, metavar=word.name.upper(), help=(word.text or RUN).replace("%", "%%"))

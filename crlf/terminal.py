@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import sys
@@ -38,8 +39,8 @@ class Unwritable(BaseException):
 
     def let_go(self) -> None:
         """Lead the stream nowhere: Python flushes what it still holds at the end, and would say that this failed."""
-        with contextlib.suppress(Exception):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, self.name).fileno())
+        with contextlib.suppress(Exception), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), getattr(sys, self.name).fileno())
 
 
 class Outlet:
@@ -79,10 +80,20 @@ def outlets() -> Iterator[None]:
 
 
 def opened(name: str) -> Outlet:
-    stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  None where it was closed
+    stream = getattr(sys, name) or io.StringIO()  # None where it was closed
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
     return Outlet(name, stream)
+
+
+def columns(otherwise: int = 80) -> int:
+    """The width of the terminal; behind `| less` stdout is none, but what the command types on or warns on is."""
+    if os.environ.get("COLUMNS", "").isdecimal():
+        return int(os.environ["COLUMNS"]) or otherwise
+    for stream in (sys.__stdout__, sys.__stderr__, sys.__stdin__):
+        with contextlib.suppress(Exception):
+            return os.get_terminal_size(stream.fileno()).columns or otherwise  # type: ignore[union-attr]
+    return otherwise
 
 
 def say(line: str) -> None:

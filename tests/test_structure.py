@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "crlf"
 FLOORS = {
     "errors": 0,
     "words": 0,
+    **dict.fromkeys(("docstrings", "stand_ins", "terminal"), 0),
+    "flags": 17,
     "findings": 0,
     "thumbnails": 0,
     "course": 0,
