@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def prepare(arguments: list[str], argv: Sequence[str] | None) -> None:
 
 
 def asks_for_help(arguments: list[str]) -> bool:
-    return any(word in flags.HELP for word in [*arguments, "--"][: [*arguments, "--"].index("--")])
+    return any(word in flags.HELP for word in takewhile("--".__ne__, arguments))
 
 
 def ended(prog: str, action: Callable[[], None]) -> int:

@@ -29,8 +29,6 @@ FIRST = "most used options"
 MOST_USED = ("data", "encoder", "method", "epochs", "minutes", "batch-size", "out", "device", "seed", "resume")
 RUN = "the run folder"  # where a docstring leaves the obvious out
 HELP = ("-h", "--help")
-
-
 Kind = Literal["needed", "optional", "many", "any", "spread"]
 
 

@@ -98,6 +98,7 @@ def columns(otherwise: int = 80) -> int:
 
 def say(line: str) -> None:
     """A last line on stderr. Of torchrun's processes, which as a rule end alike, the first one says it."""
+    sys.stdout.flush()  # in a file of both streams it comes last as well
     if os.environ.get("RANK", "0") == "0":  # the rank, without torch
         print(one_line(line), file=sys.stderr)
 

@@ -88,7 +88,8 @@ def here(terminal: Terminal, *arguments: str) -> Said:
             patch.delenv(name, raising=False)
         for name, value in KINDS[terminal.kind].items():
             patch.setenv(name, value)
-        with open(os.dup(end), "w", encoding="utf-8") as out, open(os.dup(end), "w", 1, encoding="utf-8") as err:
+        whole = 1 if terminal.columns else -1  # on a terminal Python writes each line at once
+        with open(os.dup(end), "w", whole, encoding="utf-8") as out, open(os.dup(end), "w", 1, encoding="utf-8") as err:
             for names, stream in ((("stdout", "__stdout__"), out), (("stderr", "__stderr__"), err)):
                 for name in names:
                     patch.setattr(sys, name, stream)

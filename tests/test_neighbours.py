@@ -164,7 +164,8 @@ def test_what_cannot_be_searched_is_one_line(run: crlf.Run, photo: Path, tmp_pat
         (str(photo), "--figure", str(tmp_path / "no" / "g.png")): "cannot be written",
     }
     for words, expected in cases.items():
-        assert expected in refused("search", str(run.path), *words, "--device", "cpu")
+        found = "--figure" in words and "no" in Path(words[-1]).parts  # what was found is said before it is drawn
+        assert expected in refused("search", str(run.path), *words, "--device", "cpu", alone=not found)
 
 
 def test_a_run_that_was_not_embedded(tmp_path: Path, photo: Path):
