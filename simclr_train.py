@@ -1,5 +1,7 @@
 """SimCLR in one command: learn from images without labels, then show what was learned."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from crlf.runtime import distributed
 
 
 def simclr(
-    recipe: crlf.Recipe = crlf.RECIPES["default"],
+    recipe: crlf.Recipe,
     *,
     out: str | Path = "simclr_output",
     data_dir: str | Path | None = None,
@@ -32,6 +34,7 @@ def simclr(
     run = crlf.pretrain(
         recipe, out=out, data_dir=data_dir, device=device, resume=resume, overwrite=overwrite, track=track
     )
+
     if distributed.rank() > 0:
         return  # torchrun's other processes have trained along; what is left is little
     crlf.embed(run, data_dir=data_dir, device=device)

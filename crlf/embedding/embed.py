@@ -10,7 +10,6 @@ from typing import overload
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
 
 from crlf import encoders
@@ -49,7 +48,7 @@ def embed(
 
 def embed(
     run: Run | str | Path,
-    path: tyro.conf.Positional[str | Path | None] = None,
+    path: str | Path | None = None,
     *,
     out: str | Path | None = None,
     overwrite: bool = False,

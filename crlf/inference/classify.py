@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 
 from crlf.data.files import listing
 from crlf.data.files.decode_cache import csv_text, look_into
@@ -28,7 +27,7 @@ HEAD = ("file", "class", "probability", "skipped")
 
 def classify(
     run: Run | str | Path,
-    images: tyro.conf.Positional[Sequence[str]],
+    images: Sequence[str],
     *,
     out: str | Path | None = None,
     overwrite: bool = False,

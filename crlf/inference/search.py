@@ -11,10 +11,8 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 
 from crlf.data.lookup import of_file, pictures
 from crlf.embedding.table import Table
@@ -40,9 +38,9 @@ class Neighbour:
 
 def search(
     run: Run | str | Path,
-    images: tyro.conf.Positional[tuple[str | Path, ...]] = (),
+    images: tuple[str | Path, ...] = (),
     *,
-    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
+    k: int = 10,
     among: str | Path | None = None,
     figure: str | Path | None = None,
     data_dir: str | Path | None = None,

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from terminal import refused
 from tiny_images import encoded, pixels
 
-from crlf import cli, data
+from crlf import data
 from crlf.data import ImageSettings
 from crlf.data.files import decode_cache, tables
 from crlf.data.files.decode import decode
@@ -254,9 +255,8 @@ def test_a_data_set_by_name(tmp_path: Path, offline: None, monkeypatch: pytest.M
     as_made(*load("hf:my set:default"))
 
 
-def test_a_name_that_is_not_there(tmp_path: Path, offline: None, capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["pretrain", "hf:no/such", "--out", str(tmp_path / "run")]) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
+def test_a_name_that_is_not_there(tmp_path: Path, offline: None):
+    line = refused("pretrain", "hf:no/such", "--out", str(tmp_path / "run"), alone=False)
     assert "data 'hf:no/such' cannot be loaded: " in line and not (tmp_path / "run").exists()
 
 
@@ -303,12 +303,11 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_bad_input_is_one_line(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make, arguments, reason = BAD[case]
     make(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["pretrain", *arguments, "--out", "run"]) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1].replace(f"{tmp_path}{os.sep}", "")
+    line = refused("pretrain", *arguments, "--out", "run", alone=False).replace(f"{tmp_path}{os.sep}", "")
     assert line.startswith("crlf pretrain: error: ") and reason in line
     assert not (tmp_path / "run").exists()
 

@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from terminal import refused
 
 import crlf
 from crlf import cli, data
@@ -254,10 +255,10 @@ def test_a_batch_is_as_one_by_one(linear: Path, shapes: Path):
         (["few", "--out", "taken"], "output folder 'taken' holds a classifier: --overwrite replaces it"),
         (["few", "--out", "run"], "output folder 'run' holds a run: a classifier needs a folder of its own"),
         (["few", "--out", "flat.npy/c"], "output folder 'flat.npy/c' cannot be made: 'flat.npy' is a file"),
-        ([], "data"),
+        ([], "DATA is missing"),
     ],
 )
-def test_bad_input_is_one_line(arguments: list[str], reason: str, run: Run, tmp_path: Path, capsys, monkeypatch):
+def test_bad_input_is_one_line(arguments: list[str], reason: str, run: Run, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run.path, "run")
     put(Path("few"), 4)
@@ -267,16 +268,15 @@ def test_bad_input_is_one_line(arguments: list[str], reason: str, run: Run, tmp_
     Path("taken").mkdir()
     Path("taken/classifier.json").write_text("{}")
     before = sorted(str(path) for path in Path(".").rglob("*"))
-    assert cli.main(["finetune", "run", *arguments]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert reason in said[-1] and said[-1].startswith("crlf finetune: error: ") and "Traceback" not in "".join(said)
+    line = refused("finetune", "run", *arguments, alone=False)
+    assert reason in line and line.startswith("crlf finetune: error: ")
     assert sorted(str(path) for path in Path(".").rglob("*")) == before, "nothing is half-written"
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["c"], "image"),
+        (["c"], "IMAGES is missing"),
         (["c", "nowhere.png"], "image 'nowhere.png' does not exist"),
         (["c", "text"], "none of 1 files is an image; the first is 'text': it is no JPEG"),
         (["c", "empty"], "data folder 'empty' is empty"),
@@ -293,7 +293,7 @@ def test_bad_input_is_one_line(arguments: list[str], reason: str, run: Run, tmp_
     ],
 )
 def test_classifying_bad_input_is_one_line(
-    arguments: list[str], reason: str, linear: Path, tmp_path: Path, capsys, monkeypatch
+    arguments: list[str], reason: str, linear: Path, tmp_path: Path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     for name in ("c", "bad json", "bad recipe", "bad classes", "fewer classes", "bad weights"):
@@ -306,8 +306,7 @@ def test_classifying_bad_input_is_one_line(
     Path("empty").mkdir()
     Path("text").write_text("hi")
     Image.new("RGB", (40, 40)).save("a.png")
-    assert cli.main(["classify", *arguments, "--device", "cpu"]) == 2
-    [line] = capsys.readouterr().err.strip().splitlines()
+    line = refused("classify", *arguments, "--device", "cpu")
     assert reason in line and line.startswith("crlf classify: error: ")
     assert Path("text").read_text() == "hi"
 

@@ -17,6 +17,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from terminal import refused
 from torch import nn
 
 import crlf
@@ -222,44 +223,37 @@ def test_the_card_names_a_data_set_and_keeps_a_path_to_itself(make, here, tmp_pa
     assert "on images.npy" in (folder / "README.md").read_text(encoding="utf-8")
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert cli.main(list(arguments)) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0]
-
-
-def test_what_cannot_be_exported(make, here, capsys, tmp_path: Path):
+def test_what_cannot_be_exported(make, here, tmp_path: Path):
     run = str(make("cnn").path)
-    assert "'cnn' is not one that timm can build: --format onnx" in refused(capsys, "export", run, "--format", "timm")
-    assert "Did you mean 'onnx'?" in refused(capsys, "export", run, "--format", "onxx")
+    assert "'cnn' is not one that timm can build: --format onnx" in refused("export", run, "--format", "timm")
+    assert "Did you mean 'onnx'?" in refused("export", run, "--format", "onxx")
     (tmp_path / "file").touch()
-    assert "is a file" in refused(capsys, "export", run, "--out", str(tmp_path / "file"))
-    assert "cannot be written" in refused(capsys, "export", run, "--out", str(tmp_path / "file" / "below"))
-    assert "'encoder_simclr.pth', which is no part of an export" in refused(capsys, "export", run, "--out", run)
+    assert "is a file" in refused("export", run, "--out", str(tmp_path / "file"))
+    assert "cannot be written" in refused("export", run, "--out", str(tmp_path / "file" / "below"))
+    assert "'encoder_simclr.pth', which is no part of an export" in refused("export", run, "--out", run)
     os.unlink(tmp_path / "run" / "encoder_simclr.pth")
-    assert "`crlf pretrain` makes it" in refused(capsys, "export", run)
+    assert "`crlf pretrain` makes it" in refused("export", run)
     assert os.listdir(run) == ["recipe.json"] and sorted(os.listdir(tmp_path)) == ["file", "run"]
 
 
-def test_an_export_is_replaced_only_when_asked(make, here, capsys):
+def test_an_export_is_replaced_only_when_asked(make, here):
     run = make("resnet18")
     folder = crlf.export(run, format="timm")
     again = ["export", str(run.path), "--format", "timm"]
     old = (folder / "README.md").read_bytes()
-    assert "holds an export: --overwrite replaces it" in refused(capsys, *again)
+    assert "holds an export: --overwrite replaces it" in refused(*again)
     assert (folder / "README.md").read_bytes() == old
     assert cli.main([*again, "--license", "mit", "--overwrite"]) == 0
     assert (folder / "README.md").read_bytes() != old
     (folder / "mine.txt").touch()
-    assert "'mine.txt'" in refused(capsys, *again, "--overwrite")
+    assert "'mine.txt'" in refused(*again, "--overwrite")
 
 
 @pytest.mark.parametrize("format, module", [("onnx", "onnxscript"), ("onnx", "onnxruntime"), ("timm", "safetensors")])
-def test_without_the_library(format: str, module: str, make, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_without_the_library(format: str, module: str, make, monkeypatch: pytest.MonkeyPatch):
     run = make("resnet18")
     monkeypatch.setitem(sys.modules, module, None)
-    line = refused(capsys, "export", str(run.path), "--format", format)
+    line = refused("export", str(run.path), "--format", format)
     assert line == f"crlf export: error: --format {format} needs {module}: pip install 'crlf[{format}]'"
     assert not run.file(format).exists()
 
