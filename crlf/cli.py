@@ -97,8 +97,8 @@ def say(line: str) -> None:
 def with_recipe(function: Callable[..., Any], arguments: list[str]) -> tuple[Callable[..., Any], list[str]]:
     """Give the function the recipe that is asked for as its default, and take `--recipe` off the arguments."""
     from crlf.methods import METHODS
-    from crlf.recipe import RECIPES, read_recipe
-    from crlf.runs.run import RECIPE
+    from crlf.recipe import RECIPES
+    from crlf.runs.run import RECIPE, read_recipe
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--recipe", nargs="?", const="")

@@ -97,7 +97,7 @@ def embed(
 
 def embed_own(run: Run, data_dir: str | Path | None, place: torch.device, batch_size: int) -> Run:
     """Embed the training and the test images of a run."""
-    recipe = Recipe.from_dict(run.recipe)
+    recipe = run.recipe
     start = time.perf_counter()
     splits = dict(zip(("train", "test"), load(recipe.data, data_dir, recipe.images, recipe.subset), strict=True))
     shape = splits["train"].images.shape[1:]
@@ -141,7 +141,7 @@ def embed_new(
 ) -> Path:
     """Embed images that the run has not seen, on all ranks, and say what was written."""
     shards.require_free(out, overwrite, Path(os.path.expanduser(path)))
-    recipe, shape = Recipe.from_dict(run.recipe), image_shape(run)
+    recipe, shape = run.recipe, image_shape(run)
     source = open_source(path, shape, recipe, data_dir)
     encoder = load_encoder(run, recipe, torch.Size(shape)).to(place)
 
