@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from crlf import encoders
@@ -16,7 +15,6 @@ from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
 from crlf.methods.simclr import SimCLRSettings
 from crlf.optim import OptimSettings
-from crlf.runs.files import read_json
 from crlf.runtime.devices import MODES, PRECISIONS
 
 LIMITS = {
@@ -125,11 +123,6 @@ class Recipe:
         plain = {k: v for k, v in values.items() if k not in sections}
         built = {k: _build(s, values[k], f"{k}.") for k, s in sections.items() if values.get(k) is not None}
         return _build(cls, plain, "", built)
-
-
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a JSON file, such as a run's recipe.json."""
-    return Recipe.from_dict(read_json(path, dict))
 
 
 def _build(cls: Any, values: Any, prefix: str, built: dict[str, Any] | None = None) -> Any:

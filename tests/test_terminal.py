@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import terminal
-from crlf.visualization.report import some_home
 from PIL import Image
 from terminal import PIPES, PROGRAM, ROOT, Terminal, here, seen, there
 
@@ -21,6 +20,7 @@ from crlf import cli
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 from crlf.runtime.terminal import BROKEN_PIPE
+from crlf.visualization.report import some_home
 
 TINY = [
     "pretrain",

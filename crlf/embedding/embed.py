@@ -18,7 +18,7 @@ from crlf.data import ImageSet, load, named
 from crlf.data.stream import Sets, Source, open_path
 from crlf.data.thumbnails import sample, thumbnails
 from crlf.embedding import shards
-from crlf.embedding.table import GROUP, Writer
+from crlf.embedding.table import Writer
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 from crlf.runs.files import replacing, save_array, save_rows, write_json
@@ -96,47 +96,43 @@ def embed(
 
 def embed_own(run: Run, data_dir: str | Path | None, place: torch.device, batch_size: int) -> Run:
     """Embed the training and the test images of a run."""
-    recipe = Recipe.from_dict(run.recipe)
+    recipe = run.recipe
     start = time.perf_counter()
     splits = dict(zip(("train", "test"), load(recipe.data, data_dir, recipe.images, recipe.subset), strict=True))
-    encoder: encoders.Frozen | None = None
-    for name, split in splits.items():
-        if encoder is None:
-            encoder = load_encoder(run, recipe, split.images.shape[1:]).to(place)
-            run.update_scores(image_shape=list(split.images.shape[1:]))
-        rows = unchanged(embedded(encoder, split.images, recipe.augmentation, batch_size), split)
-        save_rows(run.file(f"{name}_emb.npy"), len(split), rows)
-        write_json(run.file(f"{name}_ids.json"), list(split.ids))
-        if split.labels is not None:
-            save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
-            write_json(run.file(CLASSES), list(split.classes))
-        if len(split):  # of the test images where there are any: they come last
-            small = thumbnails(split.images.numpy())
-            save_rows(run.file(THUMBNAILS), len(sample(len(split))), (one[None] for one in small))
-    write_table(run, splits, recipe.data)
+    shape = splits["train"].images.shape[1:]
+    encoder = load_encoder(run, recipe, shape).to(place)
+    run.update_scores(image_shape=list(shape))
+    with replacing(run.file(TABLE)) as file, Writer(file, encoder.out_dim, recipe.data) as table:
+        for name, split in splits.items():
+            rows = embedded(encoder, split.images, recipe.augmentation, batch_size)
+            save_rows(run.file(f"{name}_emb.npy"), len(split), noted(rows, split, name, table))
+            keep_beside(run, name, split)
     run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
     return run
 
 
-def unchanged(rows: Iterator[np.ndarray], split: ImageSet) -> Iterator[np.ndarray]:
-    """The same rows, as long as nobody writes to the file that their images are in."""
+def noted(rows: Iterator[np.ndarray], split: ImageSet, name: str, table: Writer) -> Iterator[np.ndarray]:
+    """The same rows, each batch of which goes to the table too; as long as nobody writes to the file that their images
+    are in."""
+    done = 0
     for part in rows:
         split.require_unchanged()
+        here = slice(done, done + len(part))
+        labels = None if split.labels is None else split.labels[here].numpy()
+        table.add(split.ids[here], part, name, labels, split.classes)
+        done += len(part)
         yield part
 
 
-def write_table(run: Run, splits: dict[str, ImageSet], source: str) -> None:
-    """Write embeddings.parquet from the arrays that were just written, which need not fit in memory."""
-    arrays = {
-        name: np.load(run.file(f"{name}_emb.npy"), mmap_mode="r" if len(splits[name]) else None) for name in splits
-    }
-    dim = next(iter(arrays.values())).shape[1]
-    with replacing(run.file(TABLE)) as file, Writer(file, dim, source) as writer:
-        for name, split in splits.items():
-            for start in range(0, len(split), GROUP):
-                rows = slice(start, start + GROUP)
-                labels = None if split.labels is None else split.labels[rows].numpy()
-                writer.add(split.ids[rows], arrays[name][rows], name, labels, split.classes)
+def keep_beside(run: Run, name: str, split: ImageSet) -> None:
+    """Write what belongs to the embeddings of a split: its names, labels and classes, and small pictures of it."""
+    write_json(run.file(f"{name}_ids.json"), list(split.ids))
+    if split.labels is not None:
+        save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
+        write_json(run.file(CLASSES), list(split.classes))
+    if len(split):  # of the test images where there are any: they come last
+        small = thumbnails(split.images.numpy())
+        save_rows(run.file(THUMBNAILS), len(sample(len(split))), (one[None] for one in small))
 
 
 def embed_new(
@@ -144,7 +140,7 @@ def embed_new(
 ) -> Path:
     """Embed images that the run has not seen, on all ranks, and say what was written."""
     shards.require_free(out, overwrite, Path(os.path.expanduser(path)))
-    recipe, shape = Recipe.from_dict(run.recipe), image_shape(run)
+    recipe, shape = run.recipe, image_shape(run)
     source = open_source(path, shape, recipe, data_dir)
     encoder = load_encoder(run, recipe, torch.Size(shape)).to(place)
 

@@ -56,7 +56,7 @@ class Embedded:
     @functools.cached_property
     def recipe(self) -> Recipe:
         assert self.run is not None
-        return Recipe.from_dict(self.run.recipe)
+        return self.run.recipe
 
     @functools.cached_property
     def images(self) -> tuple[Tensor, Tensor]:

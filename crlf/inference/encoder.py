@@ -84,5 +84,5 @@ def load(run: Run | str | Path, *, device: str = "auto") -> Encoder:
     """
     keep_freed_memory()
     run, place = Run.open(run), pick_device(device)
-    recipe, shape = Recipe.from_dict(run.recipe), image_shape(run)
+    recipe, shape = run.recipe, image_shape(run)
     return Encoder(load_encoder(run, recipe, torch.Size(shape)).to(place), recipe, shape, run.classes)

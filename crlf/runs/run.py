@@ -9,12 +9,15 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crlf.errors import InputError, first_line
 from crlf.runs.files import inflates, intact, read_json, write_json
+
+if TYPE_CHECKING:
+    from crlf.recipe import Recipe
 
 RECIPE, SCORES, LOG, CLASSES = "recipe.json", "scores.json", "log.jsonl", "classes.json"
 ENCODER, LOSS = "encoder_simclr.pth", "loss.npy"
@@ -109,7 +112,17 @@ class Run:
         return self.path / name
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Recipe:
+        """Every setting of the run.
+
+        Raises:
+            InputError: recipe.json is damaged, or holds a setting that is unknown or wrong.
+        """
+        return read_recipe(self.file(RECIPE))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plain values in recipe.json, whatever they are: for what only shows them, and needs no torch."""
         return read_json(self.file(RECIPE), dict)
 
     @property
@@ -200,6 +213,13 @@ class Run:
         return [name for name in FILES if self.file(name).exists()]
 
 
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a JSON file, such as a run's recipe.json."""
+    from crlf.recipe import Recipe  # here, for it brings torch
+
+    return Recipe.from_dict(read_json(path, dict))
+
+
 def claim(
     path: str | os.PathLike[str],
     recipe: dict[str, Any],
@@ -229,7 +249,7 @@ def claim(
     if resume:
         if RECIPE not in held:
             raise InputError(f"{where} holds no run to resume")
-        for name, here, there in difference(recipe, complete(run.recipe)):
+        for name, here, there in difference(recipe, complete(run.settings)):
             raise InputError(f"{name} is {here!r}, but the run to resume in {str(run.path)!r} has {there!r}")
         run.lock()
         clear(run)

@@ -27,6 +27,7 @@ from crlf.methods import METHODS
 from crlf.methods.base import Method, SupervisedMethod
 from crlf.metrics.geometry import (
     SETTLED,
+    Collapse,
     centred,
     describe,
     diagnose,
@@ -133,7 +134,7 @@ class Watch:
         self.make_view = Views(recipe.augmentation)
         self.seconds = self.last = 0.0  # that looking took
         self.judged = False
-        self.collapse: str | None = None  # what was found, for good
+        self.collapse: Collapse | None = None  # what was found, for good
 
     def look(self, method: Method, step: int, seconds: float) -> dict[str, Any]:
         """What the log shall hold, see `examine`.
@@ -157,7 +158,7 @@ class Watch:
             self.judge(diagnose(health))
         return health
 
-    def judge(self, found: str | None) -> None:
+    def judge(self, found: Collapse | None) -> None:
         """Say a collapse, once; a run that it stops says it in its last line."""
         if found and not self.collapse:
             self.collapse = found

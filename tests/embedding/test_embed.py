@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,28 @@ def test_the_table_of_a_run_is_its_arrays(run: crlf.Run):
     classes = crlf.data.load("shapes")[0].classes
     assert table["label"].to_pylist() == labels and table["class"].to_pylist() == [classes[i] for i in labels]
     assert table["id"].to_pylist()[:2] == ["train/00000", "train/00001"]
+
+
+def test_embeddings_flow_one_way(run: crlf.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The table and the arrays are written in one pass: what was just written is not read again, nor held as a whole.
+
+    A group of the table goes out as soon as it is full, and may hold rows of both splits.
+    """
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    for path in (*copy.glob("*_emb.npy"), copy / "embeddings.parquet"):
+        path.unlink()
+    monkeypatch.setattr(np, "load", lambda *words, **more: pytest.fail(f"{words} was read"))
+    monkeypatch.setattr("crlf.embedding.table.GROUP", 24)
+    crlf.embed(copy, device="cpu", batch_size=10)
+    monkeypatch.undo()
+    for name in ("train_emb.npy", "test_emb.npy"):
+        np.testing.assert_allclose(np.load(copy / name), run.array(name), atol=1e-5)
+    table = pq.ParquetFile(copy / "embeddings.parquet")
+    assert [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)] == [30, 30, 24, 30, 14]
+    rows = [np.load(copy / name) for name in ("train_emb.npy", "test_emb.npy")]
+    assert np.array_equal(matrix(table.read()), np.vstack(rows))
+    assert table.read()["id"].to_pylist() == [*run.ids("train"), *run.ids("test")]
 
 
 def test_a_table_is_written_in_groups_and_keeps_its_order(tmp_path: Path):

@@ -136,7 +136,7 @@ def test_no_named_recipe_is_accused_of_its_settings(copy: crlf.Run, name: str):
 
 
 def edit(run: crlf.Run, **values) -> None:
-    write_json(run.file("recipe.json"), run.recipe | values)
+    write_json(run.file("recipe.json"), run.settings | values)
 
 
 def images(base: ImageSet, **values) -> ImageSet:

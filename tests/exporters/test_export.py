@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -71,13 +72,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch):
-    """Run the card's code in this process: torch and timm take seconds to import."""
+    """Run embed.py in this process: torch and timm take seconds to import."""
 
     def embedded(pixels: np.ndarray, folder: Path) -> np.ndarray:
-        names: dict = {}
         with contextlib.chdir(folder) if sys.version_info >= (3, 11) else inside(folder):
-            exec((folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], names)
-            return np.concatenate([names["embed"](part) for part in np.split(pixels, [1, 4])])
+            embed = runpy.run_path("embed.py")["embed"]
+            return np.concatenate([embed(part) for part in np.split(pixels, [1, 4])])
 
     monkeypatch.setattr(export, "in_fresh_process", embedded)
 
@@ -100,14 +100,16 @@ def test_a_fresh_process_without_crlf_gives_the_same(format: str, encoder: str, 
     assert record(folder)["max_difference"] <= 1e-4 * max(1, record(folder)["largest_number"])
     assert f"the largest difference is {record(folder)['max_difference']:.1e}" in capsys.readouterr().out
     assert sorted(record(folder)["files"]) == sorted(path.name for path in folder.iterdir())
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.count("```python\n") == 1 and f"```python\n{(folder / 'embed.py').read_text()}```" in card
 
 
 def test_the_fresh_process_has_no_crlf(tmp_path: Path):
     code = "import crlf\ndef embed(images): return images"
-    (tmp_path / "README.md").write_text(f"```python\n{code}\n```\n")
+    (tmp_path / "embed.py").write_text(code)
     with pytest.raises(InputError, match="does not load in a fresh process: ModuleNotFoundError: import of crlf"):
         export.in_fresh_process(np.zeros((6, 1), np.uint8), tmp_path)
-    (tmp_path / "README.md").write_text("```python\ndef embed(images): return images + 1\n```\n")
+    (tmp_path / "embed.py").write_text("def embed(images): return images + 1")
     assert (export.in_fresh_process(np.arange(6, dtype=np.uint8)[:, None], tmp_path)[:, 0] == np.arange(1, 7)).all()
 
 
@@ -148,7 +150,7 @@ def test_the_comparison_finds_what_is_wrong(make, here, monkeypatch: pytest.Monk
 def test_onnx_gives_the_runs_own_embeddings_for_any_batch(make, here):
     run = make("cnn")
     folder = crlf.export(run, format="onnx")
-    recipe = Recipe.from_dict(run.recipe)
+    recipe = run.recipe
     pixels = images(3, 16, 16)
     own = embed_images(load_encoder(run, recipe, pixels.shape[1:]), pixels, recipe.augmentation)
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
@@ -208,14 +210,14 @@ def test_the_card_is_what_the_hub_reads(make, here):
 
 def test_the_card_names_a_data_set_and_keeps_a_path_to_itself(make, here, tmp_path: Path):
     run = make("resnet18")
-    write_json(run.file(RECIPE), run.recipe | {"data": "cifar10"})
+    write_json(run.file(RECIPE), run.settings | {"data": "cifar10"})
     made = formats.Exported(nn.Identity(), "", "", "onnx", "")
     fields = yaml.safe_load(model_card.front_matter(run, made, "mit").strip("-\n"))
     assert fields["datasets"] == ["uoft-cs/cifar10"]
     private = tmp_path / "someone's secret" / "Füchse und Dachse"
     private.mkdir(parents=True)
     np.save(private / "images.npy", images(3, 16, 16).numpy())
-    write_json(run.file(RECIPE), run.recipe | {"data": str(private / "images.npy")})
+    write_json(run.file(RECIPE), run.settings | {"data": str(private / "images.npy")})
     folder = crlf.export(run, format="timm", out=tmp_path / ("ü " * 60) / "aus")
     for name in ("README.md", "recipe.json", "export.json"):
         text = (folder / name).read_text(encoding="utf-8")

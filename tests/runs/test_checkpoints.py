@@ -135,7 +135,7 @@ def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path: Path, monkey
 
 def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path):
     run = crlf.pretrain(TINY, out=tmp_path, device="cpu")
-    recipe = run.recipe
+    recipe = run.settings
     del recipe["micro_batch"]
     write_json(run.file(RECIPE), recipe)
     values = run.tensors(CHECKPOINT)

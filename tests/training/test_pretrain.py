@@ -63,7 +63,7 @@ def interrupt(loss: torch.Tensor, number: int = signal.SIGINT) -> torch.Tensor:
 def test_the_run_folder_holds_what_the_design_names(straight: crlf.Run):
     loss = straight.array("loss.npy")
     assert loss.dtype == np.float64 and loss.shape == (2,) and np.isfinite(loss).all()
-    assert Recipe.from_dict(straight.recipe) == TINY
+    assert straight.recipe == TINY
     assert all(not tensor.requires_grad and tensor.device.type == "cpu" for tensor in weights(straight).values())
     log = straight.log()
     assert log[-1]["step"] == 6 and log[-1]["epoch"] == 2

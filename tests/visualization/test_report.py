@@ -191,7 +191,7 @@ def test_what_comes_from_files_is_text(evil: str, tmp_path: Path):
 
 def test_every_setting_is_shown_by_section(run: Run):
     text = read(run).text
-    recipe = run.recipe
+    recipe = run.settings
     for name, value in recipe.items():
         assert re.search(rf"\b{name}\b", text)
         for key, setting in value.items() if isinstance(value, dict) else [(name, value)]:

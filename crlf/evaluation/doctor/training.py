@@ -31,10 +31,8 @@ def collapse(case: Case) -> Finding | None:
     found = diagnose(case.health) if case.health["step"] >= SETTLED else None
     if found is None:
         return None
-    what, _, rest = found.removeprefix("collapse: ").partition(" (")
-    evidence, _, advice = rest.partition("); ")
     where = f"at step {case.health['step']:,} of training"
-    return Finding("collapse", f"collapse: {what}", f"{evidence}, {where}", advice.removeprefix("try "))
+    return Finding("collapse", f"collapse: {found.what}", f"{found.evidence()}, {where}", found.advice)
 
 
 def loss(case: Case) -> Finding | None:

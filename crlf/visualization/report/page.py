@@ -28,7 +28,7 @@ from crlf.visualization.report.verdict import todo, verdict, what_labels_add
 
 def page(run: Run) -> str:
     """The report as HTML."""
-    recipe, scores = run.recipe, run.scores
+    recipe, scores = run.settings, run.scores
     method, data = (PROPER.get(str(recipe.get(key)), str(recipe.get(key, "?"))) for key in ("method", "data"))
     title = f"{method} on {data}: what the encoder learned"
     images = shown(run)
