@@ -44,7 +44,8 @@ def tensors() -> int:
 
 def test_it_leaves_nothing_behind():
     """A result that its own node had saved kept the whole graph, for good: 12 MB a run of one process."""
-    cost_of(TINY)
+    for _ in range(2):  # what the tests before have left goes with the second
+        cost_of(TINY)
     before = tensors()
     cost_of(TINY)
     assert tensors() <= before  # earlier tests may still have left some to be collected
