@@ -15,11 +15,13 @@ from crlf.data import ImageSet
 from crlf.methods import METHODS, simsiam
 from crlf.methods.base import Method, unit
 from crlf.methods.byol import BYOL
+from crlf.normalisation import Normalisation
 
 WIDER = {**NARROW, "hidden": 64, "projection": 32, "bottleneck": 16, "predictor": 64, "prototypes": 24, "queue": 256}
 VIEWS = ViewSettings(
     resolution=1.0, crop_min=0.6, flip=0.0, jitter=0.0, grayscale=0.0
 )  # a mirror image has another class
+NORMALISATION = Normalisation(mean=(0.5,), std=(0.2,))
 
 
 def gratings(count: int, seed: int, size: int = 16, classes: int = 6) -> ImageSet:

@@ -14,8 +14,9 @@ from crlf.data.files import folder, huggingface
 from crlf.data.files.folder import ImageSettings
 from crlf.data.image_set import ImageSet
 from crlf.errors import InputError, unknown
+from crlf.normalisation import Normalisation
 
-__all__ = ["SOURCES", "ImageSet", "ImageSettings", "cache_dir", "load", "load_for_pretraining", "named"]
+__all__ = ["PUBLISHED", "SOURCES", "ImageSet", "ImageSettings", "cache_dir", "load", "load_for_pretraining", "named"]
 
 SOURCES: dict[str, Callable[[str | Path | None], tuple[ImageSet, ImageSet]]] = {
     "cifar10": cifar.load,
@@ -24,6 +25,13 @@ SOURCES: dict[str, Callable[[str | Path | None], tuple[ImageSet, ImageSet]]] = {
     "svhn": svhn.load,
     "shapes": shapes.load,
 }
+PUBLISHED = {
+    "cifar10": Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)),
+    "cifar100": Normalisation(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+    "stl10": Normalisation(mean=(0.4409, 0.4279, 0.3868), std=(0.2683, 0.2610, 0.2687)),  # with its unlabelled images
+    "svhn": Normalisation(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970)),
+    "shapes": shapes.NORMALISATION,
+}  # of training images, as the literature has them; what is not here is measured (crlf.normalisation)
 UNLABELLED: dict[str, Callable[[str | Path | None], ImageSet]] = {
     "stl10": stl10.unlabelled,
 }  # the sources with images that are there for pretraining alone

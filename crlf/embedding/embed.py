@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from crlf import encoders
-from crlf.augmentation import ViewSettings, normalise
 from crlf.data import ImageSet, load, named
 from crlf.data.stream import Sets, Source, open_path
 from crlf.data.thumbnails import sample, thumbnails
 from crlf.embedding import shards
 from crlf.embedding.table import Writer
 from crlf.errors import InputError
+from crlf.normalisation import Normalisation, normalise
 from crlf.recipe import Recipe
 from crlf.runs.files import replacing, save_array, save_rows, write_json
 from crlf.runs.run import CLASSES, ENCODER, SCORES, TABLE, THUMBNAILS, Run
@@ -104,7 +104,7 @@ def embed_own(run: Run, data_dir: str | Path | None, place: torch.device, batch_
     run.update_scores(image_shape=list(shape))
     with replacing(run.file(TABLE)) as file, Writer(file, encoder.out_dim, recipe.data) as table:
         for name, split in splits.items():
-            rows = embedded(encoder, split.images, recipe.augmentation, batch_size)
+            rows = embedded(encoder, split.images, recipe.normalisation, batch_size)
             save_rows(run.file(f"{name}_emb.npy"), len(split), noted(rows, split, name, table))
             keep_beside(run, name, split)
     run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
@@ -145,7 +145,7 @@ def embed_new(
     encoder = load_encoder(run, recipe, torch.Size(shape)).to(place)
 
     def embed_batch(images: Tensor) -> np.ndarray:
-        return embed_images(encoder, images, recipe.augmentation, batch_size)
+        return embed_images(encoder, images, recipe.normalisation, batch_size)
 
     note = named(path)
     rows, skipped = shards.write(source, embed_batch, encoder.out_dim, out, note, batch_size)
@@ -200,23 +200,23 @@ def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> encoders.Frozen
     return encoders.Frozen(encoder, recipe.embedding.mirror)
 
 
-def embed_images(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_size: int = 500) -> np.ndarray:
+def embed_images(encoder: nn.Module, images: Tensor, by: Normalisation, batch_size: int = 500) -> np.ndarray:
     """Embed images as they are: uint8 (N, C, H, W) on any device -> float32 (N, D); row i is image i.
 
     The encoder must be in evaluation mode: then no weight and no batch-norm statistic changes, and a row does not
     depend on the images beside it.
     """
-    return np.concatenate(list(embedded(encoder, images, settings, batch_size)))
+    return np.concatenate(list(embedded(encoder, images, by, batch_size)))
 
 
 @torch.no_grad()
-def embedded(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_size: int) -> Iterator[np.ndarray]:
+def embedded(encoder: nn.Module, images: Tensor, by: Normalisation, batch_size: int) -> Iterator[np.ndarray]:
     """The rows of `embed_images` a batch at a time: neither the images nor the rows need to fit in memory."""
     assert not encoder.training, "a frozen encoder is in evaluation mode"
     device = next(encoder.parameters()).device
     done = 0
     for batch in images.split(batch_size):
-        rows = encoder(normalise(batch.to(device), settings)).float().cpu().numpy()
+        rows = encoder(normalise(batch.to(device), by)).float().cpu().numpy()
         if not np.isfinite(rows).all():
             row = done + int(np.isfinite(rows).all(axis=1).argmin())
             raise InputError(

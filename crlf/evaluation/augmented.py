@@ -38,7 +38,7 @@ def augmented(embedded: Embedded) -> Found:
 @torch.no_grad()
 def embed_views(embedded: Embedded, settings: ViewSettings, number: int) -> np.ndarray:
     """A view of each training image, embedded: float32 (N, D)."""
-    make_view, encoder, rows = Views(settings), embedded.encoder, []
+    make_view, encoder, rows = Views(settings, embedded.recipe.normalisation), embedded.encoder, []
     device = next(encoder.parameters()).device
     for i, batch in enumerate(embedded.images[0].split(BATCH)):
         stream = generator(device, "augmented", number, i)

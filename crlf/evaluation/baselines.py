@@ -60,7 +60,7 @@ def supervised(embedded: Embedded) -> Found:
     if not isinstance(seen, int) or seen < 1:
         raise InputError("supervised needs views_seen in scores.json: `crlf pretrain` writes it")
     network = train_classifier(embedded, max(1, seen // (recipe.batch_size * recipe.views)))
-    predictions = embed_images(network, embedded.images[1], recipe.augmentation).argmax(axis=1)
+    predictions = embed_images(network, embedded.images[1], recipe.normalisation).argmax(axis=1)
     how = "the same encoder and a linear layer trained together on the labels (cross-entropy), with the run's views"
     return Found(
         {"supervised_accuracy": embedded.accuracy(predictions)},
@@ -80,7 +80,7 @@ def train_classifier(embedded: Embedded, steps: int) -> nn.Module:
     optimizers = OPTIMIZERS[recipe.optim.optimizer](
         list(network.named_parameters()), recipe.optim.for_batch(recipe.batch_size)
     )
-    labels, make_view = torch.from_numpy(embedded.train_lbl), Views(recipe.augmentation)
+    labels, make_view = torch.from_numpy(embedded.train_lbl), Views(recipe.augmentation, recipe.normalisation)
     for step in range(steps):
         rows = batch_rows(step, len(pixels), recipe.batch_size, recipe.seed)
         stream = generator(device, "supervised", recipe.seed, step)

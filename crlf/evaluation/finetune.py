@@ -157,7 +157,7 @@ def fit_head(model: Classifier, images: Labelled, rows: np.ndarray, recipe: Reci
     """The linear layer on the frozen encoder's embeddings: the scores with it, and how it came about."""
     some = images.train if len(rows) == len(images.train) else images.train[torch.from_numpy(rows)]
     frozen = encoders.Frozen(model.encoder, model.mirror)
-    x, y = embed_images(frozen, some, recipe.augmentation), images.train_labels[rows]
+    x, y = embed_images(frozen, some, recipe.normalisation), images.train_labels[rows]
     model.requires_grad_(True)
     c, how = choose_c(x, y)
     model.start_from(fit_linear(x, y, c))
@@ -183,7 +183,8 @@ def tune(
 
     settings = OptimSettings(optimizer="adamw", lr=lr, weight_decay=DECAY)
     optimizers = OPTIMIZERS["adamw"](list(model.named_parameters()), settings)
-    device, make_view, steps = model.head.weight.device, Views(mild(recipe.augmentation)), epochs * steps_per_epoch
+    device, steps = model.head.weight.device, epochs * steps_per_epoch
+    make_view = Views(mild(recipe.augmentation), recipe.normalisation)
     model.train()
     with batches(images.train, rows_of, device) as pixels:
         for step in (bar := trange(steps, desc="fine-tuning", unit="step", disable=None, leave=False)):
@@ -216,7 +217,7 @@ def mild(settings: ViewSettings) -> ViewSettings:
 def score(model: Classifier, images: Labelled, recipe: Recipe) -> dict[str, Any]:
     """Accuracy, as a fraction, with its 95 % interval (Wilson 1927), and the mean of the classes' accuracies."""
     model.eval()
-    found = classifier.probabilities(model, images.test, recipe.augmentation).argmax(axis=1)
+    found = classifier.probabilities(model, images.test, recipe.normalisation).argmax(axis=1)
     right = found == images.test_labels
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     labels = images.test_labels
@@ -253,7 +254,7 @@ def fine_tuning(embedded: Embedded) -> Found:
     model, data = started(embedded)
     rows = np.arange(len(data.train_labels))
     how = tune(model, data, rows, embedded.recipe, epochs=0, lr=PEAK, batch=BATCH, seed=embedded.recipe.seed)
-    predictions = classifier.probabilities(model, data.test, embedded.recipe.augmentation).argmax(axis=1)
+    predictions = classifier.probabilities(model, data.test, embedded.recipe.normalisation).argmax(axis=1)
     right = predictions == data.test_labels
     scores = {"fine_tuning_accuracy": float(right.mean()), "fine_tuning_interval": interval(right)}
     return Found(scores, f"the linear probe on the run's encoder ({embedded.linear[1]}), {how}")

@@ -24,7 +24,7 @@ def robustness(embedded: Embedded) -> Found:
 def corrupted_accuracy(embedded: Embedded, corruption: str, strength: int) -> float:
     def rows(part: Tensor) -> np.ndarray:
         corrupted = np.ascontiguousarray(CORRUPTIONS[corruption](part.numpy(), strength))
-        return embed_images(embedded.encoder, torch.from_numpy(corrupted), embedded.recipe.augmentation)
+        return embed_images(embedded.encoder, torch.from_numpy(corrupted), embedded.recipe.normalisation)
 
     model = embedded.linear[0]
     return embedded.accuracy(np.concatenate([model.predict(rows(part)) for part in embedded.images[1].split(BATCH)]))

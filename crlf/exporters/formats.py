@@ -78,9 +78,9 @@ class Embedder(nn.Module):
 
 
 def statistics(recipe: Recipe, channels: int) -> dict[str, list[float]]:
-    """The mean and the standard deviation of each channel, in 0..1; a single value is every channel's."""
-    settings = recipe.augmentation
-    return {k: list(v) * (channels // len(v)) for k, v in (("mean", settings.mean), ("std", settings.std))}
+    """The mean and the standard deviation of each channel, in 0..1."""
+    mean, std = recipe.normalisation.numbers(channels)
+    return {"mean": list(mean), "std": list(std)}
 
 
 def embedder(source: Source) -> Embedder:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from crlf.augmentation import Views, normalise
+from crlf.augmentation import Views
 from crlf.data import ImageSet
 from crlf.errors import InputError
 from crlf.methods import METHODS
@@ -37,6 +37,7 @@ from crlf.metrics.geometry import (
     spectrum,
 )
 from crlf.metrics.knn import HEADLINE, knn_predict
+from crlf.normalisation import normalise
 from crlf.recipe import Recipe
 from crlf.runs.run import Run
 from crlf.runtime import distributed
@@ -131,7 +132,7 @@ class Watch:
         order = torch.randperm(len(pixels), generator=generator("cpu", "health", recipe.seed))
         self.recipe = recipe
         self.images = pixels[order[:SAMPLE].to(pixels.device)].to(device)  # not the first: those may be of one class
-        self.make_view = Views(recipe.augmentation)
+        self.make_view = Views(recipe.augmentation, recipe.normalisation)
         self.seconds = self.last = 0.0  # that looking took
         self.judged = False
         self.collapse: Collapse | None = None  # what was found, for good
@@ -188,7 +189,7 @@ class KnnCurve:
     def __init__(
         self, recipe: Recipe, images: Tensor, labels: Tensor, rows: Tensor, asked: int, device: torch.device | str
     ):
-        self.settings, self.device = recipe.augmentation, device
+        self.normalisation, self.device = recipe.normalisation, device
         self.images, self.labels, self.rows = images, labels.numpy(), rows
         self.voters = len(rows) - asked
         self.seconds = self.last = 0.0  # that looking took
@@ -221,7 +222,7 @@ class KnnCurve:
         with evaluating(encoder):
             for rows in self.rows.split(KNN_BATCH):
                 part = self.images[rows].to(self.device)  # (b, C, H, W)
-                found.append(encoder(normalise(part, self.settings)).float().cpu())
+                found.append(encoder(normalise(part, self.normalisation)).float().cpu())
         return torch.cat(found)
 
 

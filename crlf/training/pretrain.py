@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -12,9 +13,10 @@ from crlf.data import ImageSet, load_for_pretraining
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import SupervisedMethod
+from crlf.normalisation import FLOOR
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs import checkpoints
-from crlf.runs.run import Run, claim
+from crlf.runs.run import RECIPE, Run, claim
 from crlf.runtime import distributed
 from crlf.runtime.devices import keep_freed_memory, memory_there, pick_device
 from crlf.text import size
@@ -63,6 +65,7 @@ def pretrain(
     place = distributed.own_device(pick_device(device))
     with distributed.first_alone():
         data = load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
+        recipe = resolved(recipe, data, Run(out), resume)
         recipe.steps_per_epoch(len(data))
         require_labels(recipe, data)
         require_difference(recipe, data)
@@ -81,6 +84,13 @@ def pretrain(
     finally:
         run.release()
     return run
+
+
+def resolved(recipe: Recipe, data: ImageSet, run: Run, resume: bool) -> Recipe:
+    """The recipe with a mean and a deviation: those that the run to resume has, else those of `Recipe.resolved`."""
+    if resume and not recipe.normalisation.known and run.file(RECIPE).is_file():
+        recipe = dataclasses.replace(recipe, normalisation=run.recipe.normalisation)
+    return recipe.resolved(data)
 
 
 def require_labels(recipe: Recipe, data: ImageSet) -> None:
@@ -102,6 +112,8 @@ def tell_cost(state: State, data: ImageSet) -> None:
         return
     if choice := getattr(state.method.encoder, "choice", ""):
         print(f"encoder {state.recipe.encoder}: {choice}", file=sys.stderr)
+    if FLOOR in state.recipe.normalisation.std:
+        print(f"warning: a channel of the images hardly varies: it is divided by {FLOOR} all the same", file=sys.stderr)
     cost = estimate(state.recipe, data, state.method, state.optimizers, state.share)
     print(cost, file=sys.stderr)
     there = memory_there(state.device)

@@ -19,11 +19,11 @@ from terminal import refused
 
 import crlf
 from crlf import cli
-from crlf.augmentation import ViewSettings
 from crlf.data import stream
 from crlf.data.files.decode import decode
 from crlf.embedding.table import GROUP, Table, Writer
 from crlf.errors import InputError
+from crlf.normalisation import Normalisation
 from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER, RECIPE
 from crlf.runtime import distributed
@@ -179,7 +179,7 @@ def test_settings_of_the_recipe_are_kept(tmp_path: Path):
     random = np.random.default_rng(1)
     np.save(tmp_path / "wide.npy", random.integers(0, 256, (40, 20, 30, 3), dtype=np.uint8))
     scaled = Recipe(data=str(tmp_path / "wide.npy"), images=crlf.data.ImageSettings(image_size=16), batch_size=8,
-                    views=2, epochs=1, augmentation=ViewSettings(mean=(0.2,), std=(0.7,)))  # fmt: skip
+                    views=2, epochs=1, normalisation=Normalisation(mean=(0.2,), std=(0.7,)))  # fmt: skip
     own = crlf.embed(crlf.pretrain(scaled, out=tmp_path / "run", device="cpu"), device="cpu")
     table = embed(own, tmp_path / "wide.npy", tmp_path / "t.parquet", "--batch-size", "500")
     assert np.array_equal(matrix(table), own.array("train_emb.npy"))

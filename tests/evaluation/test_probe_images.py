@@ -72,7 +72,7 @@ def test_the_untrained_encoder_is_the_one_that_training_began_with(embedded: Emb
         torch.manual_seed(embedded.recipe.seed)
         first = encoders.build("tiny", 3, 16, embedded.recipe.embedding.regions)
     encoder = Frozen(first, embedded.recipe.embedding.mirror)
-    rows = [embed_images(encoder, part.images, embedded.recipe.augmentation) for part in SETS]
+    rows = [embed_images(encoder, part.images, embedded.recipe.normalisation) for part in SETS]
     expected = embedded.accuracy(linear(rows[0], embedded.train_lbl, rows[1]).predictions)
     assert PROBES["untrained"](embedded).scores["untrained_linear_accuracy"] == expected
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fine_tuning_starts_as_the_linear_probe(embedded: Embedded):
     """Without a step of it, it predicts what the probe does."""
     model, data = started(embedded)
-    found = classifier.probabilities(model.eval(), data.test, embedded.recipe.augmentation)
+    found = classifier.probabilities(model.eval(), data.test, embedded.recipe.normalisation)
     np.testing.assert_allclose(found, embedded.linear[0].probabilities(embedded.test), atol=1e-3)
     assert all(weight.requires_grad for weight in model.parameters())
 
@@ -180,7 +180,7 @@ def test_robustness_is_the_linear_probe_on_what_is_saved_corrupted(embedded: Emb
     assert list(table) == list(CORRUPTIONS) and all(len(row) == 5 for row in table.values())
     assert found["corrupted_accuracy"] == pytest.approx(np.mean([*table.values()]))
     corrupted = torch.from_numpy(CORRUPTIONS["contrast"](SETS[1].images.numpy(), 5).copy())
-    rows = embed_images(embedded.encoder, corrupted, embedded.recipe.augmentation)
+    rows = embed_images(embedded.encoder, corrupted, embedded.recipe.normalisation)
     assert table["contrast"][4] == embedded.accuracy(embedded.linear[0].predict(rows))
     clean = embedded.accuracy(embedded.linear[0].predict(embedded.test))
     assert table["contrast"][4] < clean and abs(table["jpeg"][0] - clean) < 0.2

@@ -24,19 +24,19 @@ from torch import nn
 import crlf
 from crlf import cli, encoders
 from crlf import data as sources
-from crlf.augmentation import ViewSettings
-from crlf.data import ImageSet
+from crlf.data import PUBLISHED, ImageSet
 from crlf.data.datasets import shapes
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.encoders import ENCODERS
 from crlf.errors import InputError
 from crlf.exporters import export, formats, model_card
 from crlf.exporters.formats import FORMATS
+from crlf.normalisation import Normalisation
 from crlf.recipe import Recipe
 from crlf.runs.files import save_tensors, write_json
 from crlf.runs.run import ENCODER, RECIPE, Run, claim
 
-GRAY = ViewSettings(mean=(0.5,), std=(0.25,))
+GRAY = Normalisation(mean=(0.5,), std=(0.25,))
 
 
 def images(channels: int, height: int, width: int) -> torch.Tensor:
@@ -53,9 +53,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         pixels = images(channels, height, width)
         split = ImageSet(pixels, None, (), [f"{i}.png" for i in range(len(pixels))])
         monkeypatch.setitem(sources.SOURCES, "drawn", lambda data_dir: (split, split))
-        if channels != 3:
-            settings["augmentation"] = GRAY
-        recipe = Recipe(encoder=encoder, data="drawn", **settings)
+        by = GRAY if channels != 3 else PUBLISHED["cifar10"]
+        recipe = Recipe(encoder=encoder, data="drawn", normalisation=by, **settings)
         run = claim(tmp_path / "run", recipe.to_dict(), resume=False, overwrite=True)
         run.release()
         torch.manual_seed(0)
@@ -152,7 +151,7 @@ def test_onnx_gives_the_runs_own_embeddings_for_any_batch(make, here):
     folder = crlf.export(run, format="onnx")
     recipe = run.recipe
     pixels = images(3, 16, 16)
-    own = embed_images(load_encoder(run, recipe, pixels.shape[1:]), pixels, recipe.augmentation)
+    own = embed_images(load_encoder(run, recipe, pixels.shape[1:]), pixels, recipe.normalisation)
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     assert [i.type for i in session.get_inputs()] == ["tensor(uint8)"] and len(session.get_inputs()) == 1
     for batch in (1, 2, 5, 12):
@@ -173,8 +172,8 @@ def test_timms_own_transform_prepares_an_image_as_the_run_does(encoder: str, siz
     pixels = images(3, size, size)
     with torch.no_grad():
         found = model(torch.stack([transform(Image.fromarray(x.permute(1, 2, 0).numpy())) for x in pixels]))
-    recipe = Recipe(encoder=encoder, embedding=formats.PLAIN)
-    own = embed_images(load_encoder(run, recipe, pixels.shape[1:]), pixels, recipe.augmentation)
+    recipe = Recipe(encoder=encoder, embedding=formats.PLAIN, normalisation=PUBLISHED["cifar10"])
+    own = embed_images(load_encoder(run, recipe, pixels.shape[1:]), pixels, recipe.normalisation)
     np.testing.assert_allclose(found.numpy(), own, atol=1e-4 * np.abs(own).max())
 
 

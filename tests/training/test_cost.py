@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import crlf
-from crlf.data import load
+from crlf.data import PUBLISHED, load
 from crlf.recipe import Recipe
 from crlf.training.cost import Estimate, estimate, saved_bytes
 from crlf.training.pretrain import tell_cost
 from crlf.training.state import State
 
-TINY = Recipe(data="shapes", subset=256, batch_size=64, epochs=3)
+TINY = Recipe(data="shapes", subset=256, batch_size=64, epochs=3, normalisation=PUBLISHED["shapes"])
 CPU = torch.device("cpu")
 
 

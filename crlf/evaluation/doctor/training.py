@@ -113,7 +113,8 @@ def batch_norm(case: Case) -> Finding | None:
     images = case.splits[0].images
     order = torch.randperm(len(images), generator=generator("cpu", "doctor", case.recipe.seed))[:SAMPLE]
     encoder = load_encoder(case.run, case.recipe, images.shape[1:]).encoder
-    views = Views(case.recipe.augmentation)(images[order], generator("cpu", "doctor views", case.recipe.seed))
+    make_view = Views(case.recipe.augmentation, case.recipe.normalisation)
+    views = make_view(images[order], generator("cpu", "doctor views", case.recipe.seed))
     found = statistics(encoder, views)
     if not found:
         return None
