@@ -33,9 +33,9 @@ def simclr(
     run = crlf.pretrain(
         recipe, out=out, data_dir=data_dir, device=device, resume=resume, overwrite=overwrite, track=track
     )
-    from crlf import dist  # here, so that --help does not wait for torch
+    from crlf.runtime import distributed  # here, so that --help does not wait for torch
 
-    if dist.rank() > 0:
+    if distributed.rank() > 0:
         return  # torchrun's other processes have trained along; what is left is little
     crlf.embed(run, data_dir=data_dir, device=device)
     crlf.probe(run)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import readme
+from bench.tables import columns
 from crlf.errors import InputError, unknown
 
 BENCHES = {
@@ -34,6 +35,7 @@ BENCHES = {
     "gpu": "a ResNet-18 in training on an NVIDIA GPU: images a second, share of the peak, beside the bare network",
     "speedrun-knn90": "90 % kNN on CIFAR-10 as quickly as a GPU can, three seeds",
     "r18-best": "94 % linear on CIFAR-10 with a ResNet-18 on a GPU, three seeds",
+    "launches": "kernels that a step launches on a GPU, stage by stage, counted on the CPU",
     "soak": "an hour of training: memory, open files and threads, and a figure",
     "short-runs": "a thousand short runs in one process: what they leave in memory and on the disk",
     "newton-schulz": "a step of Muon in float32 and of torch.optim.Muon in bf16",
@@ -41,26 +43,35 @@ BENCHES = {
 RECORDS = Path(__file__).parent / "records.jsonl"
 
 
+COMMANDS = {
+    "gpu-program": "fifteen minutes of a GPU: --help says how",
+    "record": "keep what a GPU program brought back: its folder",
+}  # with arguments of their own
+
+
 def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in COMMANDS:
+        return command(words[0], words[1:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("name", help="a measurement, list, or readme to write the tables of the pages")
     parser.add_argument("--json", type=Path, help="write the record to this file too")
     arguments = parser.parse_args(argv)
     if arguments.name == "list":
-        print("\n".join(f"{name:<14} {what}" for name, what in BENCHES.items()))
+        print("\n".join(f"{name:<14} {what}" for name, what in {**BENCHES, **COMMANDS}.items()))
         return 0
     if arguments.name == "readme":
         readme.write(RECORDS)
         return 0
     if arguments.name not in BENCHES:
-        print(f"bench: error: {unknown('measurement', arguments.name, BENCHES)}", file=sys.stderr)
+        print(f"bench: error: {unknown('measurement', arguments.name, [*BENCHES, *COMMANDS])}", file=sys.stderr)
         return 2
     try:
         rows = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}").measure()
     except InputError as error:
         print(f"bench: error: {error}", file=sys.stderr)
         return 2
-    print(table(rows))
+    print(columns(rows))
     record = {"bench": arguments.name, "command": f"python -m bench {arguments.name}", **machine(), "rows": rows}
     with RECORDS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
@@ -69,22 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as columns of text."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
-
-
-def _text(value: Any) -> str:
-    return (
-        f"{value:,.0f}"
-        if isinstance(value, float) and value >= 1000
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+def command(name: str, words: list[str]) -> int:
+    try:
+        return importlib.import_module(f"bench.gpu_program.{'main' if name == 'gpu-program' else 'keep'}").main(words)
+    except InputError as error:
+        print(f"bench: error: {error}", file=sys.stderr)
+        return 2
 
 
 def machine() -> dict[str, Any]:

@@ -8,6 +8,7 @@ is fixed at 1 / (0.001 N), where the choice of it nearly always ends. Products a
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import multiprocessing
 import os
@@ -24,16 +25,17 @@ from torch import Tensor, nn
 
 import crlf
 from bench.timing import mean_and_spread
-from crlf import training
+from crlf.augmentation import Views, ViewSettings
 from crlf.data import SOURCES, ImageSet, load
-from crlf.embeddings import embed_images, load_encoder
+from crlf.embedding.embed import embed_images, load_encoder
 from crlf.encoders import CNN, ENCODERS, EmbeddingSettings
+from crlf.evaluation.logistic_regression import fit_linear
 from crlf.methods import METHODS
 from crlf.methods.simclr import SimCLR, SimCLRSettings
+from crlf.metrics.knn import knn_predict
 from crlf.optim import OptimSettings
-from crlf.probes import fit_linear, knn_predict
 from crlf.recipe import Recipe
-from crlf.views import Views, ViewSettings
+from crlf.training import loop
 
 BASE = "the base"
 SEEDS = (0, 1, 2)
@@ -89,16 +91,27 @@ def activated(activation: type[nn.Module]) -> Callable[[int, nn.Module], nn.Modu
 
 
 def whitened(channels: int, size: int, regions: int) -> nn.Module:
-    """The first convolution begins as the whitened principal components of 3 x 3 patches and their negatives."""
-    network = CNN(channels, regions)
-    if network.stages[0][0].weight.is_meta:  # type: ignore[index]
+    return whiten(CNN(channels, regions))
+
+
+def whiten(network: CNN) -> CNN:
+    """Let the first convolution begin as the whitened principal components of 3 x 3 patches and their negatives."""
+    convolution: nn.Conv2d = network.stages[0][0]  # type: ignore[index]
+    if convolution.weight.is_meta:
         return network  # built to see its shapes alone
+    axes, variance = patch_components()
+    filters = (axes / (variance + 1e-2).sqrt()).T.flip(0)[:16].unflatten(1, (convolution.in_channels, 3, 3))
+    convolution.weight.data = torch.cat([filters, -filters]) / 10
+    return network
+
+
+@functools.lru_cache(maxsize=1)
+def patch_components() -> tuple[Tensor, Tensor]:
+    """The principal axes, in columns, and the variances of 3 x 3 patches of training images, the smallest first."""
     images = held_out()[0].images[:2000].float() / 255
     patches = images.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1)  # (n, C 9)
     variance, axes = torch.linalg.eigh(torch.cov(patches.T))
-    filters = (axes / (variance + 1e-2).sqrt()).T.flip(0)[:16].unflatten(1, (channels, 3, 3))
-    network.stages[0][0].weight.data = torch.cat([filters, -filters]) / 10  # type: ignore[index]
-    return network
+    return axes, variance
 
 
 class Averaged(SimCLR):
@@ -245,10 +258,10 @@ def score(name: str, recipe: Recipe) -> list[dict[str, Any]]:
 
 def trained(name: str, recipe: Recipe) -> list[dict[str, Any]]:
     if recipe.data == "progressive":
-        training.Views = Progressive  # type: ignore[misc]
+        loop.Views = Progressive  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         run = crlf.pretrain(recipe, out=folder, device="cpu")
-        training.Views = Views  # type: ignore[misc]
+        loop.Views = Views  # type: ignore[misc]
         pflop = run.scores["pflop"]
         rows = [{"change": name, **accuracies(run, recipe), "PFLOP": pflop}]
         for other, (settings, read) in EMBEDDINGS.items() if name == BASE else ():

@@ -16,10 +16,10 @@ from matplotlib.ticker import ScalarFormatter
 
 import crlf
 from bench import cifar10
-from crlf import runs
-from crlf.figures import png
-from crlf.figures.style import PALETTE, styled
 from crlf.recipe import RECIPES
+from crlf.runs.files import write_bytes
+from crlf.visualization.figures import png
+from crlf.visualization.figures.style import PALETTE, styled
 
 FIGURE = Path(__file__).parent.parent / "docs" / "accuracy.png"
 LENGTHS = {"default": (1, 2, 5, 10), "seed": (1, 3, 10)}  # epochs
@@ -58,4 +58,4 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0].set_ylabel("linear accuracy (%), CIFAR-10 test")
     axes[0].legend(frameon=False)
     figure.suptitle("Accuracy against time and against compute, the light CNN on CIFAR-10")
-    runs.write_bytes(path, png(figure))
+    write_bytes(path, png(figure))

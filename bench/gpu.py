@@ -3,26 +3,29 @@ CRLF's loop beside the bare network on ready-made views, both compiled with CUDA
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.timing import each_in_turn, median_ratio
-from crlf.compiled import compiled, new_step
+from crlf.augmentation import Views
 from crlf.data import ImageSet
-from crlf.devices import autocast, describe, pick_device, wait_for
 from crlf.methods.base import training_flops
-from crlf.randomness import generator
 from crlf.recipe import RECIPES, Recipe
-from crlf.runs import Run
-from crlf.training import State, train
-from crlf.views import Views
+from crlf.runs.run import Run
+from crlf.runtime.devices import autocast, describe, pick_device, wait_for
+from crlf.runtime.seeding import generator
+from crlf.training.compile import GRAPHS, compiled
+from crlf.training.graphs import Replayed, replayed
+from crlf.training.loop import Step, train
+from crlf.training.state import State
 
 SIDE = 8192  # of the square matrices whose product measures the peak
 
@@ -74,15 +77,15 @@ def compare(recipe: Recipe, device: torch.device, steps: int, rounds: int, peak:
         state.step, state.seconds, state.epoch_losses = 0, 0.0, []  # the same epoch once more
         with tempfile.TemporaryDirectory() as folder:
             train(Run(folder), recipe, data, state)
-        return state.seconds
+        return state.seconds - state.first_step
 
-    make_view = Views(recipe.augmentation)
-    ready = make_view(images[:batch].to(device), generator(device, "bench"), recipe.views).chunk(recipe.views)
-    network = bare_network(bare, recipe, ready, steps)
-    with compiled(bare.method, make_view, recipe.compile):
+    ready = Views(recipe.augmentation)(images[:batch].to(device), generator(device, "bench"), recipe.views)
+    warm = Replayed.warm if recipe.compile in GRAPHS else Step.warm * (recipe.compile != "none")
+    with bare_network(bare, recipe, ready.chunk(recipe.views), steps - warm) as network:
         seconds = each_in_turn({"CRLF's loop": whole, "bare network": network}, rounds)
-    height, width = ready[0].shape[2:]
+    height, width = ready.shape[2:]
     flops = recipe.views * training_flops(state.method, recipe.views, 3, height, width)
+    count = (steps - warm) * batch  # the first steps of each epoch compile, or record the graph
     return [
         {
             "device": describe(device),
@@ -98,22 +101,65 @@ def compare(recipe: Recipe, device: torch.device, steps: int, rounds: int, peak:
     ]
 
 
-def bare_network(state: State, recipe: Recipe, ready: Sequence[Tensor], steps: int) -> Callable[[], float]:
-    """Seconds of so many steps on views that are there."""
-    method, in_precision = state.method.train(), autocast(recipe.precision, state.device)
+class Ready(Views):
+    """The same views at every step."""
 
-    def run() -> float:
-        wait_for(state.device)
+    def __init__(self, recipe: Recipe, views: Sequence[Tensor]):
+        super().__init__(recipe.augmentation)
+        self.views = tuple(views)
+
+    def of_part(self, *args: Any) -> tuple[Tensor, ...]:
+        return self.views
+
+
+@contextlib.contextmanager
+def bare_network(state: State, recipe: Recipe, ready: Sequence[Tensor], steps: int) -> Iterator[Callable[[], float]]:
+    """Gives a function that takes so many steps on views that are there, and returns their seconds."""
+    make_view = Ready(recipe, ready)
+    step = Step(recipe, state.method.train(), state.optimizers, make_view, state.device)
+    nothing = torch.zeros(1, device=state.device)
+    with compiled(state.method, make_view, recipe.compile):
+        take = replayed(step, recipe.compile, state.device)
+
+        def run() -> float:
+            wait_for(state.device)
+            start = time.perf_counter()
+            for _ in range(steps):
+                take(nothing, nothing, None, False)
+            wait_for(state.device)
+            return time.perf_counter() - start
+
+        yield run
+
+
+def stages(recipe: Recipe, device: torch.device, steps: int) -> dict[str, float]:
+    """Milliseconds of each stage of a plain step, waiting for the device after each: the median over the steps."""
+    images = torch.randint(0, 256, (recipe.batch_size, 3, 32, 32), dtype=torch.uint8)
+    data = ImageSet(images, None, (), [str(i) for i in range(len(images))])
+    state, make_view, pixels = State(recipe, data, device), Views(recipe.augmentation), images.to(device)
+    in_precision = autocast(recipe.precision, device)
+    taken: dict[str, list[float]] = {name: [] for name in ("views_ms", "forward_ms", "backward_ms", "optimizer_ms")}
+
+    def timed(name: str, stage: Callable[[], Any]) -> Any:
+        wait_for(device)
         start = time.perf_counter()
-        for _ in range(steps):
-            new_step(recipe.compile)
-            with in_precision:
-                loss = method(ready)[0]
-            loss.backward()
-            for optimizer in state.optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-        wait_for(state.device)
-        return time.perf_counter() - start
+        found = stage()
+        wait_for(device)
+        taken[name].append(1000 * (time.perf_counter() - start))
+        return found
 
-    return run
+    def forward(views: Tensor) -> Tensor:
+        with in_precision:
+            return state.method(views.chunk(recipe.views))[0]
+
+    def move() -> None:
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    for i in range(1 + steps):
+        views = timed("views_ms", lambda i=i: make_view(pixels, generator(device, i), recipe.views))  # type: ignore[misc]
+        loss = timed("forward_ms", lambda views=views: forward(views))  # type: ignore[misc]
+        timed("backward_ms", loss.backward)
+        timed("optimizer_ms", move)
+    return {name: statistics.median(times[1:]) for name, times in taken.items()}

@@ -19,11 +19,12 @@ import torch
 
 from bench.timing import each_in_turn, median_ratio
 from crlf.data import ImageSet, load
-from crlf.data.mapping import tensor
-from crlf.devices import keep_freed_memory
+from crlf.data.memmap import tensor
 from crlf.recipe import RECIPES
-from crlf.runs import Run
-from crlf.training import State, train
+from crlf.runs.run import Run
+from crlf.runtime.devices import keep_freed_memory
+from crlf.training.loop import train
+from crlf.training.state import State
 
 STEPS = 48
 
@@ -42,7 +43,7 @@ def measure(rounds: int = 7) -> list[dict[str, Any]]:
             state.step, state.seconds, state.epoch_losses = 0, 0.0, []
             run = Run(Path(folder) / "run")
             run.path.mkdir(exist_ok=True)
-            with mock.patch("crlf.batches.fits", return_value=resident):
+            with mock.patch("crlf.data.loader.fits", return_value=resident):
                 train(run, recipe, ImageSet(source, None, (), whole.ids), state)
             return state.seconds
 

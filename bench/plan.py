@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from crlf import encoders
+from crlf.augmentation import view_size
 from crlf.methods import METHODS
 from crlf.methods.base import training_flops
 from crlf.recipe import RECIPES
-from crlf.views import view_size
 
 IMAGES = 50_000
 PEAK = 989e12  # bf16 operations a second of an H100 or H200 without sparsity, as NVIDIA gives it

@@ -15,8 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from bench.timing import in_turn
-from crlf.devices import keep_freed_memory
-from crlf.probes import choose_c, fit_linear, knn_predict, linear
+from crlf.evaluation.logistic_regression import choose_c, fit_linear, linear
+from crlf.metrics.knn import knn_predict
+from crlf.runtime.devices import keep_freed_memory
 
 WIDTH, CLASSES = 512, 10
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench import cifar10
-from crlf.devices import pick_device
+from crlf.runtime.devices import pick_device
 
 
 def measure() -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """What a step of SimCLR takes on many GPUs, on paper: `python -m bench readme` writes its tables into docs/scaling.md.
 
 Nothing here is measured by CRLF. The network's share of the peak is NVIDIA's own figure for this network, the links are
-what their makers state; the formulas are those of what CRLF does (crlf.gradients, crlf.joint, NT-Xent).
+what their makers state; the formulas are those of what CRLF does (crlf.training.gradients, crlf.runtime.batch_norm,
+NT-Xent).
 
 Shapes: B images in a batch of all GPUs, V views, P projection, n GPUs.
 """

@@ -13,9 +13,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bench.held import Held, held
-from crlf import runs
-from crlf.figures import png
-from crlf.figures.style import PALETTE, styled
+from crlf.runs.files import write_bytes
+from crlf.runs.run import Run
+from crlf.visualization.figures import png
+from crlf.visualization.figures.style import PALETTE, styled
 
 FIGURE = Path(__file__).parent.parent / "docs" / "soak.png"
 PROGRAM = "import sys; from crlf.cli import main; sys.exit(main())"
@@ -31,7 +32,7 @@ def measure(minutes: float = 62) -> list[dict[str, Any]]:
             looks = list(watched(process))
         if process.returncode:
             raise RuntimeError(f"the training ended with code {process.returncode}")
-        steps = runs.Run(f"{folder}/run").log()[-1]["step"]
+        steps = Run(f"{folder}/run").log()[-1]["step"]
     draw(looks, FIGURE)
     a_tenth = looks[:: max(1, len(looks) // 10)]
     rows = [
@@ -74,4 +75,4 @@ def draw(looks: list[tuple[float, Held]], path: Path) -> None:
         axis.set_xlabel("minutes")
         axis.grid(alpha=0.3)
     figure.suptitle(f"What a training of {minutes[-1]:.0f} minutes holds")
-    runs.write_bytes(path, png(figure))
+    write_bytes(path, png(figure))

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from bench.timing import in_turn, median_ratio
+from crlf.augmentation import Views
 from crlf.data import load
-from crlf.devices import autocast, dtype_of, keep_freed_memory
-from crlf.randomness import generator
 from crlf.recipe import RECIPES
-from crlf.runs import Run
-from crlf.training import State, train
-from crlf.views import Views
+from crlf.runs.run import Run
+from crlf.runtime.devices import autocast, dtype_of, keep_freed_memory
+from crlf.runtime.seeding import generator
+from crlf.training.loop import train
+from crlf.training.state import State
 
 STEPS = 195  # in an epoch, half of CIFAR-10: once in it the health of the features is looked at
 BARE = 64  # steps of the bare network at a time

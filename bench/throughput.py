@@ -29,16 +29,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.timing import each_in_turn, median_ratio
 from bench.views import pipeline
+from crlf.augmentation import Views, ViewSettings
 from crlf.data import load
-from crlf.devices import autocast, keep_freed_memory, multiplies_bf16
 from crlf.encoders import build
 from crlf.errors import InputError
 from crlf.methods.simclr import SimCLR, SimCLRSettings
-from crlf.randomness import generator
 from crlf.recipe import Recipe
-from crlf.runs import Run
-from crlf.training import State, train
-from crlf.views import Views, ViewSettings
+from crlf.runs.run import Run
+from crlf.runtime.devices import autocast, keep_freed_memory, multiplies_bf16
+from crlf.runtime.seeding import generator
+from crlf.training.loop import train
+from crlf.training.state import State
 
 BATCH, STEPS = 256, 24
 CPU = torch.device("cpu")

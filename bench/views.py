@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from bench.timing import in_turn, median_ratio
+from crlf.augmentation import Views, ViewSettings
 from crlf.data import load
-from crlf.devices import keep_freed_memory
-from crlf.randomness import generator
-from crlf.views import Views, ViewSettings
+from crlf.runtime.devices import keep_freed_memory
+from crlf.runtime.seeding import generator
 
 BATCH = 256
 

@@ -10,53 +10,58 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from crlf.compare import compare as compare  # now, so that the names of these modules mean the functions
-from crlf.doctor import doctor as doctor
-from crlf.explore import explore as explore
-from crlf.export import export as export
-from crlf.report import report as report
-from crlf.summary import summary as summary
-
 if TYPE_CHECKING:
-    from crlf.classifying import classify as classify
     from crlf.data import ImageSet as ImageSet
-    from crlf.embeddings import embed as embed
+    from crlf.embedding.embed import embed as embed
     from crlf.errors import InputError as InputError
-    from crlf.estimator import ContrastiveEncoder as ContrastiveEncoder
-    from crlf.figures import draw as draw
-    from crlf.finetuning import finetune as finetune
-    from crlf.hub import push as push
-    from crlf.loading import Encoder as Encoder
-    from crlf.loading import load as load
-    from crlf.neighbours import search as search
-    from crlf.probes import probe as probe
+    from crlf.evaluation.compare import compare as compare
+    from crlf.evaluation.doctor import doctor as doctor
+    from crlf.evaluation.finetune import finetune as finetune
+    from crlf.evaluation.probe import probe as probe
+    from crlf.exporters.export import export as export
+    from crlf.exporters.push import push as push
+    from crlf.inference.classify import classify as classify
+    from crlf.inference.encoder import Encoder as Encoder
+    from crlf.inference.encoder import load as load
+    from crlf.inference.search import search as search
+    from crlf.inference.sklearn import ContrastiveEncoder as ContrastiveEncoder
     from crlf.recipe import RECIPES as RECIPES
     from crlf.recipe import Recipe as Recipe
-    from crlf.runs import Run as Run
-    from crlf.training import pretrain as pretrain
+    from crlf.runs.run import Run as Run
+    from crlf.training.pretrain import pretrain as pretrain
+    from crlf.visualization.explore import explore as explore
+    from crlf.visualization.figures import draw as draw
+    from crlf.visualization.report import report as report
+    from crlf.visualization.summary import summary as summary
 
 __version__ = "0.1.0"
 
-# What needs torch is loaded at first use, so that `crlf --help` starts at once.
+# Each is loaded at first use, so that `crlf --help` starts at once, without torch.
 _HOMES = {
-    "pretrain": "training",
-    "embed": "embeddings",
-    "probe": "probes",
-    "push": "hub",
-    "finetune": "finetuning",
-    "classify": "classifying",
-    "draw": "figures",
-    "load": "loading",
-    "search": "neighbours",
-    "ContrastiveEncoder": "estimator",
-    "Encoder": "loading",
+    "pretrain": "training.pretrain",
+    "embed": "embedding.embed",
+    "search": "inference.search",
+    "probe": "evaluation.probe",
+    "finetune": "evaluation.finetune",
+    "classify": "inference.classify",
+    "draw": "visualization.figures",
+    "report": "visualization.report",
+    "compare": "evaluation.compare",
+    "doctor": "evaluation.doctor",
+    "explore": "visualization.explore",
+    "export": "exporters.export",
+    "push": "exporters.push",
+    "summary": "visualization.summary",
+    "load": "inference.encoder",
+    "Encoder": "inference.encoder",
+    "ContrastiveEncoder": "inference.sklearn",
     "Recipe": "recipe",
     "RECIPES": "recipe",
-    "Run": "runs",
+    "Run": "runs.run",
     "ImageSet": "data",
     "InputError": "errors",
 }
-__all__ = [*_HOMES, "__version__", "compare", "doctor", "explore", "export", "report", "summary"]
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,24 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import crlf
-from crlf import flags, stand_ins, terminal
+from crlf import flags
 from crlf.errors import InputError, unknown
+from crlf.runtime import stand_ins, terminal
 
 COMMANDS = {
-    "pretrain": ("crlf.training", "learn an encoder from images without labels"),
-    "embed": ("crlf.embeddings", "turn the images of a run, or new ones, into embeddings"),
-    "search": ("crlf.neighbours", "find the images that are nearest to an image"),
-    "probe": ("crlf.probes", "measure the embeddings: linear classifier, nearest neighbours and more"),
-    "finetune": ("crlf.finetuning", "make a classifier of a run's encoder and labelled images"),
-    "classify": ("crlf.classifying", "tell the classes of images"),
-    "draw": ("crlf.figures", "draw the figures of a run"),
-    "report": ("crlf.report", "write the report of a run, one HTML file"),
-    "compare": ("crlf.compare", "hold runs against each other: what differs, and what is noise"),
-    "doctor": ("crlf.doctor", "look for reasons of a low score, and say what to try"),
-    "explore": ("crlf.explore", "open the embeddings and their images in the browser, by embedding-atlas"),
-    "export": ("crlf.export", "write the encoder for timm, ONNX or torch.export, with a model card"),
-    "push": ("crlf.hub", "export the encoder and upload it to the Hugging Face hub"),
-    "summary": ("crlf.summary", "print what a run reached and where its files lie"),
+    "pretrain": ("crlf.training.pretrain", "learn an encoder from images without labels"),
+    "embed": ("crlf.embedding.embed", "turn the images of a run, or new ones, into embeddings"),
+    "search": ("crlf.inference.search", "find the images that are nearest to an image"),
+    "probe": ("crlf.evaluation.probe", "measure the embeddings: linear classifier, nearest neighbours and more"),
+    "finetune": ("crlf.evaluation.finetune", "make a classifier of a run's encoder and labelled images"),
+    "classify": ("crlf.inference.classify", "tell the classes of images"),
+    "draw": ("crlf.visualization.figures", "draw the figures of a run"),
+    "report": ("crlf.visualization.report", "write the report of a run, one HTML file"),
+    "compare": ("crlf.evaluation.compare", "hold runs against each other: what differs, and what is noise"),
+    "doctor": ("crlf.evaluation.doctor", "look for reasons of a low score, and say what to try"),
+    "explore": ("crlf.visualization.explore", "open embeddings and their images in the browser, by embedding-atlas"),
+    "export": ("crlf.exporters.export", "write the encoder for timm, ONNX or torch.export, with a model card"),
+    "push": ("crlf.exporters.push", "export the encoder and upload it to the Hugging Face hub"),
+    "summary": ("crlf.visualization.summary", "print what a run reached and where its files lie"),
 }  # torch is imported with a command's module, not before
 
 
@@ -132,7 +133,7 @@ def start(function: Callable[..., Any], arguments: list[str]) -> tuple[Any, list
     """The recipe that the flags start from, and the arguments without `--recipe`."""
     from crlf.methods import METHODS
     from crlf.recipe import RECIPES, read_recipe
-    from crlf.runs import RECIPE
+    from crlf.runs.run import RECIPE
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--recipe", nargs="?", const="")

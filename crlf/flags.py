@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from crlf.docstrings import argument_texts, attribute_texts, paragraph
 from crlf.errors import InputError, unknown
-from crlf.terminal import columns
+from crlf.runtime.terminal import columns
 
 RECIPE = "recipe"  # the parameter whose settings are flags
 START = "what the settings start from: one of crlf.recipe.RECIPES, or a recipe.json; flags change it"

@@ -8,7 +8,7 @@ step. What does not require a gradient is left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,10 +111,12 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 def _newton_schulz(x: Tensor) -> Tensor:
     """Five times X <- P X with P = a + b G + c G^2 and G = X X^T: float (..., M, N), of norm 1."""
     a, b, c = NEWTON_SCHULZ
+    batch = x if x.ndim == 3 else x[None]
     for _ in range(5):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
+        gram = batch @ batch.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        batch = torch.baddbmm(batch, polynomial, batch, beta=a)
+    return batch.view(x.shape)
 
 
 def _newton_schulz_on_gram(x: Tensor) -> Tensor:
@@ -140,7 +142,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
     A convolution's weight (O, I, k, k) counts as a matrix (O, I k k). torch.optim.Muon refuses these and always
-    computes in bf16; see `orthogonalise`.
+    computes in bf16; see `orthogonalise`. A group's `lr` may be a tensor.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float, weight_decay: float):
@@ -150,15 +152,42 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "Muon takes no closure"
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                buffer.mul_(group["momentum"]).add_(p.grad)
-                nesterov = p.grad.add(buffer, alpha=group["momentum"]).flatten(1)  # (O, I k k)
-                scale = max(1.0, nesterov.size(0) / nesterov.size(1)) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(orthogonalise(nesterov).view(p.shape), alpha=-group["lr"] * scale)
+            moving = [p for p in group["params"] if p.grad is not None]
+            for alike in alike_in_shape(moving):
+                directions = [self._nesterov(p, group["momentum"]) for p in alike]  # each (O, I k k)
+                for p, direction in zip(alike, orthogonalise_all(directions), strict=True):
+                    scale = max(1.0, direction.size(0) / direction.size(1)) ** 0.5
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    add_scaled(p, direction.view(p.shape), group["lr"], -scale)
+
+    def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
+        assert p.grad is not None
+        buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        buffer.mul_(momentum).add_(p.grad)
+        return p.grad.add(buffer, alpha=momentum).flatten(1)
+
+
+def alike_in_shape(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Those that are orthogonalised together: on a GPU, where launches count, all of a shape; elsewhere each alone."""
+    groups: dict[Any, list[Tensor]] = {}
+    for i, p in enumerate(parameters):
+        groups.setdefault(p.flatten(1).shape if p.is_cuda else i, []).append(p)
+    return list(groups.values())
+
+
+def orthogonalise_all(matrices: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`orthogonalise` of matrices of one shape, as one batch where there are several."""
+    if len(matrices) == 1:
+        return [orthogonalise(matrices[0])]
+    return orthogonalise(torch.stack(list(matrices))).unbind()
+
+
+def add_scaled(p: Tensor, direction: Tensor, lr: float | Tensor, factor: float) -> None:
+    """p <- p + lr factor direction, where lr is a number or a tensor."""
+    if isinstance(lr, Tensor):
+        p.addcmul_(direction, lr, value=factor)
+    else:
+        p.add_(direction, alpha=lr * factor)
 
 
 class LARS(torch.optim.Optimizer):
@@ -184,7 +213,7 @@ class LARS(torch.optim.Optimizer):
                     gradient = gradient * group["trust"] * trust_ratio(p, p.grad, group["weight_decay"])
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                 buffer.mul_(group["momentum"]).add_(gradient)
-                p.add_(buffer, alpha=-group["lr"])
+                add_scaled(p, buffer, group["lr"], -1.0)
 
 
 def trust_ratio(weight: Tensor, gradient: Tensor, weight_decay: float) -> Tensor:
@@ -255,5 +284,22 @@ def set_rates(optimizers: list[torch.optim.Optimizer], lr: float, decay: float) 
     """Set each group's learning rate and weight decay to these factors of its own `base_lr` and `base_decay`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * lr
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(group["base_lr"] * lr)
+            else:
+                group["lr"] = group["base_lr"] * lr
             group["weight_decay"] = group["base_decay"] * decay
+
+
+def rates(s: OptimSettings, progress: float) -> dict[str, float]:
+    """The factors that `set_rates` takes, after a share of the steps."""
+    return {"lr": schedule(progress, s.warmup, s.final_lr), "decay": schedule(progress, 0.0, s.final_weight_decay)}
+
+
+def keep_rates_in_tensors(optimizers: Iterable[torch.optim.Optimizer], device: torch.device) -> None:
+    """Hold learning rates, and Adam's count of its steps, on the device: a step that is replayed reads them there."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+            if not isinstance(optimizer, Muon | LARS):
+                group |= {"fused": True, "foreach": False, "capturable": True}

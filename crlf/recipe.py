@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from crlf import encoders, runs
-from crlf.compiled import MODES
+from crlf import encoders
+from crlf.augmentation import ViewSettings
 from crlf.data import ImageSettings, named
-from crlf.devices import PRECISIONS
 from crlf.encoders import EmbeddingSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
 from crlf.methods.simclr import SimCLRSettings
 from crlf.optim import OptimSettings
-from crlf.views import ViewSettings
+from crlf.runs.files import read_json
+from crlf.runtime.devices import MODES, PRECISIONS
 
 LIMITS = {
     "epochs": (1, 100_000),
@@ -62,8 +62,8 @@ class Recipe:
     """Of the network's products in training: float32, bf16, or auto for bf16 where the device is faster with it.
     Weights, losses and statistics are float32 in any case, and so is what is embedded."""
     compile: str = "none"
-    """Compile views, network and loss (torch.compile): none, kernels, or graphs for CUDA graphs too. The first step
-    then takes long: it pays in long runs."""
+    """How a step is sped up: none; graphs replays it as one CUDA graph (NVIDIA, one process); kernels fuses views,
+    network and loss by torch.compile, whose first step takes long; all does both."""
     stop_on_collapse: bool = False
     """End the run when its features collapse; without it a warning says so."""
     images: ImageSettings = field(default_factory=ImageSettings)
@@ -129,7 +129,7 @@ class Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a JSON file, such as a run's recipe.json."""
-    return Recipe.from_dict(runs.read_json(path, dict))
+    return Recipe.from_dict(read_json(path, dict))
 
 
 def _build(cls: Any, values: Any, prefix: str, built: dict[str, Any] | None = None) -> Any:
@@ -190,12 +190,12 @@ RECIPES: dict[str, Recipe] = {
     ),
     # Planned on paper for a GPU, and not measured: docs/speedrun.md.
     "speedrun-knn90": Recipe(
-        encoder="resnet18", epochs=100, batch_size=512, views=4, compile="graphs",
+        encoder="resnet18", epochs=100, batch_size=512, views=4, compile="all",
         augmentation=ViewSettings(grayscale=0.1), embedding=EmbeddingSettings(regions=1, mirror=True),
         head=SimCLRSettings(temperature=0.2, hidden=512),
     ),
     "r18-best": Recipe(
-        method="mocov3", encoder="resnet18", epochs=400, batch_size=512, views=4, compile="graphs",
+        method="mocov3", encoder="resnet18", epochs=400, batch_size=512, views=4, compile="all",
         augmentation=ViewSettings(resolution=1.0, grayscale=0.1), optim=OptimSettings(weight_decay=0.01),
     ),
     "simclr-r50": published(

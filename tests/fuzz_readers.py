@@ -19,7 +19,9 @@ PLACE = "CRLF_FUZZ_PLACE"  # of the process that fuzzes: libFuzzer ends it witho
 def fuzz(name: str, options: list[str], place: Path) -> None:
     import atheris
 
-    with atheris.instrument_imports(include=["crlf.data", "crlf.runs", "crlf.sealed", "tarfile", "json", "numpy.lib"]):
+    with atheris.instrument_imports(
+        include=["crlf.data", "crlf.runs.run", "crlf.runs.files", "tarfile", "json", "numpy.lib"]
+    ):
         from readers import READERS
 
     chosen = [READERS[name]] if name != "all" else list(READERS.values())

@@ -24,19 +24,21 @@ from typing import Any
 import torch
 
 import crlf
-from crlf import encoders, runs, training
+from crlf import encoders
 from crlf.encoders import CNN
 from crlf.recipe import Recipe
+from crlf.runs.run import ENCODER, LOG, LOSS, RECIPE
+from crlf.training import pretrain
 
-RECIPE = Recipe(data="shapes", subset=96, batch_size=16, views=2, epochs=4, precision="float32")
+SETTINGS = Recipe(data="shapes", subset=96, batch_size=16, views=2, epochs=4, precision="float32")
 WRITING = ("replace", "fsync")  # functions of os
-SAME = (runs.ENCODER, runs.LOSS, "train_emb.npy", "test_emb.npy")
+SAME = (ENCODER, LOSS, "train_emb.npy", "test_emb.npy")
 LOGGED = ("step", "epoch", "loss", "lr", "gradient_norm")  # what is measured beside them depends on the clock
 
 
 def job(out: Path) -> None:
     """What a user would do: begin, or go on."""
-    crlf.pretrain(RECIPE, out=out, device="cpu", resume=(out / runs.RECIPE).exists())
+    crlf.pretrain(SETTINGS, out=out, device="cpu", resume=(out / RECIPE).exists())
     crlf.embed(out, device="cpu")
 
 
@@ -128,7 +130,7 @@ def different(one: Path, other: Path) -> list[str]:
     a, b = crlf.Run(one), crlf.Run(other)
     found = []
     for name in SAME:
-        if name == runs.ENCODER:
+        if name == ENCODER:
             ours, theirs = a.tensors(name), b.tensors(name)
             same = ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
         else:
@@ -137,14 +139,14 @@ def different(one: Path, other: Path) -> list[str]:
             found.append(name)
     logs = [[[row.get(key) for key in LOGGED] for row in run.log() if row["epoch"] % 1 == 0] for run in (a, b)]
     if logs[0] != logs[1]:
-        found.append(runs.LOG)
+        found.append(LOG)
     return found + sorted(path.name for path in other.iterdir() if path.name.startswith("."))
 
 
 def main(folder: Path, moments: int, stride: int, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     encoders.ENCODERS["cnn"] = lambda channels, size, regions: CNN(channels, regions, widths=(4, 8, 8), read=2)
-    training.tell_cost = lambda state, data: None
+    pretrain.tell_cost = lambda state, data: None
     alone = folder / "alone"
     start = time.monotonic()
     assert done(forked(alone))

@@ -16,11 +16,13 @@ import torch
 from PIL import Image
 
 import crlf
-from crlf import runs, sealed
-from crlf.data import archives, pickles, shards
-from crlf.data.decode import decode
+from crlf.data.datasets import archives, cifar_pickle
+from crlf.data.files import shards
+from crlf.data.files.decode import decode
 from crlf.errors import InputError
 from crlf.recipe import RECIPES
+from crlf.runs.files import finite, seal
+from crlf.runs.run import CHECKPOINT, CLASSES, LOG, RECIPE, SCORES
 
 
 def refused_or(act: Callable[[], object]) -> object:
@@ -63,7 +65,7 @@ def cifar_batches() -> list[bytes]:
 
 
 def cifar_batch(data: bytes, folder: Path) -> None:
-    made = refused_or(lambda: pickles.batches([("data_batch_1", data)], label_key="labels"))
+    made = refused_or(lambda: cifar_pickle.batches([("data_batch_1", data)], label_key="labels"))
     if not isinstance(made, str):
         images, labels = made
         assert images.dtype == np.uint8 and images.shape[1:] == (3, 32, 32) and len(images) == len(labels)
@@ -107,13 +109,13 @@ def texts() -> list[bytes]:
 def files_of_a_run(data: bytes, folder: Path) -> None:
     run = crlf.Run(folder / "fuzzed run")
     run.path.mkdir(exist_ok=True)
-    for name in (runs.RECIPE, runs.SCORES, runs.LOG, runs.CLASSES):
+    for name in (RECIPE, SCORES, LOG, CLASSES):
         run.file(name).write_bytes(data)
     for act in (lambda: run.recipe, lambda: run.scores):
         assert isinstance(refused_or(act), str | dict)
     assert all(isinstance(row, dict) for row in run.log())
     assert isinstance(refused_or(lambda: run.classes), str | list)
-    refused_or(lambda: runs.finite(run.scores))
+    refused_or(lambda: finite(run.scores))
 
 
 def arrays() -> list[bytes]:
@@ -131,13 +133,13 @@ def array(data: bytes, folder: Path) -> None:
 def weights() -> list[bytes]:
     buffer = io.BytesIO()
     torch.save({"weight": torch.arange(8.0), "step": 3}, buffer)
-    return [sealed.seal(buffer.getvalue()), buffer.getvalue()]
+    return [seal(buffer.getvalue()), buffer.getvalue()]
 
 
 def tensors(data: bytes, folder: Path) -> None:
     run = crlf.Run(folder)
-    run.file(runs.CHECKPOINT).write_bytes(data)
-    refused_or(lambda: run.tensors(runs.CHECKPOINT))
+    run.file(CHECKPOINT).write_bytes(data)
+    refused_or(lambda: run.tensors(CHECKPOINT))
 
 
 def tables() -> list[bytes]:

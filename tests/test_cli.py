@@ -17,13 +17,13 @@ import torch
 from terminal import EVERY, PIPES, PROGRAM, ROOT, Terminal, here, there
 
 import crlf
-from crlf import cli, runs
+from crlf import cli
 from crlf.data import SOURCES
 from crlf.encoders import ENCODERS
 from crlf.flags import MOST_USED
 from crlf.methods import METHODS
 from crlf.recipe import RECIPES, Recipe
-from crlf.runs import Run
+from crlf.runs.run import CHECKPOINT, CHECKPOINT_BEFORE, FILES, Run
 
 TINY = ["--data", "shapes", "--subset", "128", "--batch-size", "64", "--epochs", "1", "--device", "cpu"]
 
@@ -118,10 +118,10 @@ def test_a_device_that_is_not_there(tmp_path: Path):
 
 
 def test_a_folder_with_a_run_asks_for_resume_or_overwrite(made: Path):
-    before = (made / runs.CHECKPOINT).read_bytes()
+    before = (made / CHECKPOINT).read_bytes()
     line = refused("pretrain", "--out", str(made), *TINY)
     assert "--resume" in line and "--overwrite" in line
-    assert (made / runs.CHECKPOINT).read_bytes() == before
+    assert (made / CHECKPOINT).read_bytes() == before
 
 
 def test_resume_starts_from_the_runs_own_recipe(made: Path):
@@ -349,7 +349,7 @@ def test_the_one_command_makes_every_file_of_the_design(tmp_path: Path):
     done = subprocess.run(command + arguments, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     made = {path.name for path in (tmp_path / "simclr_output").iterdir()}
-    assert made == set(runs.FILES) - {runs.CHECKPOINT_BEFORE}  # of an epoch before: there is one
+    assert made == set(FILES) - {CHECKPOINT_BEFORE}  # of an epoch before: there is one
     scores = json.loads((tmp_path / "simclr_output" / "scores.json").read_text())
     promised = {
         "linear_accuracy",

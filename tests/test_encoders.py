@@ -15,16 +15,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from crlf import encoders
-from crlf.data import SOURCES, ImageSet, shapes
-from crlf.embeddings import embed
+from crlf.augmentation import ViewSettings
+from crlf.data import SOURCES, ImageSet
+from crlf.data.datasets import shapes
+from crlf.embedding.embed import embed
 from crlf.encoders import ENCODERS, EmbeddingSettings
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import loss_of, training_flops
 from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import Recipe
-from crlf.training import pretrain
-from crlf.views import ViewSettings
+from crlf.training.pretrain import pretrain
 
 NAMES = [*ENCODERS, "timm:resnet10t"]
 

@@ -17,13 +17,17 @@ import terminal
 import torch
 
 import crlf
-from crlf import checkpoints, encoders, runs
-from crlf.course import ByClock
-from crlf.data import arrays, decoded, listing, mapping
+from crlf import encoders
+from crlf.data import memmap
+from crlf.data.files import arrays, decode_cache, listing
+from crlf.embedding import embed
 from crlf.errors import InputError
-from crlf.figures import draw
 from crlf.recipe import Recipe
-from crlf.report import report
+from crlf.runs import checkpoints
+from crlf.runs.run import CHECKPOINT, ENCODER, LOSS
+from crlf.training.budget import ByClock
+from crlf.visualization.figures import draw
+from crlf.visualization.report import report
 
 resource = pytest.importorskip("resource", reason="limits, disks and modes are POSIX's")
 ROOT = Path(__file__).parent.parent
@@ -32,7 +36,7 @@ TINY = Recipe(data="shapes", subset=96, batch_size=32, views=2, epochs=3, precis
 
 @pytest.fixture(autouse=True)
 def no_trial(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)
+    monkeypatch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -94,12 +98,12 @@ def test_a_disk_that_fills_between_two_checkpoints(disk: Path, monkeypatch: pyte
             r"(log\.jsonl|checkpoint\.pt)' cannot be written: No space left on device$",
         )
     run = crlf.Run(disk / "run")
-    assert run.tensors(runs.CHECKPOINT)["step"] == 3
+    assert run.tensors(CHECKPOINT)["step"] == 3
     assert not [name for name in contents(run.path) if name.startswith(".")]
     fillers[0].unlink()
     crlf.pretrain(TINY, out=run.path, device="cpu", resume=True)
     alone = crlf.pretrain(TINY, out=disk / "alone", device="cpu")
-    ours, theirs = (each.tensors(runs.ENCODER) for each in (alone, run))
+    ours, theirs = (each.tensors(ENCODER) for each in (alone, run))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert [row["loss"] for row in run.log()] == [row["loss"] for row in alone.log()]
 
@@ -193,7 +197,7 @@ def test_the_time_of_day_plays_no_part(tmp_path: Path, monkeypatch: pytest.Monke
     now, jumps = time.time, iter([0, 10**8, -(10**8)] * 1000)
     monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
     jumping = crlf.pretrain(TINY, out=tmp_path / "jumping", device="cpu")
-    assert jumping.file(runs.LOSS).read_bytes() == straight.file(runs.LOSS).read_bytes()
+    assert jumping.file(LOSS).read_bytes() == straight.file(LOSS).read_bytes()
     assert 0 < jumping.scores["train_seconds"] < 60
 
 
@@ -226,7 +230,7 @@ def test_a_machine_that_slept_leaves_an_encoder(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(time, "perf_counter", clock)
     recipe = Recipe(data="shapes", subset=96, batch_size=32, views=2, minutes=5.0, precision="float32")
     run = crlf.pretrain(recipe, out=tmp_path, device="cpu")
-    assert run.log()[-1]["lr"] >= 0 and run.file(runs.ENCODER).exists() and run.scores["train_seconds"] > 3600
+    assert run.log()[-1]["lr"] >= 0 and run.file(ENCODER).exists() and run.scores["train_seconds"] > 3600
 
 
 # The data
@@ -269,10 +273,10 @@ def test_an_array_that_changes_while_it_is_trained_on(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save", save_and_change)
         if held == "read ahead":
-            patch.setattr("crlf.batches.fits", lambda size, device: False)
-            patch.setattr("crlf.batches.AHEAD", 0)
+            patch.setattr("crlf.data.loader.fits", lambda size, device: False)
+            patch.setattr("crlf.data.loader.AHEAD", 0)
         refused(lambda: crlf.pretrain(recipe, out=out, device="cpu"), f"^'{path}' was changed while its images were")
-    assert crlf.Run(out).tensors(runs.CHECKPOINT)["step"] == 4
+    assert crlf.Run(out).tensors(CHECKPOINT)["step"] == 4
     if how != "written to":  # a resumed run looks at a sample of the images only
         refused(lambda: crlf.pretrain(recipe, out=out, device="cpu", resume=True), ".")
     saved(path)
@@ -289,14 +293,14 @@ def test_an_array_that_changes_while_it_is_embedded(tmp_path: Path, monkeypatch:
         out=tmp_path / "run",
         device="cpu",
     )
-    before, real = contents(run.path), crlf.embeddings.normalise
+    before, real = contents(run.path), embed.normalise
 
     def normalise_and_change(images: torch.Tensor, settings: object) -> torch.Tensor:
         made = real(images, settings)
         change(other if new else path, "cut short")
         return made
 
-    monkeypatch.setattr(crlf.embeddings, "normalise", normalise_and_change)
+    monkeypatch.setattr(embed, "normalise", normalise_and_change)
     words = {"out": tmp_path / "found.parquet"} if new else {}
     refused(
         lambda: crlf.embed(run, *[str(other)] * new, device="cpu", batch_size=32, **words),
@@ -308,7 +312,7 @@ def test_an_array_that_changes_while_it_is_embedded(tmp_path: Path, monkeypatch:
 def test_a_subset_is_watched_too_and_a_copy_need_not_be(tmp_path: Path):
     path = tmp_path / "images.npy"
     images = saved(path)
-    assert arrays.load(path).first(3).mapped == mapping.Mapped.of(path)
+    assert arrays.load(path).first(3).mapped == memmap.Mapped.of(path)
     np.save(path, images.transpose(0, 2, 3, 1))
     assert arrays.load(path).mapped is None
 
@@ -318,7 +322,7 @@ def test_a_file_that_goes_while_it_is_looked_for_is_skipped(tmp_path: Path):
     path.write_bytes(b"x")
     file = listing.look_at("image.png", str(path))
     path.unlink()
-    pixels, outcome = decoded.look_into(file, 32, 1000)
+    pixels, outcome = decode_cache.look_into(file, 32, 1000)
     assert pixels is None and outcome.skipped == "it cannot be read: No such file or directory"
 
 

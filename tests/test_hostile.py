@@ -20,14 +20,17 @@ from PIL import Image
 from tiny_images import RGB, encoded
 
 import crlf
-from crlf import data, devices, runs
-from crlf.data import archives, shards
-from crlf.data.decoded import csv_text
+from crlf import data
+from crlf.data.datasets import archives
+from crlf.data.files import shards
+from crlf.data.files.decode_cache import csv_text
 from crlf.errors import InputError
-from crlf.figures import draw, maps
 from crlf.recipe import Recipe
-from crlf.report import report
-from crlf.runs import Run
+from crlf.runs.files import write_json
+from crlf.runs.run import CLASSES, ENCODER, LOCK, LOG, MAPS, RECIPE, SCORES, Run
+from crlf.runtime import devices
+from crlf.visualization.figures import draw, projections
+from crlf.visualization.report import report
 
 CRLF = Path(crlf.__file__).parent
 TINY = Recipe(data="shapes", subset=64, batch_size=32, views=2, epochs=1, precision="float32")
@@ -62,7 +65,7 @@ def test_nothing_is_executed():
     assert not [name for name, _ in calls() if re.fullmatch(forbidden, name)]
     assert not [name for name, call in calls() if keyword_is_true(call, "shell")]
     readers = [p.name for p in CRLF.rglob("*.py") if re.search(r"^import pickle|^from pickle", p.read_text(), re.M)]
-    assert readers == ["pickles.py"]  # whose Unpickler admits five names: tests/test_data.py
+    assert readers == ["cifar_pickle.py"]  # whose Unpickler admits five names: tests/data/test_data.py
 
 
 def keyword_is_true(call: ast.Call, name: str) -> bool:
@@ -103,9 +106,9 @@ def test_an_npz_bomb(tmp_path: Path, little_memory: None):
 
 def test_a_bomb_in_the_place_of_maps(tmp_path: Path, little_memory: None):
     run = Run(tmp_path)
-    run.file(runs.MAPS).write_bytes(bomb(zeros(8_000_000), "rows.npy"))
+    run.file(MAPS).write_bytes(bomb(zeros(8_000_000), "rows.npy"))
     with pytest.raises(InputError, match=r"maps\.npz' cannot be read as maps: what it holds takes 8,000,128 bytes"):
-        maps.kept(run, np.zeros((2, 2), np.float32))
+        projections.kept(run, np.zeros((2, 2), np.float32))
 
 
 def test_a_bomb_in_the_place_of_weights(tmp_path: Path):
@@ -117,9 +120,9 @@ def test_a_bomb_in_the_place_of_weights(tmp_path: Path):
         for info in whole.infolist():
             small.writestr(info.filename, whole.read(info))
     assert len(packed.getvalue()) < 20_000
-    run.file(runs.ENCODER).write_bytes(packed.getvalue())
+    run.file(ENCODER).write_bytes(packed.getvalue())
     with pytest.raises(InputError, match="it holds more than its size"):
-        run.tensors(runs.ENCODER)
+        run.tensors(ENCODER)
 
 
 @pytest.mark.parametrize("packing", ["zstd", "gzip"])
@@ -151,7 +154,7 @@ def test_a_tar_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_nest_of_brackets(tmp_path: Path):
     run = Run(tmp_path)
-    for name in (runs.RECIPE, runs.SCORES, runs.LOG):
+    for name in (RECIPE, SCORES, LOG):
         run.file(name).write_text("[" * 100_000)
     for read in (lambda: run.recipe, lambda: run.scores):
         with pytest.raises(InputError, match="cannot be read as JSON"):
@@ -200,7 +203,7 @@ def test_a_pickle_in_any_file_does_not_run(copy: Path, tmp_path: Path, name: str
         "checkpoint.pt": lambda: crlf.pretrain(TINY, out=copy, device="cpu", resume=True),
     }
     with pytest.raises(InputError, match=re.escape(name)):
-        stages.get(name, lambda: (crlf.probe(copy, device="cpu"), maps.maps(Run(copy))))()
+        stages.get(name, lambda: (crlf.probe(copy, device="cpu"), projections.maps(Run(copy))))()
     assert not trace.exists()
 
 
@@ -224,7 +227,7 @@ def test_links_in_a_run_folder_lead_nowhere(copy: Path, tmp_path: Path):
 
 
 def test_a_lock_that_is_a_link_is_refused(copy: Path, tmp_path: Path):
-    (copy / runs.LOCK).symlink_to(tmp_path / "made")
+    (copy / LOCK).symlink_to(tmp_path / "made")
     with pytest.raises(InputError, match="cannot be written"):
         crlf.pretrain(TINY, out=copy, device="cpu", resume=True)
     assert not (tmp_path / "made").exists()
@@ -235,9 +238,9 @@ EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
 def test_names_from_files_are_text_in_the_report(copy: Path):
     run = Run(copy)
-    runs.write_json(run.file(runs.CLASSES), [EVIL, *run.classes[1:]])
+    write_json(run.file(CLASSES), [EVIL, *run.classes[1:]])
     for split in ("train", "test"):
-        runs.write_json(run.file(f"{split}_ids.json"), [EVIL] * len(run.ids(split)))
+        write_json(run.file(f"{split}_ids.json"), [EVIL] * len(run.ids(split)))
     run.update_scores(device=EVIL, protocol={"linear": EVIL})
     draw(run, format="png")
     page = report(run).read_text(encoding="utf-8")

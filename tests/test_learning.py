@@ -16,12 +16,13 @@ import torch
 
 import crlf
 from crlf import data, encoders
-from crlf.embeddings import embed_images, load_encoder
+from crlf.augmentation import Views, ViewSettings
+from crlf.embedding.embed import embed_images, load_encoder
 from crlf.encoders import Frozen
+from crlf.evaluation.logistic_regression import fit_linear
 from crlf.methods import base, simclr
-from crlf.probes import fit_linear, knn_predict
+from crlf.metrics.knn import knn_predict
 from crlf.recipe import Recipe
-from crlf.views import Views, ViewSettings
 
 GOLDEN = Path(__file__).parent / "golden" / "simclr_shapes.json"
 CURVE = Recipe(data="shapes", subset=640, batch_size=64, views=2, epochs=2, precision="float32")  # twenty steps
@@ -30,7 +31,7 @@ TOLERANCE = 0.01  # of the loss; AVX2 and AVX-512 differ by less than a tenth of
 
 def curve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The loss of each of twenty steps."""
-    monkeypatch.setattr("crlf.course.LOG_EVERY", 1)
+    monkeypatch.setattr("crlf.training.budget.LOG_EVERY", 1)
     return [row["loss"] for row in crlf.pretrain(CURVE, out=folder, device="cpu").log()]
 
 
@@ -61,7 +62,7 @@ def detached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = ViewSettings(crop_min=1.0, flip=0.0, jitter=0.0, grayscale=0.0)
-    monkeypatch.setattr("crlf.training.Views", lambda settings: Views(plain))
+    monkeypatch.setattr("crlf.training.loop.Views", lambda settings: Views(plain))
 
 
 PLANTED = [wrong_pairs, no_unit_length, one_side_detached, detached, no_augmentation]

@@ -10,22 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_methods import narrow as narrow_head
+from small_methods import narrow as narrow_head
 from torch import nn
 
 import crlf
-from crlf import checkpoints, encoders, health, runs
-from crlf.devices import autocast, keep_freed_memory
+from crlf import encoders
+from crlf.augmentation import Views, ViewSettings
 from crlf.errors import InputError
-from crlf.figures import draw
 from crlf.methods import METHODS
 from crlf.methods.base import TEMPERATURE
 from crlf.methods.simclr import SimCLRSettings, nt_xent, nt_xent_views
+from crlf.metrics import geometry
 from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import Recipe
-from crlf.report import report
-from crlf.runs import Run
-from crlf.views import Views, ViewSettings
+from crlf.runs import checkpoints
+from crlf.runs.files import save_array, save_tensors, write_json
+from crlf.runs.run import CHECKPOINT, CLASSES, ENCODER, LOSS, Run
+from crlf.runtime.devices import autocast, keep_freed_memory
+from crlf.visualization.figures import draw
+from crlf.visualization.report import report
 
 TINY = Recipe(data="shapes", subset=96, batch_size=32, views=2, epochs=2, precision="float32")
 RNG = np.random.default_rng(0)
@@ -34,7 +37,7 @@ NOISE = RNG.integers(0, 256, (96, 3, 32, 32), dtype=np.uint8)
 
 @pytest.fixture(autouse=True)
 def short_trial(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crlf.estimate.REPEATS", 1)
+    monkeypatch.setattr("crlf.training.cost.REPEATS", 1)
 
 
 def trained(folder: Path, images: np.ndarray, **settings: object) -> Run:
@@ -44,8 +47,8 @@ def trained(folder: Path, images: np.ndarray, **settings: object) -> Run:
 
 
 def finite(run: Run) -> bool:
-    weights = run.tensors(runs.ENCODER).values()
-    return all(w.isfinite().all() for w in weights) and bool(np.isfinite(run.array(runs.LOSS)).all())
+    weights = run.tensors(ENCODER).values()
+    return all(w.isfinite().all() for w in weights) and bool(np.isfinite(run.array(LOSS)).all())
 
 
 # Images
@@ -122,8 +125,8 @@ def test_images_of_a_few_pixels(tmp_path: Path, side: int):
 
 def with_labels(run: Run, train: np.ndarray, test: np.ndarray, classes: list[str]) -> None:
     for name, labels in (("train", train), ("test", test)):
-        runs.save_array(run.file(f"{name}_lbl.npy"), labels.astype(np.int64))
-    runs.write_json(run.file(runs.CLASSES), classes)
+        save_array(run.file(f"{name}_lbl.npy"), labels.astype(np.int64))
+    write_json(run.file(CLASSES), classes)
 
 
 @pytest.fixture
@@ -150,7 +153,7 @@ def test_a_class_of_one_image_and_one_that_is_only_tested(embedded: Run):
 
 def test_embeddings_without_spread_are_chance(embedded: Run):
     for name in ("train_emb.npy", "test_emb.npy"):
-        runs.save_array(embedded.file(name), np.ones_like(embedded.array(name)))
+        save_array(embedded.file(name), np.ones_like(embedded.array(name)))
     scores = crlf.probe(embedded, device="cpu")
     assert np.isfinite([scores["linear_accuracy"], scores["knn_accuracy"]]).all()
     assert scores["linear_accuracy"] <= 0.5
@@ -161,7 +164,7 @@ def test_embeddings_without_spread_are_chance(embedded: Run):
 def test_embeddings_of_any_size_score_as_they_would(embedded: Run, scale: float):
     plain = crlf.probe(embedded, device="cpu")
     for name in ("train_emb.npy", "test_emb.npy"):
-        runs.save_array(embedded.file(name), (embedded.array(name).astype(np.float64) * scale).astype(np.float32))
+        save_array(embedded.file(name), (embedded.array(name).astype(np.float64) * scale).astype(np.float32))
     scaled = crlf.probe(embedded, device="cpu")
     for name in ("linear_accuracy", "knn_accuracy"):
         assert scaled[name] == pytest.approx(plain[name], abs=0.05)
@@ -171,7 +174,7 @@ def test_embeddings_of_any_size_score_as_they_would(embedded: Run, scale: float)
 def test_embeddings_that_are_not_finite_are_refused(embedded: Run, value: float):
     rows = embedded.array("test_emb.npy")
     rows[7, 1] = value
-    runs.save_array(embedded.file("test_emb.npy"), rows)
+    save_array(embedded.file("test_emb.npy"), rows)
     for act in (lambda: crlf.probe(embedded, device="cpu"), lambda: draw(embedded, format="png")):
         with pytest.raises(InputError, match=r"test_emb\.npy must be finite"):
             act()
@@ -183,10 +186,10 @@ def test_embeddings_that_are_not_finite_are_refused(embedded: Run, value: float)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_not_finite_embed_nothing(tmp_path: Path, value: float):
     run = crlf.pretrain(TINY, out=tmp_path / "run", device="cpu")
-    weights = run.tensors(runs.ENCODER)
+    weights = run.tensors(ENCODER)
     first = next(name for name, w in weights.items() if w.ndim == 4)
     weights[first][0, 0, 0, 0] = value
-    runs.save_tensors(run.file(runs.ENCODER), weights)
+    save_tensors(run.file(ENCODER), weights)
     with pytest.raises(InputError, match=r"the embedding of image 0 is not finite: the encoder's weights are damaged"):
         crlf.embed(run, device="cpu")
     assert not run.file("train_emb.npy").exists()
@@ -211,13 +214,13 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_its_weights_are_not_save
             self.projector[0].weight.register_hook(lambda grad: grad * value)
         return loss, stats
 
-    monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)
+    monkeypatch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
     monkeypatch.setattr(kind, "loss", planted)
     recipe = dataclasses.replace(TINY, optim=dataclasses.replace(TINY.optim, optimizer=optimizer))
     with pytest.raises(InputError, match=r"^weights 'projector\.0\.weight' hold NaN or infinite values after step 6: "):
         crlf.pretrain(recipe, out=tmp_path, device="cpu")
     run = Run(tmp_path)
-    assert run.tensors(runs.CHECKPOINT)["step"] == 3 and not run.file(runs.ENCODER).exists()
+    assert run.tensors(CHECKPOINT)["step"] == 3 and not run.file(ENCODER).exists()
     monkeypatch.setattr(kind, "loss", original)
     assert finite(crlf.pretrain(recipe, out=tmp_path, device="cpu", resume=True))
 
@@ -314,12 +317,12 @@ def test_projections_that_overflow_bf16_end_the_run(tmp_path: Path, monkeypatch:
         scale = 3e38 if count[0] == 3 else 1.0
         return original(self, [view * scale * scale for view in views])
 
-    monkeypatch.setattr("crlf.training.tell_cost", lambda state, data: None)
+    monkeypatch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
     monkeypatch.setattr(kind, "project", huge)
     recipe = dataclasses.replace(TINY, method=method, precision="bf16", head=narrow_head(method))
     with pytest.raises(InputError, match=r"^(the loss of step 3 is (nan|inf)|weights '.*' hold NaN)"):
         crlf.pretrain(recipe, out=tmp_path, device="cpu")
-    assert not Run(tmp_path).file(runs.ENCODER).exists() and not checkpoints.kept(Run(tmp_path))
+    assert not Run(tmp_path).file(ENCODER).exists() and not checkpoints.kept(Run(tmp_path))
 
 
 def spoilt_memory() -> None:
@@ -365,9 +368,9 @@ def test_a_loss_of_bf16_projections_is_float32s(monkeypatch: pytest.MonkeyPatch)
 
 def test_measures_of_odd_features_are_finite_or_nan_and_never_raise():
     for h in (torch.zeros(8, 4), torch.ones(8, 4), 1e30 * torch.randn(8, 4), 1e-30 * torch.randn(8, 4)):
-        values = health.singular_values(health.centred(h))
-        assert 1 <= health.effective_rank(values) <= 4
-    assert health.singular_values(torch.full((8, 4), math.nan)).isnan().all()
+        values = geometry.singular_values(geometry.centred(h))
+        assert 1 <= geometry.effective_rank(values) <= 4
+    assert geometry.singular_values(torch.full((8, 4), math.nan)).isnan().all()
 
 
 @pytest.mark.parametrize("setting", ["lr", "weight_decay"])

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from crlf.augmentation import Views
 from crlf.data import load
 from crlf.methods.base import loss_of
 from crlf.optim import OPTIMIZERS
 from crlf.recipe import RECIPES, Recipe
-from crlf.training import State
-from crlf.views import Views
+from crlf.training.state import State
 
 PAGE = (Path(__file__).parent.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
 

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bench import scaling
 from bench.scaling import CLUSTERS, IMAGENET, WEB
 from crlf import encoders
-from crlf.estimate import saved_bytes
 from crlf.methods.base import training_flops
 from crlf.methods.simclr import SimCLR, SimCLRSettings
+from crlf.training.cost import saved_bytes
 
 
 def test_counts_are_torchs():

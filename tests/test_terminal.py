@@ -19,8 +19,8 @@ import crlf
 from crlf import cli
 from crlf.errors import InputError
 from crlf.recipe import Recipe
-from crlf.report import some_home
-from crlf.terminal import BROKEN_PIPE
+from crlf.runtime.terminal import BROKEN_PIPE
+from crlf.visualization.report import some_home
 
 TINY = [
     "pretrain",

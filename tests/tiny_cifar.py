@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from crlf.data.cifar import CIFAR10
-from crlf.data.forms import Arrays, Official
+from crlf.data.datasets.cifar import CIFAR10
+from crlf.data.datasets.official import Arrays, Official
 
 EACH = 3  # images of a batch
 

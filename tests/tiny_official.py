@@ -13,8 +13,8 @@ import numpy as np
 import scipy.io
 import tiny_cifar
 
-from crlf.data import cifar, stl10, svhn
-from crlf.data.forms import Arrays, Official
+from crlf.data.datasets import cifar, stl10, svhn
+from crlf.data.datasets.official import Arrays, Official
 
 
 class Tiny(NamedTuple):

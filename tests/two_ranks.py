@@ -1,4 +1,4 @@
-"""What each of several processes does in tests/test_dist.py, and the one that they are held against.
+"""What each of several processes does in tests/runtime/test_distributed.py, and the one that they are held against.
 
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/two_ranks.py FOLDER [killed]
 
@@ -17,18 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_methods import narrow, small, views_of
+from small_methods import narrow, small, views_of
 from torch import Tensor
 
-from crlf import dist, encoders, training
+from crlf import encoders
 from crlf.encoders import CNN
 from crlf.errors import InputError
-from crlf.gradients import gradients
-from crlf.interrupts import Interrupted
 from crlf.methods import METHODS
 from crlf.methods.byol import BYOL
 from crlf.optim import OptimSettings
 from crlf.recipe import Recipe
+from crlf.runtime import distributed
+from crlf.runtime.interrupts import Interrupted
+from crlf.training import pretrain
+from crlf.training.gradients import gradients
 
 BATCH = 9  # two ranks have 4 and 5 of it, four have 2, 2, 2 and 3
 SGD = OptimSettings(optimizer="sgd", lr=0.02, lr_per=0, momentum=0.9, warmup=0.0)
@@ -42,7 +44,7 @@ def one_step(name: str, most: int = 0, frozen: bool = False) -> dict[str, Any]:
         most: images in a part of the rank's part.
         frozen: batch norms use what they remember: the parts are then exactly the whole.
     """
-    method, parts = small(name).double(), dist.parts_of(BATCH, most)
+    method, parts = small(name).double(), distributed.parts_of(BATCH, most)
     views = [view.double() for view in views_of(batch=BATCH)]
     labels = (torch.arange(BATCH) % 3)[parts[0].start : parts[-1].stop]
 
@@ -55,7 +57,7 @@ def one_step(name: str, most: int = 0, frozen: bool = False) -> dict[str, Any]:
     return {"loss": loss, **stats, **found, **buffers}
 
 
-class Double(training.State):
+class Double(pretrain.State):
     """A run in float64."""
 
     def __init__(self, *args: Any):
@@ -74,8 +76,8 @@ def twenty_steps(name: str, out: Path, resume: bool = False) -> dict[str, Tensor
         head=narrow(name), optim=OPTIM.get(name, SGD),
     )  # fmt: skip
     states: list[Double] = []
-    training.State = lambda *args: states.append(Double(*args)) or states[-1]  # type: ignore[misc, assignment]
-    run = training.pretrain(recipe, out=out, device="cpu", resume=resume)
+    pretrain.State = lambda *args: states.append(Double(*args)) or states[-1]  # type: ignore[misc, assignment]
+    run = pretrain.pretrain(recipe, out=out, device="cpu", resume=resume)
     return {"losses": torch.from_numpy(run.array("loss.npy")), **states[0].method.state_dict()}
 
 
@@ -86,7 +88,7 @@ def signalled(number: int, step: int) -> Iterator[list[int]]:
 
     def with_signal(method: BYOL, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         seen[0] += 1
-        if seen[0] == step and dist.rank() == dist.world() - 1:
+        if seen[0] == step and distributed.rank() == distributed.world() - 1:
             os.kill(os.getpid(), number)
         return project(method, views)
 
@@ -127,17 +129,17 @@ def refused(out: Path) -> str:
 def shrink() -> None:
     """A small network, and no trial step before the first."""
     encoders.ENCODERS["cnn"] = lambda channels, size, regions: CNN(channels, regions, widths=(4, 8, 8), read=2)
-    training.tell_cost = lambda state, data: None
+    pretrain.tell_cost = lambda state, data: None
 
 
 def everything(folder: Path) -> dict[str, Any]:
     return {
         "step": {name: one_step(name) for name in METHODS},
-        "parted": {name: one_step(name, 2 if dist.world() > 1 else 0, frozen=True) for name in METHODS},
-        "trained": {name: twenty_steps(name, folder / f"{name}{dist.world()}") for name in METHODS},
-        "stopped": stopped(folder / f"stopped{dist.world()}"),
-        "refused": refused(folder / f"stopped{dist.world()}"),
-        "highest": dist.highest(dist.rank(), -dist.rank()),
+        "parted": {name: one_step(name, 2 if distributed.world() > 1 else 0, frozen=True) for name in METHODS},
+        "trained": {name: twenty_steps(name, folder / f"{name}{distributed.world()}") for name in METHODS},
+        "stopped": stopped(folder / f"stopped{distributed.world()}"),
+        "refused": refused(folder / f"stopped{distributed.world()}"),
+        "highest": distributed.highest(distributed.rank(), -distributed.rank()),
     }
 
 
@@ -148,5 +150,5 @@ if __name__ == "__main__":
     if sys.argv[2:] == ["killed"]:
         killed(place)
         raise AssertionError("it was not ended")
-    with dist.together():
-        torch.save(everything(place), place / f"{dist.world()}-{dist.rank()}.pt")
+    with distributed.together():
+        torch.save(everything(place), place / f"{distributed.world()}-{distributed.rank()}.pt")

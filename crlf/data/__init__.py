@@ -8,10 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from crlf.data import cifar, folder, hub, shapes, stl10, svhn
 from crlf.data.cache import cache_dir
-from crlf.data.folder import ImageSettings
-from crlf.data.imageset import ImageSet
+from crlf.data.datasets import cifar, shapes, stl10, svhn
+from crlf.data.files import folder, huggingface
+from crlf.data.files.folder import ImageSettings
+from crlf.data.image_set import ImageSet
 from crlf.errors import InputError, unknown
 
 __all__ = ["SOURCES", "ImageSet", "ImageSettings", "cache_dir", "load", "load_for_pretraining", "named"]
@@ -36,8 +37,8 @@ def named(data: str) -> str:
     """
     if data in SOURCES:
         return data
-    if data.startswith(hub.PREFIX):
-        return hub.named(data)
+    if data.startswith(huggingface.PREFIX):
+        return huggingface.named(data)
     if not folder.is_path(data):
         known = [*SOURCES, "hf:NAME", "the path of a folder, a list, a table or an array of images"]
         raise unknown("data set", data, known)
@@ -50,7 +51,7 @@ def load(
     """The training and the test images of a source.
 
     Args:
-        data: one of `SOURCES`, or the path of images of one's own (crlf.data.folder).
+        data: one of `SOURCES`, or the path of images of one's own (crlf.data.files.folder).
         data_dir: where a data set known by name lies; by default the cache, which is filled if need be.
         settings: how images of one's own are read.
         subset: at most this many training and as many test images, the first ones; 0 for all.

@@ -14,8 +14,8 @@ from typing import IO
 
 import numpy as np
 
-from crlf.data.fetch import say
 from crlf.errors import InputError
+from crlf.text import say
 
 try:
     import fcntl

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from crlf.data import arrays, folder, listing, tables
-from crlf.data.decode import open_image, square
-from crlf.data.decoded import look_into
-from crlf.data.folder import ImageSettings
-from crlf.data.imageset import ImageSet
-from crlf.data.listing import File
-from crlf.data.mapping import Mapped
+from crlf.data.files import arrays, folder, listing, tables
+from crlf.data.files.decode import open_image, square
+from crlf.data.files.decode_cache import look_into
+from crlf.data.files.folder import ImageSettings
+from crlf.data.files.listing import File
+from crlf.data.image_set import ImageSet
+from crlf.data.memmap import Mapped
 from crlf.errors import InputError
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class Files:
 
 
 class Array:
-    """A .npy or .npz file of images (crlf.data.arrays), of which a part is read at a time.
+    """A .npy or .npz file of images (crlf.data.files.arrays), of which a part is read at a time.
 
     Args:
         path: of the file; a .npz file is read as a whole.

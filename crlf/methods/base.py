@@ -35,7 +35,8 @@ class Method(nn.Module, ABC):
 
     A subclass has a `Settings` dataclass and takes `(encoder, settings)`. It never sees labels. It says in two parts
     what it does: all that has weights is in `project`, and what compares images with each other is in `loss`. Between
-    them `crlf.gradients` puts together what several processes, or several parts of a large batch, have projected.
+    them `crlf.training.gradients` puts together what several processes, or several parts of a large batch, have
+    projected.
     """
 
     Settings: type[Any]
@@ -89,7 +90,7 @@ def training_flops(method: Method, views: int, channels: int, height: int, width
     """Floating-point operations that a view costs in training, two for each multiply-add.
 
     Torch counts one forward pass; elementwise operations, norms and pools are not in it. A backward pass costs two
-    forwards, and a `Target` has none. A batch in parts goes forward twice (crlf.gradients).
+    forwards, and a `Target` has none. A batch in parts goes forward twice (crlf.training.gradients).
     """
     method = copy.deepcopy(method).eval()
     device = next(method.parameters()).device
@@ -305,9 +306,9 @@ class Target(nn.Module):
     def follow(self, *networks: nn.Module, progress: float) -> None:
         """weights <- momentum weights + (1 - momentum) those of the networks, after a share of the steps."""
         momentum = cosine_momentum(progress, self.start, self.end)
-        theirs = nn.Sequential(*networks).parameters()
-        for mine, other in zip(self.networks.parameters(), theirs, strict=True):
-            mine.lerp_(other, 1 - momentum)
+        mine: list[Tensor] = list(self.networks.parameters())
+        theirs: list[Tensor] = list(nn.Sequential(*networks).parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - momentum)
 
 
 class Queue(nn.Module):

@@ -1,0 +1,66 @@
+"""The curves of the record and of the long run, and the search, from their records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from crlf.runs.files import write_bytes
+from crlf.visualization.figures import png
+from crlf.visualization.figures.style import PALETTE, styled
+
+NAME = "gpu-{}.png"
+
+
+def rows_of(records: Path, part: str, table: str) -> list[dict[str, Any]]:
+    """The rows of one table of a part, of all its records."""
+    lines = map(json.loads, records.read_text(encoding="utf-8").splitlines()) if records.exists() else []
+    found = [record for record in lines if record["bench"] == f"gpu-program {part}"]
+    return [row for record in found for row in record["rows"] if row.get("table", "") == table]
+
+
+@styled()
+def draw(records: Path, folder: Path) -> list[Path]:
+    """A figure for each part that has curves."""
+    drawn = []
+    for name, paint in (("record", record), ("search", search)):
+        figure = Figure(figsize=(7, 3.6), layout="constrained")
+        if paint(records, figure.subplots()):
+            write_bytes(folder / NAME.format(name), png(figure))
+            drawn.append(folder / NAME.format(name))
+    return drawn
+
+
+def record(records: Path, axis: Axes) -> bool:
+    """kNN among training images against seconds of training, a line for each seed."""
+    rows = rows_of(records, "record", "curve")
+    for colour, seed in zip(PALETTE, dict.fromkeys(row["seed"] for row in rows), strict=False):
+        points = [(row["train_seconds"], row["knn_train_%"]) for row in rows if row["seed"] == seed]
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=f"seed {seed}")
+    axis.axhline(90, color="grey", linewidth=0.8, linestyle=":")
+    axis.set_xlabel("seconds of training")
+    axis.set_ylabel("kNN among training images (%)")
+    axis.legend(frameon=False)
+    axis.set_title("90 % kNN on CIFAR-10, one GPU")
+    return bool(rows)
+
+
+def search(records: Path, axis: Axes) -> bool:
+    """kNN on held-out images against operations, a point for each short run."""
+    some = False
+    for colour, encoder in zip(PALETTE, ("cnn", "resnet18"), strict=False):
+        rows = rows_of(records, "search", encoder)
+        if rows:
+            x, y = ([row[key] for row in rows] for key in ("pflop", "knn_%"))
+            axis.scatter(x, y, s=12, color=colour, alpha=0.7, label=encoder)
+            some = True
+    axis.set_xscale("log")
+    axis.set_xlabel("PFLOP of training")
+    axis.set_ylabel("kNN on held-out images (%)")
+    axis.legend(frameon=False)
+    axis.set_title("The search: successive halving")
+    return some

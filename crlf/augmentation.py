@@ -1,0 +1,329 @@
+"""Random views of a batch of images, as a few batched tensor operations.
+
+Whatever is separable in space (crop, resize, flip, blur) is one matrix for the rows and one for the columns of an
+image; whatever is linear in colour (brightness, contrast, saturation, hue, grayscale, normalisation) is one
+(C, C + 1) matrix. So a view costs three small matrix products, on any device, whatever was drawn for it:
+
+    view = colour(rows @ image @ columns^T)
+
+Parameters follow the distributions of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
+RandomGrayscale and GaussianBlur. The pixels equal those of its functions but for two things: nothing is clamped to
+[0, 1] between two colour steps, and hue is a rotation about the grey axis of RGB, where torchvision goes through HSV.
+
+Shapes: B images, C channels, H and W their height and width, h and w those of the view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crlf.errors import InputError
+
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, with torchvision's digits
+NUMBERS = 35  # uniform ones in a view, drawn in one call: a small one costs as much
+CONTRAST = 1  # its place among the four colour steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """How a view is drawn. Probabilities and areas are fractions, sizes are pixels."""
+
+    resolution: float = 0.75
+    """Height and width of a view, as a share of the image's: 24 pixels of 32 take half the time of 32."""
+    crop_min: float = 0.2
+    """Smallest area of a crop; the largest is 1."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.8
+    """Probability that brightness, contrast, saturation and hue change."""
+    brightness: float = 0.4
+    """Factor drawn from 1 ± this."""
+    contrast: float = 0.4
+    """Factor drawn from 1 ± this."""
+    saturation: float = 0.4
+    """Factor drawn from 1 ± this."""
+    hue: float = 0.1
+    """Turn drawn from ± this, in turns of the colour wheel, at most 0.5."""
+    grayscale: float = 0.2
+    """Probability that the colour goes."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    blur_kernel: int = 3
+    """Its width in pixels, odd."""
+    blur_min: float = 0.1
+    """Its smallest standard deviation, in pixels."""
+    blur_max: float = 2.0
+    """Its largest standard deviation, in pixels."""
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+    """Taken from each channel, in 0..1. Those of CIFAR-10."""
+    std: tuple[float, ...] = (0.247, 0.2435, 0.2616)
+    """What each channel is then divided by."""
+
+    def __post_init__(self) -> None:
+        for name in ("crop_min", "flip", "jitter", "grayscale", "blur"):
+            _check(0 <= getattr(self, name) <= 1, name, "in 0..1", getattr(self, name))
+        for name in ("brightness", "contrast", "saturation"):
+            _check(0 <= getattr(self, name) < math.inf, name, "0 or more", getattr(self, name))
+        _check(self.crop_min > 0, "crop_min", "above 0", self.crop_min)
+        _check(0 <= self.hue <= 0.5, "hue", "in 0..0.5", self.hue)
+        _check(0.1 <= self.resolution <= 4, "resolution", "in 0.1..4", self.resolution)
+        _check(self.blur_kernel % 2 == 1 and self.blur_kernel > 0, "blur_kernel", "odd", self.blur_kernel)
+        _check(0 < self.blur_min <= self.blur_max < math.inf, "blur_min", "in 0..blur_max", self.blur_min)
+        _check(len(self.mean) == len(self.std) > 0, "std", "as long as mean", self.std)
+        _check(all(s > 0 for s in self.std), "std", "above 0", self.std)
+
+
+class Parameters(NamedTuple):
+    """What was drawn for a batch of B views; of V views an image each of these is (B V,), an image's side by side."""
+
+    top: Tensor  # (B,) the crop's first row, pixels
+    left: Tensor  # (B,)
+    height: Tensor  # (B,)
+    width: Tensor  # (B,)
+    flip: Tensor  # (B,) bool
+    order: Tensor  # (B, 4) which colour step comes first, second, ...
+    brightness: Tensor  # (B,) factor, 1 leaves the image as it is
+    contrast: Tensor  # (B,) factor
+    saturation: Tensor  # (B,) factor
+    hue: Tensor  # (B,) turns, 0 leaves the image as it is
+    gray: Tensor  # (B,) bool
+    sigma: Tensor  # (B,) standard deviation of the blur, pixels; 0 for none
+
+
+class Views:
+    """Draws views of each image; called with the same generator state it gives the same bits."""
+
+    def __init__(self, settings: ViewSettings):
+        self.settings = settings
+        self.apply = apply  # crlf.training.compile puts a faster one here
+
+    def __call__(self, images: Tensor, generator: torch.Generator, count: int = 1) -> Tensor:
+        """A view of each image, then another of each, V = count times.
+
+        uint8 (B, C, H, W) and a generator on the same device -> float32 (V B, C, h, w), channels last.
+        """
+        return self.apply(images, draw(images.shape, self.settings, generator, count), self.settings)
+
+    def numbers(self, batch: int, views: int, generator: torch.Generator) -> Tensor:
+        """All that is random in so many views of each image of a batch: float (NUMBERS, B V), uniform in 0..1."""
+        return torch.rand(NUMBERS, batch * views, generator=generator, device=generator.device)
+
+    def of_part(self, images: Tensor, views: int, numbers: Tensor, batch: int, part: range) -> tuple[Tensor, ...]:
+        """Several views of the images of a part of a batch: those that the whole batch would get, but for rounding.
+
+        Args:
+            images: uint8 (R, C, H, W), the part's.
+            numbers: `numbers` of the whole batch, on the images' device.
+            batch: B, the images in the whole batch.
+            part: which of them these R are.
+
+        Returns:
+            So many views, each float32 (R, C, h, w).
+        """
+        drawn = parameters(torch.Size((batch, *images.shape[1:])), self.settings, numbers)
+        own = slice(views * part.start, views * part.stop)
+        return self.apply(images, Parameters(*(values[own] for values in drawn)), self.settings).chunk(views)
+
+
+def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator, count: int = 1) -> Parameters:
+    """Draw the parameters of V = count views for each image of a batch of this shape (B, C, H, W)."""
+    numbers = torch.rand(NUMBERS, shape[0] * count, generator=generator, device=generator.device)
+    return parameters(shape, settings, numbers)
+
+
+def parameters(shape: torch.Size, s: ViewSettings, u: Tensor) -> Parameters:
+    """What uniform numbers (NUMBERS, B V) mean for the views of a batch of this shape (B, C, H, W)."""
+    flip, jitter, gray, blur, sigma = u[22:27]
+    bounds = [(max(0.0, 1 - strength), 1 + strength) for strength in (s.brightness, s.contrast, s.saturation)]
+    low, high = (constants(ends, u)[:, None] for ends in zip(*bounds, (-s.hue, s.hue), strict=True))  # (4, 1)
+    unchanged = constants((1.0, 1.0, 1.0, 0.0), u)[:, None]
+    brightness, contrast, saturation, hue = torch.where(jitter < s.jitter, u[27:31] * (high - low) + low, unchanged)
+    return Parameters(
+        *_crop_boxes(shape[-2], shape[-1], s.crop_min, u[:22]), flip < s.flip,
+        order=u[31:].T.argsort(dim=1),
+        brightness=brightness, contrast=contrast, saturation=saturation, hue=hue,
+        gray=gray < s.grayscale,
+        sigma=torch.where(blur < s.blur, sigma * (s.blur_max - s.blur_min) + s.blur_min, 0.0),
+    )  # fmt: skip
+
+
+def _crop_boxes(H: int, W: int, smallest: float, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio, then the largest central crop.
+
+    Args:
+        u: (22, B), uniform in 0..1.
+
+    Returns:
+        top, left, height and width in whole pixels, float (B,).
+    """
+    area = (u[:10] * (1 - smallest) + smallest) * (H * W)
+    ratio = ((u[10:20] * 2 - 1) * math.log(4 / 3)).exp()  # log-uniform in 3/4..4/3
+    width, height = (area * ratio).sqrt_().round_(), (area / ratio).sqrt_().round_()  # (10, B)
+    fits = (width > 0) & (width <= W) & (height > 0) & (height <= H)
+    found, first = fits.int().max(dim=0, keepdim=True)  # the first that fits
+    found = found[0] == 1
+    width = torch.where(found, width.gather(0, first)[0], float(min(W, round(H * 4 / 3))))
+    height = torch.where(found, height.gather(0, first)[0], float(min(H, round(W * 4 / 3))))
+    top, left = u[20] * (H - height + 1), u[21] * (W - width + 1)
+    top = torch.where(found, top.floor(), ((H - height) / 2).round())
+    left = torch.where(found, left.floor(), ((W - width) / 2).round())
+    return top, left, height, width
+
+
+def apply(images: Tensor, p: Parameters, settings: ViewSettings) -> Tensor:
+    """Make the views that the parameters describe: uint8 (B, C, H, W) -> float32 (V B, C, h, w), channels last."""
+    B, C, H, W = images.shape
+    h, w = (view_size(side, settings) for side in (H, W))
+    rows = resize_matrix(p.top, p.height, H, h)  # (B V, h, H)
+    columns = resize_matrix(p.left, p.width, W, w, p.flip)  # (B V, w, W)
+    if settings.blur:
+        rows = blur_matrix(p.sigma, h, settings.blur_kernel) @ rows
+        columns = blur_matrix(p.sigma, w, settings.blur_kernel) @ columns
+    x = images.transpose(1, 2).float().flatten(2)  # (B, H, C W), still in 0..255
+    x = rows.view(B, -1, H) @ x  # (B, V h, C W): one product for all views of an image, and no copy for the channels
+    x = x.view(-1, h * C, W) @ columns.mT  # (B V, h C, w)
+    x = x.view(-1, h, C, w).transpose(1, 2).flatten(2)  # (B V, C, h w)
+    matrix, offset = colour_matrix(p, x.mean(dim=2) / 255, settings)
+    x = torch.baddbmm(offset[:, :, None], matrix / 255, x).view(B, -1, C, h, w)  # (B, V, C, h, w)
+    return x.permute(1, 0, 3, 4, 2).contiguous().flatten(0, 1).permute(0, 3, 1, 2)  # (V B, C, h, w)
+
+
+def view_size(side: int, settings: ViewSettings) -> int:
+    """Pixels along a side of a view of an image that has this many."""
+    return max(1, round(side * settings.resolution))
+
+
+def resize_matrix(start: Tensor, length: Tensor, source: int, target: int, flip: Tensor | bool = False) -> Tensor:
+    """Weights that resize the pixels [start, start + length) of a line of `source` pixels to `target` pixels.
+
+    Bilinear with antialiasing: a triangle as wide as the larger of a source and a target pixel, cut at the crop's
+    edges and normalised; the same as torch's `interpolate(mode="bilinear", antialias=True)` on the crop.
+
+    Args:
+        start, length: float (B,), whole pixels.
+        flip: bool (B,), of which lines the target is reversed.
+
+    Returns:
+        float (B, target, source); each row sums to 1.
+    """
+    pixel = torch.arange(source, device=start.device) + 0.5
+    place = torch.arange(target, device=start.device) + 0.5
+    scale = length / target  # (B,)
+    step = torch.where(flip, -scale, scale) if isinstance(flip, Tensor) else scale
+    first = torch.where(flip, start + length, start) if isinstance(flip, Tensor) else start
+    centre = first[:, None] + place * step[:, None]  # (B, target)
+    reach = scale.clamp(min=1)[:, None, None]
+    weights = (reach - (pixel - centre[:, :, None]).abs_()).clamp_(min=0)  # (B, target, source)
+    inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])  # (B, source)
+    weights *= inside[:, None]
+    return weights.div_(weights.sum(dim=2, keepdim=True))
+
+
+def blur_matrix(sigma: Tensor, size: int, kernel: int) -> Tensor:
+    """Weights that blur a line of `size` pixels with a Gaussian of `kernel` pixels, reflected at the ends.
+
+    Args:
+        sigma: float (B,), standard deviation in pixels; 0 leaves the line as it is.
+
+    Returns:
+        float (B, size, size); each row sums to 1.
+    """
+    reach = min(kernel // 2, size - 1)
+    offset = torch.arange(-reach, reach + 1, device=sigma.device)
+    weights = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (B, kernel)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    source = (torch.arange(size, device=sigma.device)[:, None] + offset).abs()  # (size, kernel)
+    source = size - 1 - (size - 1 - source).abs()  # reflected at the far end as well
+    matrix = torch.zeros(len(sigma), size, size, device=sigma.device)
+    index = source.expand(len(sigma), -1, -1)
+    return matrix.scatter_add_(2, index, weights[:, None].expand_as(index).contiguous())
+
+
+def colour_matrix(p: Parameters, average: Tensor, settings: ViewSettings) -> tuple[Tensor, Tensor]:
+    """Compose jitter in its drawn order, grayscale and normalisation: x -> matrix @ x + offset.
+
+    Contrast needs the mean of the grey image at its turn; every step before it is affine, so that mean follows from
+    the mean of the view before any step.
+
+    Args:
+        average: float (B, C), the mean colour of each view, in 0..1.
+
+    Returns:
+        float (B, C, C) and (B, C), for pixels in 0..1.
+    """
+    B, C = average.shape
+    eye = torch.eye(C, device=average.device)
+    luma = constants(LUMA, average) if C == 3 else average.new_full((C,), 1 / C)
+    gray = luma.expand(C, C)
+    steps = torch.stack(
+        [
+            _scale(p.brightness, eye),
+            _scale(p.contrast, eye),
+            _scale(p.saturation, eye) + _scale(1 - p.saturation, gray),
+            hue_matrix(p.hue) if C == 3 else eye.expand(B, C, C),
+        ],
+        dim=1,
+    )  # (B, 4, C, C)
+    steps = steps.gather(1, p.order[:, :, None, None].expand(-1, -1, C, C))  # in each view's own order
+    towards_gray = torch.where(p.order == CONTRAST, (1 - p.contrast)[:, None], 0.0)  # (B, 4)
+    mean_colour = torch.cat([average, average.new_ones(B, 1)], dim=1)[:, :, None]  # (B, C + 1, 1)
+    affine = torch.cat([eye, eye.new_zeros(C, 1)], dim=1).expand(B, -1, -1)  # (B, C, C + 1): matrix and offset
+    for k in range(4):
+        mean_gray = luma @ (affine @ mean_colour)  # (B, 1)
+        affine = steps[:, k] @ affine
+        affine[:, :, C] += towards_gray[:, k, None] * mean_gray
+    mean, std = _channel_statistics(settings, average, C)
+    affine = torch.where(p.gray[:, None, None], gray, eye) / std[:, None] @ affine
+    return affine[:, :, :C], affine[:, :, C] - mean / std
+
+
+def hue_matrix(turns: Tensor) -> Tensor:
+    """Rotation of RGB about its grey axis (Rodrigues' formula): float (B,) in turns -> (B, 3, 3).
+
+    A third of a turn takes red to green to blue exactly, as the HSV colour wheel does.
+    """
+    angle = (2 * math.pi * turns)[:, None, None]
+    eye = torch.eye(3, device=turns.device)
+    cross = eye.roll(1, 0) - eye.roll(-1, 0)  # the cross product with (1, 1, 1)
+    return angle.cos() * eye + (1 - angle.cos()) / 3 + angle.sin() / math.sqrt(3) * cross
+
+
+def normalise(images: Tensor, settings: ViewSettings) -> Tensor:
+    """An image as it is: uint8 (B, C, H, W) -> float32 (B, C, H, W), normalised, channels last."""
+    x = images.float().div_(255).contiguous(memory_format=torch.channels_last)
+    mean, std = _channel_statistics(settings, x, x.shape[1])
+    return x.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def denormalise(views: Tensor, settings: ViewSettings) -> Tensor:
+    """The inverse, to look at: float (..., C, h, w) -> uint8 (..., C, h, w), clamped."""
+    mean, std = _channel_statistics(settings, views, views.shape[-3])
+    return ((views * std[:, None, None] + mean[:, None, None]) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _scale(factors: Tensor, matrix: Tensor) -> Tensor:
+    return factors[:, None, None] * matrix
+
+
+def _channel_statistics(settings: ViewSettings, like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel: float (C,); a single value is every channel's."""
+    if len(settings.mean) not in (1, channels):
+        rule = f"one value, or as many as the images have channels, {channels}"
+        raise InputError(f"mean and std must have {rule}, not {len(settings.mean)}: such as --mean 0.5 --std 0.25")
+    return constants(settings.mean, like).expand(channels), constants(settings.std, like).expand(channels)
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """Float (n,), of these numbers, where another tensor is. A GPU fills them in: to copy them there it would wait."""
+    return torch.stack([like.new_full((), value) for value in values])
+
+
+def _check(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise InputError(f"{name} must be {rule}, not {value}")

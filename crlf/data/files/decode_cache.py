@@ -1,0 +1,242 @@
+"""Files decoded once: a folder of the cache with their pixels, which later starts map from the disk.
+
+While it is filled, `rows.u8` holds the pixels of the images so far and `rows.jsonl` what became of each file, so that a
+killed run goes on where it was. When all files are through, the pixels are put in their final order in `images.u8`, and
+`index.json`, which is written last, says what each row is.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from crlf.data.files.collection import Collection
+from crlf.data.files.decode import decode
+from crlf.data.files.listing import File
+from crlf.data.memmap import mode
+from crlf.errors import InputError
+
+ROWS, TOLD, IMAGES, INDEX = "rows.u8", "rows.jsonl", "images.u8", "index.json"
+SKIPPED, DUPLICATES = "skipped.csv", "duplicates.csv"
+BATCH = 256  # files between two entries in the record of what is done
+LARGEST = 2**29  # bytes of a file that is looked into
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file."""
+
+    sha256: str = ""
+    """Of its bytes."""
+    skipped: str = ""
+    """Why it gave no image; empty if it did."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What each row of the decoded images is."""
+
+    ids: list[str]
+    train: int
+    """Rows of the training images; those of the test images follow."""
+    labels: list[int] | None
+    classes: list[str]
+    skipped: int
+    """Files that gave no image."""
+    duplicates: int
+    """Images that are copies of an earlier one."""
+
+
+def decoded(files: Collection, side: int, max_pixels: int, folder: Path, limit: int = 0) -> tuple[np.ndarray, Index]:
+    """The images in these files, decoded if they are not yet.
+
+    Args:
+        files: in order.
+        side: of the images, in pixels.
+        max_pixels: an image of more is skipped.
+        folder: the place of these files in the cache; nobody else writes to it.
+        limit: only the first files are looked into, until they gave so many images; 0 for all.
+
+    Returns:
+        uint8 (N, 3, side, side), mapped from the disk; and what its rows are.
+
+    Raises:
+        InputError: none of the files is an image.
+        OSError: the cache cannot be written.
+    """
+    index = finished(folder, side)
+    if index is None:
+        outcomes = decode_all(files, side, max_pixels, folder, limit or len(files.names))
+        index = finish(files, outcomes, side, folder)
+    return mapped(folder / IMAGES, side, mode(len(index.ids) * 3 * side * side)), index
+
+
+def finished(folder: Path, side: int) -> Index | None:
+    """The index, if all is there."""
+    try:
+        index = Index(**json.loads((folder / INDEX).read_bytes()))
+        whole = (folder / IMAGES).stat().st_size == len(index.ids) * 3 * side * side
+    except (OSError, ValueError, TypeError):
+        return None
+    return index if whole else None
+
+
+def mapped(path: Path, side: int, how: str) -> np.ndarray:
+    return np.memmap(path, np.uint8, how).reshape(-1, 3, side, side)  # type: ignore[call-overload]
+
+
+# Decoding
+
+
+def decode_all(files: Collection, side: int, max_pixels: int, folder: Path, limit: int) -> list[Outcome]:
+    """Decode the files that are not yet, a thread a core: Pillow lets go of the interpreter while it works."""
+    outcomes, total = resumed(folder, side), len(files.names)
+
+    def one(file: File) -> tuple[np.ndarray | None, Outcome]:
+        return look_into(file, side, max_pixels)
+
+    with (
+        (folder / ROWS).open("ab") as rows,
+        (folder / TOLD).open("ab") as told,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(
+            desc="decoding", total=min(limit, total), initial=images(outcomes), unit="image", disable=None, leave=False
+        ) as bar,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # Pillow's, on files that are a little out of order
+        bar.update(images(outcomes))
+        while len(outcomes) < total and images(outcomes) < limit:
+            start, wanted = len(outcomes), min(BATCH, limit - images(outcomes))
+            found = list(pool.map(one, files.read(start, min(start + wanted, total))))
+            rows.write(b"".join(pixels.tobytes() for pixels, _ in found if pixels is not None))
+            rows.flush()
+            os.fsync(rows.fileno())  # before the record says that they are there
+            told.write("".join(json.dumps(asdict(outcome)) + "\n" for _, outcome in found).encode())
+            told.flush()
+            outcomes += [outcome for _, outcome in found]
+            bar.update(images([outcome for _, outcome in found]))
+    return outcomes
+
+
+def images(outcomes: Sequence[Outcome]) -> int:
+    return sum(not outcome.skipped for outcome in outcomes)
+
+
+def resumed(folder: Path, side: int) -> list[Outcome]:
+    """What a killed run had done; whatever lies beyond that in its files is cut off."""
+    rows, told = folder / ROWS, folder / TOLD
+    try:
+        lines = told.read_bytes().split(b"\n")[:-1]  # the last one may be cut short
+        outcomes = [Outcome(**json.loads(line)) for line in lines]
+        kept = images(outcomes) * 3 * side * side  # bytes
+        if rows.stat().st_size >= kept:
+            os.truncate(rows, kept)
+            os.truncate(told, sum(len(line) + 1 for line in lines))
+            return outcomes
+    except (OSError, ValueError, TypeError):
+        pass
+    rows.write_bytes(b"")
+    told.write_bytes(b"")
+    return []
+
+
+def look_into(file: File, side: int, max_pixels: int) -> tuple[np.ndarray | None, Outcome]:
+    """A file's pixels, uint8 (3, side, side), or None if it is skipped; and what became of it."""
+    if file.skipped:
+        return None, Outcome(skipped=file.skipped)
+    if file.size > LARGEST:
+        return None, Outcome(skipped=f"it is larger than {LARGEST / 1e6:.0f} MB")
+    try:
+        data = Path(file.path).read_bytes() if file.data is None else file.data
+        return decode(data, side, max_pixels), Outcome(sha256=hashlib.sha256(data).hexdigest())
+    except InputError as error:
+        return None, Outcome(skipped=str(error))
+    except OSError as error:
+        return None, Outcome(skipped=f"it cannot be read: {error.strerror or error}")
+
+
+# Putting in order
+
+
+def finish(files: Collection, outcomes: Sequence[Outcome], side: int, folder: Path) -> Index:
+    """Write the tables, the images in their final order, and the index."""
+    skipped = [(files.names[row], outcome.skipped) for row, outcome in enumerate(outcomes) if outcome.skipped]
+    write_table(folder / SKIPPED, ("path", "reason"), skipped)
+    kept = [row for row, outcome in enumerate(outcomes) if not outcome.skipped]
+    names, digests = [files.names[row] for row in kept], [outcomes[row].sha256 for row in kept]
+    if not names:
+        name, reason = skipped[0]
+        raise InputError(f"none of {len(outcomes):,} files is an image; the first is {name!r}: {reason}")
+    copies = list(duplicates(names, digests))
+    write_table(folder / DUPLICATES, ("path", "same as"), copies)
+    train, test, labels, classes = files.arranged(kept, digests)
+    order = [*train, *test]
+    put_in_order(folder, side, order)
+    in_order = None if labels is None else [labels[row] for row in order]
+    index = Index([names[row] for row in order], len(train), in_order, classes, len(skipped), len(copies))
+    write_whole(folder / INDEX, json.dumps(asdict(index)).encode())
+    for name in (ROWS, TOLD):
+        (folder / name).unlink(missing_ok=True)
+    return index
+
+
+def duplicates(names: Sequence[str], digests: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each image whose file has the same bytes as an earlier one's, and that one."""
+    first: dict[str, str] = {}
+    for name, digest in zip(names, digests, strict=True):
+        if first.setdefault(digest, name) != name:
+            yield name, first[digest]
+
+
+def put_in_order(folder: Path, side: int, order: Sequence[int]) -> None:
+    """Write the rows in another order, a few at a time: they may be more than the memory holds."""
+    temporary = folder / f"{IMAGES}.part"
+    if list(order) == list(range(len(order))):
+        os.replace(folder / ROWS, folder / IMAGES)
+        return
+    rows = mapped(folder / ROWS, side, "r")
+    with temporary.open("wb") as file:
+        for start in range(0, len(order), BATCH):
+            file.write(rows[np.asarray(order[start : start + BATCH])].tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / IMAGES)
+
+
+# Tables
+
+
+def write_table(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    write_whole(path, csv_text(head, rows).encode("utf-8", "backslashreplace"))
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as CSV; a cell that a spreadsheet would take for a formula gets an apostrophe in front."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(head)
+    table.writerows(
+        [f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in row] for row in rows
+    )
+    return text.getvalue()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

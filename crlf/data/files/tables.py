@@ -1,0 +1,168 @@
+"""Tables of images: Parquet and Arrow files, or folders of such shards, as Hugging Face's `datasets` writes them.
+
+The column of images holds a file's bytes, a struct {bytes, path} with them, or paths; that of labels, if there is one,
+is for evaluation only. Rows are read a few at a time, in order: a table may be larger than the memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from crlf.data.files import columns, shards
+from crlf.data.files.collection import Collection
+from crlf.data.files.decode import PICTURES
+from crlf.data.files.listing import File, look_at
+from crlf.data.files.shards import Shard
+from crlf.errors import InputError
+from crlf.text import say
+
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "eval", "evaluation"),
+    "validation": ("validation", "valid", "val", "dev"),
+}  # by the words of which a shard's path tells its split, as `datasets` does
+
+
+def in_folder(files: Sequence[File]) -> list[Path]:
+    """The tables among the files of a folder, in order, if that is what it holds: no image is beside them.
+
+    `datasets` keeps what it computed in cache-*.arrow; these are no part of the data.
+    """
+    names = [Path(file.name) for file in files]
+    if any(name.suffix.lower() in PICTURES for name in names):
+        return []
+    return [
+        Path(file.path)
+        for file, name in zip(files, names, strict=True)
+        if name.suffix.lower() in shards.SUFFIXES and not name.name.startswith("cache-")
+    ]
+
+
+def by_split(paths: Iterable[Path], root: Path) -> dict[str, list[Path]]:
+    """Shards by the split that their paths, from `root` on, tell; those that tell none are of "train"."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        words = re.split(r"[-_. /\\]", os.path.relpath(path, root).lower())
+        split = next((name for name, known in SPLITS.items() if set(known) & set(words)), "train")
+        found.setdefault(split, []).append(path)
+    return found
+
+
+def collections(
+    where: str, splits: dict[str, list[Path]], image_column: str = "", label_column: str = ""
+) -> tuple[Collection, Collection | None]:
+    """The training images of a table, and its test images where it has a split of these, with their labels.
+
+    Args:
+        where: what the data are called, for messages and for the cache.
+        splits: the shards of each split, by name. The test split is "test", or else "validation".
+        image_column, label_column: their names; empty to find them by their types.
+
+    Raises:
+        InputError: a table cannot be read, or a column is not there, ambiguous, or of another type.
+    """
+    train, test = chosen(splits)
+    opened = [[shards.look_at(path) for path in paths] for paths in (splits[train], splits[test] if test else [])]
+    if not any(shard.rows for shard in opened[0]):
+        raise InputError(f"data {where!r} cannot be used: it has no rows")
+    if not any(shard.rows for shard in opened[1]):
+        test, opened = "", opened[:1]
+    schema = opened[0][0].schema
+    image = columns.image(schema, image_column, where, lambda name: first_value(opened[0], name))
+    label = columns.label(schema, label_column, where)
+    for shard in (shard for part in opened for shard in part):
+        shard.require(schema, [name for name in (image, label) if name])
+    labels, classes = (None, []) if label is None else columns.labels(opened, label, where)
+    say(told(where, image, label, classes if labels else [], train, test))
+    made = [
+        of_rows(part, image, where, labels[i] if labels else None, classes, hold_out=not test)
+        for i, part in enumerate(opened)
+    ]
+    return made[0], made[1] if test else None
+
+
+def chosen(splits: dict[str, list[Path]]) -> tuple[str, str]:
+    """The names of the split to train on, and of that to test on; "" if there is none for it."""
+    train = "train" if "train" in splits else next(iter(splits))
+    return train, next((name for name in ("test", "validation") if name in splits and name != train), "")
+
+
+def told(where: str, image: str, label: str | None, classes: Sequence[str], train: str, test: str) -> str:
+    """What the columns and splits are taken for, in words."""
+    parts = [f"images are in column {image!r}"]
+    if label is not None:
+        parts.append(
+            f"labels in {label!r} ({len(classes):,} classes), which pretraining never sees"
+            if classes
+            else f"column {label!r} is not used: some of its labels are missing, or all are the same"
+        )
+    if test:
+        parts.append(f"split {train!r} is to train on, {test!r} to test on")
+    return f"data {where!r}: {'; '.join(parts)}"
+
+
+def of_rows(
+    parts: Sequence[Shard], image: str, where: str, labels: list[int] | None, classes: list[str], hold_out: bool
+) -> Collection:
+    """The rows of these shards. Where a column holds only paths, the files are looked at, as in a list."""
+    mark: list[Any] = [where, image, [shard.mark for shard in parts], labels and [classes, hold_out]]
+    rows = Rows(parts, image)
+    first = next((row for row in rows.read(0, 64) if row.size or row.path), None)
+    if first is None or first.data is not None or first.skipped:
+        return Collection(rows.names(), rows.read, mark, False, labels, classes, hold_out)
+    files = rows.read(0, rows.total)
+    mark.append([(file.name, file.size, file.mtime) for file in files])
+    names = [file.name for file in files]
+    return Collection(names, lambda a, b: files[a:b], mark, False, labels, classes, hold_out)
+
+
+def first_value(parts: Sequence[Shard], column: str) -> Any:
+    """The first value of a column that is not null, of the first few."""
+    values = (value for shard in parts for value in shard.values(column))
+    return next((value for value in islice(values, 64) if value is not None), None)
+
+
+@dataclass
+class Rows:
+    """The rows of some shards as files. Reading on from where it stopped costs nothing more."""
+
+    shards: Sequence[Shard]
+    column: str
+    place: int = -1  # the row that comes next
+    rest: Iterator[File] = field(default_factory=lambda: iter(()))
+
+    @property
+    def total(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    def names(self) -> list[str]:
+        return [f"{shard.name}/{row:05}" for shard in self.shards for row in range(shard.rows)]
+
+    def read(self, start: int, stop: int) -> list[File]:
+        if start != self.place:
+            self.rest = self.from_row(start)
+        self.place = stop
+        return list(islice(self.rest, stop - start))
+
+    def from_row(self, start: int) -> Iterator[File]:
+        for shard in self.shards:
+            if start < shard.rows:
+                for row, value in enumerate(shard.values(self.column, start), start):
+                    yield as_file(value, f"{shard.name}/{row:05}", shard.path.parent)
+            start = max(0, start - shard.rows)
+
+
+def as_file(value: Any, name: str, folder: Path) -> File:
+    """A cell as a file: its bytes, or the one that its path names, from the table's folder on."""
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if isinstance(data, str):
+        data, path = None, data
+    if data is not None:
+        return File(name, "", len(data), data=data)
+    return look_at(path, os.path.join(folder, path)) if path else File(name, "", skipped="its cell is empty")

@@ -1,0 +1,1 @@
+"""From a trained encoder and images to a table of embeddings."""

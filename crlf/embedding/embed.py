@@ -1,0 +1,230 @@
+"""Embeddings: a frozen encoder turns each image into a row of numbers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crlf import encoders
+from crlf.augmentation import ViewSettings, normalise
+from crlf.data import ImageSet, load, named
+from crlf.data.stream import Sets, Source, open_path
+from crlf.data.thumbnails import sample, thumbnails
+from crlf.embedding import shards
+from crlf.embedding.table import GROUP, Writer
+from crlf.errors import InputError
+from crlf.recipe import Recipe
+from crlf.runs.files import replacing, save_array, save_rows, write_json
+from crlf.runs.run import CLASSES, ENCODER, SCORES, TABLE, THUMBNAILS, Run
+from crlf.runtime import distributed
+from crlf.runtime.devices import keep_freed_memory, pick_device
+
+
+@overload
+def embed(
+    run: Run | str | Path, *, data_dir: str | Path | None = None, device: str = "auto", batch_size: int = 500
+) -> Run: ...
+
+
+@overload
+def embed(
+    run: Run | str | Path,
+    path: str | Path,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 500,
+) -> Path: ...
+
+
+def embed(
+    run: Run | str | Path,
+    path: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 500,
+) -> Run | Path:
+    """Embed the training and the test images of a run with its frozen encoder; or, given a path, new images.
+
+    Writes train_emb.npy and test_emb.npy, float32 (N, D), the frozen encoder's output (no projector); row i is image i
+    of the data set, and entry i of train_ids.json and test_ids.json is its name, for files the relative path. Where
+    there are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json; where there are none the test
+    set may be empty. embeddings.parquet holds all of it in one table. For the report thumbnails.npy, see
+    `crlf.data.thumbnails`.
+
+    Args:
+        run: the run.
+        path: new images: a folder, one image, or anything else that `crlf pretrain` takes. They are prepared as the
+            training images were. Nothing in the run changes.
+        out: for new images, the table that is written: a .parquet file, with a .npy file of the embeddings alone beside
+            it; by default named after the path, in the current folder.
+        overwrite: replace what is there already under these names.
+        data_dir: where a data set known by name lies; by default the cache.
+        device: cpu, cuda, mps, or auto for the best that is there.
+        batch_size: images that are embedded at once.
+
+    Returns:
+        The run; or, for new images, the table.
+
+    Raises:
+        InputError: there is no trained run, or no image of its kind; or something cannot be written.
+    """
+    keep_freed_memory()
+    run, place = Run.open(run), distributed.own_device(pick_device(device))
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+    if path is not None:
+        return embed_new(run, str(path), Path(out or shards.named_after(path)), overwrite, data_dir, place, batch_size)
+    if out is not None:
+        raise InputError(f"out {str(out)!r} is for new images, and no path is given; a run's own go to its folder")
+    if distributed.rank() > 0:
+        return run  # a run's own files are written by one
+    return embed_own(run, data_dir, place, batch_size)
+
+
+def embed_own(run: Run, data_dir: str | Path | None, place: torch.device, batch_size: int) -> Run:
+    """Embed the training and the test images of a run."""
+    recipe = Recipe.from_dict(run.recipe)
+    start = time.perf_counter()
+    splits = dict(zip(("train", "test"), load(recipe.data, data_dir, recipe.images, recipe.subset), strict=True))
+    encoder: encoders.Frozen | None = None
+    for name, split in splits.items():
+        if encoder is None:
+            encoder = load_encoder(run, recipe, split.images.shape[1:]).to(place)
+            run.update_scores(image_shape=list(split.images.shape[1:]))
+        rows = unchanged(embedded(encoder, split.images, recipe.augmentation, batch_size), split)
+        save_rows(run.file(f"{name}_emb.npy"), len(split), rows)
+        write_json(run.file(f"{name}_ids.json"), list(split.ids))
+        if split.labels is not None:
+            save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
+            write_json(run.file(CLASSES), list(split.classes))
+        if len(split):  # of the test images where there are any: they come last
+            small = thumbnails(split.images.numpy())
+            save_rows(run.file(THUMBNAILS), len(sample(len(split))), (one[None] for one in small))
+    write_table(run, splits, recipe.data)
+    run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
+    return run
+
+
+def unchanged(rows: Iterator[np.ndarray], split: ImageSet) -> Iterator[np.ndarray]:
+    """The same rows, as long as nobody writes to the file that their images are in."""
+    for part in rows:
+        split.require_unchanged()
+        yield part
+
+
+def write_table(run: Run, splits: dict[str, ImageSet], source: str) -> None:
+    """Write embeddings.parquet from the arrays that were just written, which need not fit in memory."""
+    arrays = {
+        name: np.load(run.file(f"{name}_emb.npy"), mmap_mode="r" if len(splits[name]) else None) for name in splits
+    }
+    dim = next(iter(arrays.values())).shape[1]
+    with replacing(run.file(TABLE)) as file, Writer(file, dim, source) as writer:
+        for name, split in splits.items():
+            for start in range(0, len(split), GROUP):
+                rows = slice(start, start + GROUP)
+                labels = None if split.labels is None else split.labels[rows].numpy()
+                writer.add(split.ids[rows], arrays[name][rows], name, labels, split.classes)
+
+
+def embed_new(
+    run: Run, path: str, out: Path, overwrite: bool, data_dir: str | Path | None, place: torch.device, batch_size: int
+) -> Path:
+    """Embed images that the run has not seen, on all ranks, and say what was written."""
+    shards.require_free(out, overwrite, Path(os.path.expanduser(path)))
+    recipe, shape = Recipe.from_dict(run.recipe), image_shape(run)
+    source = open_source(path, shape, recipe, data_dir)
+    encoder = load_encoder(run, recipe, torch.Size(shape)).to(place)
+
+    def embed_batch(images: Tensor) -> np.ndarray:
+        return embed_images(encoder, images, recipe.augmentation, batch_size)
+
+    note = named(path)
+    rows, skipped = shards.write(source, embed_batch, encoder.out_dim, out, note, batch_size)
+    if distributed.rank() == 0:
+        table, array, listed = map(str, shards.beside(out))
+        print(f"{rows:,} embeddings of length {encoder.out_dim}: {table!r} and {array!r}")
+        if skipped:
+            print(f"files skipped: {skipped:,}, listed in {listed!r}")
+    return out
+
+
+def open_source(path: str, shape: Sequence[int], recipe: Recipe, data_dir: str | Path | None) -> Source:
+    """New images, of what was trained on: from a path in parts, and from any other source as it loads."""
+    threads = max(1, (os.cpu_count() or 1) // distributed.world())
+    place = Path(os.path.expanduser(path))
+    source = open_path(place, shape, recipe.images, threads)
+    return source or Sets(path, *load(path, data_dir, recipe.images), shape)
+
+
+def image_shape(run: Run) -> tuple[int, int, int]:
+    """The shape of the images that a run was trained on: (C, H, W).
+
+    Raises:
+        InputError: the run is not trained, or an older one that did not note it.
+    """
+    shape = run.scores.get("image_shape")
+    if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
+        path = str(run.path)
+        raise InputError(f"{str(run.file(SCORES))!r} has no image_shape: `crlf embed {path}` notes it there")
+    return shape[0], shape[1], shape[2]
+
+
+def protocol(recipe: Recipe) -> str:
+    n = recipe.embedding.regions
+    where = "over the whole image" if n == 1 else f"over each of {n} x {n} regions"
+    what = f"the frozen encoder's maps averaged {where}"
+    if not encoders.has_regions(recipe.encoder):
+        what = "the frozen encoder's output"
+    return what + ", mean of image and mirror image" * recipe.embedding.mirror
+
+
+def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> encoders.Frozen:
+    """The trained encoder of a run, frozen, for images of this shape (C, H, W)."""
+    encoder = encoders.build(recipe.encoder, shape[0], min(shape[1:]), recipe.embedding.regions)
+    try:
+        encoder.load_state_dict(run.tensors(ENCODER))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        path = str(run.file(ENCODER))
+        raise InputError(
+            f"{path!r} does not fit the encoder {recipe.encoder!r}: {str(error).splitlines()[0]}"
+        ) from error
+    return encoders.Frozen(encoder, recipe.embedding.mirror)
+
+
+def embed_images(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_size: int = 500) -> np.ndarray:
+    """Embed images as they are: uint8 (N, C, H, W) on any device -> float32 (N, D); row i is image i.
+
+    The encoder must be in evaluation mode: then no weight and no batch-norm statistic changes, and a row does not
+    depend on the images beside it.
+    """
+    return np.concatenate(list(embedded(encoder, images, settings, batch_size)))
+
+
+@torch.no_grad()
+def embedded(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_size: int) -> Iterator[np.ndarray]:
+    """The rows of `embed_images` a batch at a time: neither the images nor the rows need to fit in memory."""
+    assert not encoder.training, "a frozen encoder is in evaluation mode"
+    device = next(encoder.parameters()).device
+    done = 0
+    for batch in images.split(batch_size):
+        rows = encoder(normalise(batch.to(device), settings)).float().cpu().numpy()
+        if not np.isfinite(rows).all():
+            row = done + int(np.isfinite(rows).all(axis=1).argmin())
+            raise InputError(
+                f"the embedding of image {row} is not finite: the encoder's weights are damaged or diverged"
+            )
+        done += len(rows)
+        yield rows

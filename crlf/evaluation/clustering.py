@@ -1,0 +1,39 @@
+"""Whether classes lie apart: k-means on the test embeddings, without their labels, against their labels."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+
+from crlf.evaluation.embedded import Embedded, Found
+from crlf.metrics.cosine import unit
+
+STARTS = 10  # of k-means; the one with the smallest sum of squares is kept
+
+
+def clustering(images: Embedded) -> Found:
+    """k-means with as many clusters as the test images have classes."""
+    rows, K = unit(images.test).numpy(), len(np.unique(images.test_lbl))
+    if len(np.unique(rows, axis=0)) < K:
+        return Found({}, f"not measured: fewer than {K} different test embeddings, so no {K} clusters")
+    found = KMeans(K, n_init=STARTS, random_state=0).fit_predict(rows)
+    scores = {
+        "cluster_nmi": float(normalized_mutual_info_score(images.test_lbl, found)),
+        "cluster_ari": float(adjusted_rand_score(images.test_lbl, found)),
+        "cluster_accuracy": cluster_accuracy(images.test_lbl, found),
+    }
+    how = f"k-means, k = {K}, the best of {STARTS} starts, on {len(rows):,} test embeddings of length 1"
+    return Found(scores, f"{how}; accuracy under the best matching of clusters to classes")
+
+
+def cluster_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
+    """The share that is right when each cluster stands for one class, matched to be right most often (int (N,) twice).
+
+    Xie, Girshick and Farhadi 2016, Unsupervised deep embedding for clustering analysis, equation 10; the matching is
+    the Hungarian algorithm's.
+    """
+    counts = contingency_matrix(labels, clusters)  # (K, clusters)
+    return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(labels))

@@ -1,0 +1,198 @@
+"""Runs side by side, on the same test images: what differs, and what of it is within noise.
+
+Each run is held against the first, image by image: of two predictions for one image only those count that are right in
+one run alone, so the intervals are narrower than two separate ones suggest. They tell what other test images would
+change, not what another seed would.
+
+Shapes: M test images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crlf.errors import InputError
+from crlf.metrics.intervals import LEVEL, interval, paired_interval
+from crlf.runs.run import Run, difference
+from crlf.text import percent
+
+SETTINGS = 6  # differing settings that are named
+
+
+class Tested(NamedTuple):
+    """A run and which test images its linear probe gets right."""
+
+    run: Run
+    labels: np.ndarray  # int64 (M,)
+    right: np.ndarray  # bool (M,)
+
+
+def compare(run: Run | str | Path, *others: Run | str | Path) -> dict[str, Any]:
+    """Print how the linear probes of runs differ from that of the first, over all test images and class by class.
+
+    A difference is within noise when the paired bootstrap's 95 % interval holds 0; for the K classes of a run, each
+    interval is of 1 - 0.05 / K, so that all of them together hold with 95 % (Bonferroni).
+
+    Args:
+        run: the run folder that the others are held against.
+        others: one run folder or more.
+
+    Returns:
+        What was printed, as plain values: `runs`, `classes`, and `settings` that differ.
+
+    Raises:
+        InputError: fewer than two runs, one that was not probed, or runs of different test images.
+    """
+    tested = [tests_of(Run.open(folder)) for folder in (run, *others)]
+    if len(tested) < 2:
+        raise InputError(f"compare needs two runs or more, not only {str(tested[0].run.path)!r}")
+    for other in tested[1:]:
+        require_same_images(tested[0], other)
+    found = {
+        "runs": [overall(tested[0].right, one) for one in tested],
+        "classes": by_class(tested),
+        "settings": [difference(tested[0].run.recipe, one.run.recipe) for one in tested],
+    }
+    print(text(found, len(tested[0].labels)))
+    return found
+
+
+def tests_of(run: Run) -> Tested:
+    """The predictions of a run beside its labels.
+
+    Raises:
+        InputError: it has none, or they do not fit together.
+    """
+    if run.unlabelled:
+        raise InputError(f"run {str(run.path)!r} has no labels: there are no predictions to compare")
+    labels, predicted = run.array("test_lbl.npy"), run.array("test_pred.npy")
+    if labels.ndim != 1 or not len(labels) or labels.shape != predicted.shape:
+        path = str(run.file("test_pred.npy"))
+        raise InputError(f"{path!r} must have a prediction for each label {labels.shape}, not {predicted.shape}")
+    return Tested(run, labels, labels == predicted)
+
+
+def require_same_images(a: Tested, b: Tested) -> None:
+    """Raise InputError unless two runs were tested on the same images in the same order."""
+    names = f"{str(a.run.path)!r} and {str(b.run.path)!r}"
+    data = [one.run.recipe.get("data", "?") for one in (a, b)]
+    if len(a.labels) != len(b.labels):
+        counts = " and ".join(f"{len(one.labels):,} of {which}" for one, which in zip((a, b), data, strict=True))
+        raise InputError(f"runs to compare must have the same test images: {names} have {counts}")
+    if not (a.labels == b.labels).all() or data[0] != data[1] or a.run.ids("test") != b.run.ids("test"):
+        differ = f"{data[0]} and {data[1]}" if data[0] != data[1] else "others, or in another order"
+        raise InputError(f"runs to compare must have the same test images: {names} have {differ}")
+
+
+# The numbers
+
+
+def overall(first: np.ndarray, tested: Tested) -> dict[str, Any]:
+    """A run's accuracy and how it differs from the first's, bool (M,)."""
+    low, high = paired_interval(first, tested.right)
+    return {
+        "run": str(tested.run.path),
+        "linear_accuracy": float(tested.right.mean()),
+        "interval": interval(tested.right),
+        "knn_accuracy": tested.run.scores.get("knn_accuracy"),
+        "difference": float(tested.right.mean() - first.mean()),
+        "difference_interval": (low, high),
+        "verdict": verdict(low, high),
+    }
+
+
+def by_class(tested: Sequence[Tested]) -> list[dict[str, Any]]:
+    """Of each class the accuracy in the first run, and how the others differ."""
+    first, names = tested[0], class_names(tested[0].run)
+    labels = np.unique(first.labels)
+    level, rows = 1 - (1 - LEVEL) / len(labels), []
+    for k in labels:
+        own = first.labels == k
+        limits = [paired_interval(first.right[own], other.right[own], level) for other in tested[1:]]
+        rows.append(
+            {
+                "class": names[k] if 0 <= k < len(names) else str(k),
+                "images": int(own.sum()),
+                "accuracy": float(first.right[own].mean()),
+                "differences": [float(other.right[own].mean() - first.right[own].mean()) for other in tested[1:]],
+                "verdicts": [verdict(*pair) for pair in limits],
+            }
+        )
+    return rows
+
+
+def verdict(low: float, high: float) -> str:
+    """What an interval of a difference says."""
+    return "better" if low > 0 else "worse" if high < 0 else "within noise"
+
+
+def class_names(run: Run) -> list[str]:
+    return [" ".join(name.split()) for name in run.classes]
+
+
+# The text
+
+
+def text(found: dict[str, Any], images: int) -> str:
+    parts = [f"Linear probe on the same {images:,} test images", overview(found), changes(found)]
+    note = "Within noise: the 95 % interval of the difference holds 0. That is the noise of the test images;"
+    return "\n\n".join([*parts, f"{note}\nanother seed moves a run as well: compare several of each."])
+
+
+def overview(found: dict[str, Any]) -> str:
+    rows = [("", "linear", "95 % interval", "kNN", "against 1, in points", "", "run")]
+    for number, (row, settings) in enumerate(zip(found["runs"], found["settings"], strict=True), start=1):
+        low, high = row["interval"]
+        knn = row["knn_accuracy"]
+        against = f"{points(row['difference'])} ({' to '.join(map(points, row['difference_interval']))})"
+        rows.append(
+            (
+                str(number),
+                percent(row["linear_accuracy"]),
+                f"{100 * low:.1f} to {percent(high)}",
+                "–" if knn is None else percent(knn),
+                against if number > 1 else "",
+                row["verdict"] if number > 1 else "",
+                shown(row["run"]) + differing(settings),
+            )
+        )
+    return columns(rows)
+
+
+def differing(settings: list[tuple[str, Any, Any]]) -> str:
+    named = [f"{name} {shown(str(here))} → {shown(str(there))}" for name, here, there in settings[:SETTINGS]]
+    more = [f"{len(settings) - SETTINGS} more"] * (len(settings) > SETTINGS)
+    return f" ({', '.join(named + more)})" if settings else ""
+
+
+def changes(found: dict[str, Any]) -> str:
+    numbers = range(2, len(found["runs"]) + 1)
+    rows = [("accuracy of 1", "images", *(f"{n} against 1" for n in numbers), "class")]
+    for row in found["classes"]:
+        changed = (
+            points(difference) + (" *" if judged != "within noise" else "  ")
+            for difference, judged in zip(row["differences"], row["verdicts"], strict=True)
+        )
+        rows.append((percent(row["accuracy"]), f"{row['images']:,}", *changed, shown(row["class"])))
+    beyond = sum(judged != "within noise" for row in found["classes"] for judged in row["verdicts"])
+    return columns(rows) + f"\n* beyond noise, which is {beyond} of {len(found['classes']) * len(numbers)}"
+
+
+def points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def shown(name: str) -> str:
+    """A name as it is, or quoted where it has letters that would move the cursor."""
+    return name if name.isprintable() else repr(name)
+
+
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows in columns, to the right but for the last: that one may be of any length and script."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.rjust(w) for cell, w in zip(row[:-1], widths, strict=False)) for row in rows)
+    return "\n".join(f"{line}  {row[-1]}".rstrip() for line, row in zip(lines, rows, strict=True))

@@ -1,0 +1,152 @@
+"""Checks of what training left: collapse, a loss that went wrong or was still falling, batch-norm statistics."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from scipy.optimize import OptimizeWarning, curve_fit
+from torch import Tensor, nn
+
+from crlf.augmentation import Views
+from crlf.embedding.embed import load_encoder
+from crlf.errors import InputError
+from crlf.evaluation.doctor.case import Case, Finding
+from crlf.metrics.geometry import SETTLED, diagnose
+from crlf.runtime.seeding import generator
+
+FALLS = ("simclr", "dcl", "nnclr", "barlow", "vicreg", "supcon")  # methods whose loss falls while they learn
+ROSE = 0.1  # share of the fall that the last epoch may lie above the lowest
+MOVED = 0.01  # share of the loss that a run should at least take off
+POINTS = 4  # epochs that a curve needs to be extrapolated
+GAIN = 0.1  # of the fall so far, that twice the epochs should bring
+OFF = 0.5  # mean |log| of the ratio of variances: 0.1 after 39 steps, 1 after 8
+ENOUGH = 100  # steps, after which the first statistics are forgotten
+SAMPLE = 512  # images that statistics are taken of
+
+
+def collapse(case: Case) -> Finding | None:
+    """Features that do not tell images apart, by `crlf.metrics.geometry`."""
+    found = diagnose(case.health) if case.health["step"] >= SETTLED else None
+    if found is None:
+        return None
+    what, _, rest = found.removeprefix("collapse: ").partition(" (")
+    evidence, _, advice = rest.partition("); ")
+    where = f"at step {case.health['step']:,} of training"
+    return Finding("collapse", f"collapse: {what}", f"{evidence}, {where}", advice.removeprefix("try "))
+
+
+def loss(case: Case) -> Finding | None:
+    """A loss that stood still, or rose again: what was logged first against the means of the epochs."""
+    first, means = logged(case)[0], case.losses
+    lowest, last = float(means.min()), float(means[-1])
+    if case.recipe.method not in FALLS:
+        return None
+    optimizer, lr = case.recipe.optim.optimizer, case.recipe.optim.lr
+    if first - lowest < MOVED * abs(first):
+        what, flag = "the loss barely moved", f"a higher --lr than {lr:g}, or --recipe default"
+    elif last - lowest > ROSE * (first - lowest):
+        what, flag = "the loss rose again", f"--lr {lr / 4:g}"
+    else:
+        return None
+    return Finding(
+        "loss",
+        what,
+        f"from {first:.4g} over {lowest:.4g} at the lowest to {last:.4g} with {optimizer}, lr {lr:g}",
+        flag,
+    )
+
+
+def logged(case: Case) -> list[float]:
+    """The logged losses, each a mean over the steps since the one before.
+
+    Raises:
+        InputError: there are none.
+    """
+    losses = [row["loss"] for row in case.run.log() if isinstance(row.get("loss"), float)]
+    if not losses:
+        raise InputError("the log holds no loss: `crlf pretrain` writes it")
+    return losses
+
+
+def too_few_epochs(case: Case) -> Finding | None:
+    """A curve that goes on falling: twice the epochs would bring a good part of the fall so far."""
+    losses = case.losses
+    if case.recipe.method not in FALLS or len(losses) < POINTS or losses[0] <= losses[-1]:
+        return None
+    longer = extrapolate(losses, 2 * len(losses))
+    gain = (losses[-1] - longer) / (losses[0] - losses[-1])
+    if gain < GAIN:
+        return None
+    return Finding(
+        "too_few_epochs",
+        f"{len(losses)} epochs are few: the loss was still falling",
+        f"{losses[0]:.3g} in the first epoch, {losses[-1]:.3g} in the last; a power law through the curve gives "
+        f"{longer:.3g} after {2 * len(losses)}, {100 * gain:.0f} % of the fall so far",
+        f"--epochs {2 * len(losses)} or more",
+    )
+
+
+def extrapolate(losses: np.ndarray, epoch: int) -> float:
+    """The loss after so many epochs by a power law a + b e^-c through the epochs' means, float (epochs,).
+
+    Hestness et al. 2017, Deep learning scaling is predictable, empirically, equation 1. The last loss where none fits.
+    """
+    epochs = np.arange(1, len(losses) + 1, dtype=np.float64)
+    low = min(0.0, losses.min() - 2 * np.ptp(losses))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OptimizeWarning)
+            (_, b, c), _ = curve_fit(
+                lambda e, a, b, c: a + b * e**-c,
+                epochs,
+                losses,
+                p0=(losses[-1], losses[0] - losses[-1], 1.0),
+                bounds=([low, 0, 0.05], [losses.max(), 10 * np.ptp(losses) + 1e-9, 5]),
+            )
+    except RuntimeError:
+        return float(losses[-1])
+    return float(min(losses[-1], losses[-1] + b * (epoch**-c - len(losses) ** -c)))
+
+
+def batch_norm(case: Case) -> Finding | None:
+    """Statistics of the encoder's batch norms that are not those of the views it learned from."""
+    images = case.splits[0].images
+    order = torch.randperm(len(images), generator=generator("cpu", "doctor", case.recipe.seed))[:SAMPLE]
+    encoder = load_encoder(case.run, case.recipe, images.shape[1:]).encoder
+    views = Views(case.recipe.augmentation)(images[order], generator("cpu", "doctor views", case.recipe.seed))
+    found = statistics(encoder, views)
+    if not found:
+        return None
+    name, off, steps = max(found, key=lambda row: row[1])
+    if off < OFF:
+        return None
+    return Finding(
+        "batch_norm",
+        "the batch-norm statistics are not those of the views",
+        f"the variances in {name} are off by a factor of {np.exp(off):.1f} on average over views of {len(order)} "
+        f"training images; they were gathered in {steps:,} steps, each of which replaces a tenth",
+        "more --epochs or a smaller --batch-size, for more steps" if steps < ENOUGH else "crlf pretrain anew",
+    )
+
+
+@torch.no_grad()
+def statistics(encoder: nn.Module, x: Tensor) -> list[tuple[str, float, int]]:
+    """Of each batch norm its name, the mean |log| of the ratio of its variances to the images', and its steps."""
+    found: list[tuple[str, float, int]] = []
+
+    def watch(name: str, norm: nn.BatchNorm2d) -> None:
+        def look(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+            assert norm.running_var is not None and norm.num_batches_tracked is not None
+            own = inputs[0].var(dim=(0, 2, 3)) + norm.eps
+            off = (own / (norm.running_var + norm.eps)).log().abs().mean().item()
+            found.append((name, off if np.isfinite(off) else np.inf, int(norm.num_batches_tracked)))
+
+        norm.register_forward_hook(look)
+
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            watch(name, module)
+    encoder.eval()(x)
+    return found

@@ -1,0 +1,93 @@
+"""What a probe measures, and what it finds."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crlf.data import ImageSet, load
+from crlf.embedding.embed import embed_images, load_encoder
+from crlf.encoders import Frozen
+from crlf.errors import InputError
+from crlf.evaluation.logistic_regression import Linear, choose_c, fit_linear
+from crlf.recipe import Recipe
+from crlf.runs.run import Run
+from crlf.runtime.devices import pick_device
+
+
+class Found(NamedTuple):
+    """What a probe found, and how: what goes to scores.json, and to files of the run."""
+
+    scores: dict[str, Any]
+    protocol: str
+    files: dict[str, np.ndarray] = {}  # noqa: RUF012, never changed
+
+
+def splits_of(recipe: Recipe, data_dir: str | Path | None) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images that a run of this recipe embeds."""
+    train, test = load(recipe.data, data_dir, recipe.images)
+    return train.first(recipe.subset), test.first(recipe.subset)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """The embeddings of a run with their labels; its images and its encoder for the probes that need them."""
+
+    train: np.ndarray  # float32 (N, D)
+    train_lbl: np.ndarray  # int64 (N,)
+    test: np.ndarray  # float32 (M, D)
+    test_lbl: np.ndarray  # int64 (M,)
+    run: Run | None = None
+    data_dir: str | Path | None = None
+    device: str = field(default="auto")
+
+    @functools.cached_property
+    def linear(self) -> tuple[Linear, str]:
+        """The linear probe, and how its C was found; fitted once for all probes that ask for it."""
+        c, how = choose_c(self.train, self.train_lbl)
+        return fit_linear(self.train, self.train_lbl, c), how
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        assert self.run is not None
+        return Recipe.from_dict(self.run.recipe)
+
+    @functools.cached_property
+    def images(self) -> tuple[Tensor, Tensor]:
+        """The training and the test images that were embedded: uint8 (N, C, H, W), (M, C, H, W).
+
+        Raises:
+            InputError: they cannot be loaded, or are more or fewer than the embeddings.
+        """
+        train, test = self.splits
+        return train.images, test.images
+
+    @functools.cached_property
+    def splits(self) -> tuple[ImageSet, ImageSet]:
+        train, test = splits_of(self.recipe, self.data_dir)
+        for name, split, rows in (("train", train, self.train), ("test", test, self.test)):
+            if len(split) != len(rows):
+                raise InputError(
+                    f"{name}_emb.npy must have a row for each of the {len(split):,} images, not {len(rows):,}"
+                )
+        return train, test
+
+    @functools.cached_property
+    def encoder(self) -> Frozen:
+        """The frozen encoder, on the device."""
+        assert self.run is not None
+        return load_encoder(self.run, self.recipe, self.images[0].shape[1:]).to(pick_device(self.device))
+
+    def embed(self, images: Tensor, encoder: torch.nn.Module | None = None) -> np.ndarray:
+        """As the run embeds: uint8 (n, C, H, W) -> float32 (n, D)."""
+        return embed_images(encoder or self.encoder, images, self.recipe.augmentation)
+
+    def accuracy(self, predictions: np.ndarray) -> float:
+        """int64 (M,) -> the share that is right."""
+        return float((predictions == self.test_lbl).mean())

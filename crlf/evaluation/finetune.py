@@ -1,0 +1,271 @@
+"""Fine-tuning: a classifier made of a run's encoder and some labelled images, and its scores on others.
+
+`linear` fits a linear layer on the frozen encoder's embeddings. `full` starts there and trains all weights on: first
+the probe, then the whole network, which keeps the features from being spoilt by a random layer's first gradients
+(Kumar, Raghunathan, Jones, Ma and Liang 2022, Fine-tuning can distort pretrained features, LP-FT). What each is worth
+is in docs/fine-tune.md.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest
+from torch import Tensor
+from tqdm import trange
+
+from crlf import encoders
+from crlf.augmentation import Views, ViewSettings
+from crlf.data.loader import batch_rows, batches
+from crlf.embedding.embed import embed_images, image_shape
+from crlf.errors import InputError
+from crlf.evaluation import classifier, labelled
+from crlf.evaluation.classifier import Classifier
+from crlf.evaluation.embedded import Embedded, Found
+from crlf.evaluation.labelled import Labelled, chance
+from crlf.evaluation.logistic_regression import choose_c, fit_linear
+from crlf.metrics.intervals import interval
+from crlf.optim import OPTIMIZERS, OptimSettings, schedule, set_rates
+from crlf.recipe import Recipe
+from crlf.runs.run import ENCODER, Run
+from crlf.runtime.devices import autocast, describe, keep_freed_memory, pick_device
+from crlf.runtime.seeding import generator
+from crlf.text import percent
+
+LEAST_STEPS = 450  # of full fine-tuning, whatever the number of images
+PASSES = 30  # over many images
+PEAK = 3e-3  # learning rate
+BATCH = 128  # images in a step
+DECAY = 0.05  # weight decay of AdamW
+SMOOTHING = 0.1  # of the labels (Szegedy et al. 2016, section 7)
+
+
+def finetune(
+    run: Run | str | Path,
+    data: str | Path,
+    *,
+    test: str | Path | None = None,
+    mode: Literal["linear", "full"] = "linear",
+    labels_per_class: int = 0,
+    fraction: float = 1.0,
+    epochs: int = 0,
+    lr: float = PEAK,
+    batch_size: int = BATCH,
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+) -> Path:
+    """Make a classifier of a run's encoder and labelled images.
+
+    Args:
+        run: the run.
+        data: labelled images: a folder with a folder for each class, a table with a column of labels, or a data set
+            known by name. They are scaled to the size of the run's images.
+        test: images to score the classifier on, in the same classes; by default those that `data` holds out.
+        mode: "linear" trains a linear layer on the frozen encoder, "full" then all weights.
+        labels_per_class: learn from so many images of each class, drawn by chance; 0 for all.
+        fraction: learn from this share of each class.
+        epochs: passes over the images, of full fine-tuning; 0 takes 30, and more of few images: at least 450 steps.
+        lr: peak learning rate of full fine-tuning.
+        batch_size: images in a step of full fine-tuning.
+        seed: of the images that are drawn, their order and their views.
+        out: the folder of the classifier; by default `classifier` in the run's.
+        overwrite: replace a classifier that is there.
+        data_dir: where a data set known by name lies; by default the cache.
+        device: cpu, cuda, mps, or auto for the first that is there of cuda, mps and cpu.
+
+    Returns:
+        The folder. It holds classifier.pth (the state dict), classes.json, scores.json, and classifier.json: how it was
+        made, and what `crlf classify` needs.
+
+    Raises:
+        InputError: a wrong setting, no trained run, or no labelled images that fit it. Nothing was written then.
+    """
+    require(mode in ("linear", "full"), "mode", "linear or full", repr(mode))
+    require(labels_per_class >= 0, "labels_per_class", "0 or more", labels_per_class)
+    require(0 < fraction <= 1, "fraction", "above 0 and at most 1", fraction)
+    require(0 <= epochs <= 100_000, "epochs", "in 0..100000", epochs)
+    require(0 < lr < math.inf, "lr", "above 0 and finite", lr)
+    require(1 <= batch_size <= 65_536, "batch_size", "in 1..65536", batch_size)
+    require(0 <= seed < 2**63, "seed", f"in 0..{2**63 - 1}", seed)
+    keep_freed_memory()
+    data, test = str(data), None if test is None else str(test)
+    run, place = Run.open(run), pick_device(device)
+    folder = Path(out) if out is not None else run.file(classifier.FOLDER)
+    classifier.require_free(folder, overwrite)
+    recipe, shape = Recipe.from_dict(run.recipe), image_shape(run)
+    weights = run.tensors(ENCODER)
+    settings = recipe.images if data == recipe.data else replace(recipe.images, image_column="", label_column="")
+    images = labelled.read(data, test, shape, settings, data_dir)
+    rows = labelled.some(images.train_labels, images.classes, labels_per_class, fraction, seed)
+    images = of_present(images, rows)
+
+    start = time.perf_counter()
+    model = classifier.build(recipe, shape, len(images.classes)).to(place)
+    model.encoder.load_state_dict(weights)
+    scores, protocol = fit_head(model, images, rows, recipe)
+    if mode == "full":
+        scores = {"linear_accuracy": scores["accuracy"]}
+        protocol += "; " + tune(model, images, rows, recipe, epochs, lr, batch_size, seed)
+        scores |= score(model, images, recipe)
+    scores |= {
+        "chance": chance(images.train_labels[rows], images.test_labels),
+        "mode": mode,
+        "train_images": len(rows),
+        "test_images": len(images.test_labels),
+        "seconds": time.perf_counter() - start,
+        "device": describe(place),
+        "seed": seed,
+        "protocol": f"{protocol}; scored on {images.how}",
+    }
+    how = {"data": data, "test": test, "mode": mode, "labels_per_class": labels_per_class, "fraction": fraction}
+    how |= {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
+    made_from = {"recipe": run.recipe, "image_shape": list(shape), "finetune": how}
+    classifier.save(folder, model, images.classes, made_from, scores)
+    print(said(scores, folder))
+    return folder
+
+
+def require(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise InputError(f"{name} must be {rule}, not {value}")
+
+
+def of_present(images: Labelled, rows: np.ndarray) -> Labelled:
+    """The same with only the classes that there is something to learn of; a test image of another has label -1."""
+    present = np.unique(images.train_labels[rows])
+    if len(present) < 2:
+        raise InputError(f"there must be two classes or more to tell apart, not {len(present)}")
+    places = np.full(len(images.classes), -1, dtype=np.int64)
+    places[present] = np.arange(len(present))
+    classes = tuple(images.classes[label] for label in present)
+    return images._replace(
+        train_labels=places[images.train_labels], test_labels=places[images.test_labels], classes=classes
+    )
+
+
+def fit_head(model: Classifier, images: Labelled, rows: np.ndarray, recipe: Recipe) -> tuple[dict[str, Any], str]:
+    """The linear layer on the frozen encoder's embeddings: the scores with it, and how it came about."""
+    some = images.train if len(rows) == len(images.train) else images.train[torch.from_numpy(rows)]
+    frozen = encoders.Frozen(model.encoder, model.mirror)
+    x, y = embed_images(frozen, some, recipe.augmentation), images.train_labels[rows]
+    model.requires_grad_(True)
+    c, how = choose_c(x, y)
+    model.start_from(fit_linear(x, y, c))
+    text = f"logistic regression on frozen embeddings of {len(rows):,} labelled images, {how}"
+    return score(model, images, recipe), text
+
+
+def tune(
+    model: Classifier, images: Labelled, rows: np.ndarray, recipe: Recipe, epochs: int, lr: float, batch: int, seed: int
+) -> str:
+    """Train all weights with AdamW on the cross-entropy of one view of each image; how, in words.
+
+    Raises:
+        InputError: a weight is not finite in the end.
+    """
+    size = min(batch, len(rows))
+    steps_per_epoch = len(rows) // size
+    epochs = epochs or max(PASSES, -(-LEAST_STEPS // steps_per_epoch))
+    chosen, labels = torch.from_numpy(rows), torch.from_numpy(images.train_labels)
+
+    def rows_of(step: int) -> Tensor:
+        return chosen[batch_rows(step, len(rows), size, seed)]
+
+    settings = OptimSettings(optimizer="adamw", lr=lr, weight_decay=DECAY)
+    optimizers = OPTIMIZERS["adamw"](list(model.named_parameters()), settings)
+    device, make_view, steps = model.head.weight.device, Views(mild(recipe.augmentation)), epochs * steps_per_epoch
+    model.train()
+    with batches(images.train, rows_of, device) as pixels:
+        for step in (bar := trange(steps, desc="fine-tuning", unit="step", disable=None, leave=False)):
+            views = make_view(pixels[step], generator(device, "finetune", seed, step))  # (B, C, h, w)
+            share = (step + 0.5) / steps
+            set_rates(optimizers, lr=schedule(share, settings.warmup), decay=1.0)
+            with autocast(recipe.precision, device):
+                logits = model(views)
+            loss = F.cross_entropy(logits.float(), labels[rows_of(step)].to(device), label_smoothing=SMOOTHING)
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            if step % 50 == 49:  # reading it waits for the device
+                bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
+    if not all(weight.isfinite().all() for weight in model.state_dict().values()):
+        raise InputError(f"fine-tuning diverged: a lower --lr than {lr:g} may do")
+    model.eval()
+    return f"then all weights for {epochs} epochs ({steps:,} steps of {size}), AdamW, peak learning rate {lr:g}"
+
+
+def mild(settings: ViewSettings) -> ViewSettings:
+    """The run's views with crops of at least half of the image, and colours as they are.
+
+    A class may be told by its colour, and by all of its shape.
+    """
+    return replace(settings, crop_min=max(settings.crop_min, 0.5), jitter=0.0, grayscale=0.0, blur=0.0)
+
+
+def score(model: Classifier, images: Labelled, recipe: Recipe) -> dict[str, Any]:
+    """Accuracy, as a fraction, with its 95 % interval (Wilson 1927), and the mean of the classes' accuracies."""
+    model.eval()
+    found = classifier.probabilities(model, images.test, recipe.augmentation).argmax(axis=1)
+    right = found == images.test_labels
+    interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    labels = images.test_labels
+    of_class = {name: float(right[labels == k].mean()) for k, name in enumerate(images.classes) if (labels == k).any()}
+    return {
+        "accuracy": float(right.mean()),
+        "accuracy_interval": [float(interval.low), float(interval.high)],
+        "balanced_accuracy": float(np.mean(list(of_class.values()))),
+        "class_accuracy": of_class,
+    }
+
+
+def said(scores: dict[str, Any], folder: Path) -> str:
+    """The last words on the terminal."""
+    low, high = (percent(value) for value in scores["accuracy_interval"])
+    before = f", {percent(scores['linear_accuracy'])} before fine-tuning" if "linear_accuracy" in scores else ""
+    return (
+        f"accuracy {percent(scores['accuracy'])} (95 %: {low} to {high}; chance {percent(scores['chance'])}{before}) "
+        f"on {scores['test_images']:,} images, learned from {scores['train_images']:,}: {str(folder)!r}"
+    )
+
+
+# As a probe
+
+
+def fine_tuning(images: Embedded) -> Found:
+    """The test accuracy after all weights were trained on, from the linear probe, as `crlf finetune --mode full` does.
+
+    The run's encoder stays as it is: what is trained is a copy.
+
+    Raises:
+        InputError: the encoder is missing or damaged, or a weight is not finite in the end.
+    """
+    model, data = started(images)
+    rows = np.arange(len(data.train_labels))
+    how = tune(model, data, rows, images.recipe, epochs=0, lr=PEAK, batch=BATCH, seed=images.recipe.seed)
+    predictions = classifier.probabilities(model, data.test, images.recipe.augmentation).argmax(axis=1)
+    right = predictions == data.test_labels
+    scores = {"fine_tuning_accuracy": float(right.mean()), "fine_tuning_interval": interval(right)}
+    return Found(scores, f"the linear probe on the run's encoder ({images.linear[1]}), {how}")
+
+
+def started(images: Embedded) -> tuple[classifier.Classifier, Labelled]:
+    """A classifier that predicts what the linear probe does, on the device, and the images with places of classes."""
+    (train, test), recipe = images.images, images.recipe
+    names = tuple(map(str, range(1 + int(max(images.train_lbl.max(), images.test_lbl.max())))))
+    data = Labelled(train, images.train_lbl, test, images.test_lbl, names, "the test images")
+    data = of_present(data, np.arange(len(train)))  # a test image of a class that nothing is learned of is wrong
+    model = classifier.build(recipe, train.shape[1:], len(data.classes))
+    model.encoder.load_state_dict(images.encoder.encoder.state_dict())
+    model.start_from(images.linear[0])
+    return model.requires_grad_(True).to(pick_device(images.device)), data

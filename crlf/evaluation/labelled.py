@@ -1,0 +1,131 @@
+"""Labelled images to fine-tune on, some of them or all, and others to score on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from crlf.data import SOURCES, ImageSet, load, named
+from crlf.data.files.folder import ImageSettings
+from crlf.errors import InputError
+
+ADVICE = "its images must lie in a folder for each class, or in a table with a column of labels"
+
+
+class Labelled(NamedTuple):
+    """Images with labels, which are places in `classes`."""
+
+    train: Tensor
+    """uint8 (N, C, H, W)."""
+    train_labels: np.ndarray
+    """int64 (N,)."""
+    test: Tensor
+    """uint8 (M, C, H, W)."""
+    test_labels: np.ndarray
+    """int64 (M,)."""
+    classes: tuple[str, ...]
+    how: str
+    """What the test images are, for the protocol."""
+
+
+def read(
+    data: str,
+    test: str | None,
+    shape: tuple[int, int, int],
+    settings: ImageSettings,
+    data_dir: str | Path | None = None,
+) -> Labelled:
+    """Labelled images of the shape that an encoder knows.
+
+    Args:
+        data: what to learn from: anything that `crlf pretrain` takes, with labels.
+        test: what to score on, in the same classes; by default what `data` holds out.
+        shape: (C, H, W) of the images that the encoder was trained on; files are scaled to it.
+        settings: how files are read.
+
+    Raises:
+        InputError: there is nothing there, it has no labels, another shape, a class that is not learned, or nothing is
+            held out.
+    """
+    train, held = opened(data, shape, settings, data_dir)
+    if train.labels is None:
+        raise InputError(f"data {data!r} has no labels: {ADVICE}")
+    if test is None:
+        if not len(held) or held.labels is None:
+            raise InputError(f"data {data!r} has no images to test on: name others with --test")
+        how = "its own test images" if data in SOURCES else "images of it that were held out"
+        return Labelled(train.images, train.labels.numpy(), held.images, held.labels.numpy(), train.classes, how)
+    parts = [with_labels(part, test) for part in opened(test, shape, settings, data_dir) if len(part)]
+    images, labels = whole([images for images, _ in parts]), [name for _, names in parts for name in names]
+    places = {name: place for place, name in enumerate(train.classes)}
+    if strange := sorted(set(labels) - set(places)):
+        raise InputError(f"test {test!r} has the class {strange[0]!r}, which {data!r} does not have")
+    targets = np.array([places[name] for name in labels], dtype=np.int64)
+    return Labelled(train.images, train.labels.numpy(), images, targets, train.classes, f"the images of {test!r}")
+
+
+def opened(
+    data: str, shape: tuple[int, int, int], settings: ImageSettings, data_dir: str | Path | None
+) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images of a source, in this shape."""
+    own = named(data) not in SOURCES
+    read_as = dataclasses.replace(settings, image_size=shape[1]) if own else None
+    train, test = load(data, data_dir, read_as)
+    found = tuple(train.images.shape[1:])
+    if found != shape:
+        raise InputError(f"images of {data!r} must be {size(shape)}, as those of the run, not {size(found)}")
+    return train, test
+
+
+def size(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def with_labels(part: ImageSet, data: str) -> tuple[Tensor, list[str]]:
+    """The images, and the name of each one's class; in a folder with too few of a class to hold some out, its name."""
+    if part.labels is not None:
+        return part.images, [part.classes[label] for label in part.labels.tolist()]
+    if not os.path.isdir(os.path.expanduser(data)) or not all("/" in name for name in part.ids):
+        raise InputError(f"test {data!r} has no labels: {ADVICE}")
+    return part.images, [name.partition("/")[0] for name in part.ids]
+
+
+def whole(parts: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def some(labels: np.ndarray, classes: Sequence[str], per_class: int, fraction: float, seed: int) -> np.ndarray:
+    """Rows to learn from, drawn class by class, at least one of each: int64 (n,), ascending.
+
+    Args:
+        labels: int64 (N,).
+        per_class: so many of each class; 0 for all, or for a `fraction`.
+        fraction: this share of each class.
+
+    Raises:
+        InputError: a class has fewer images than are asked for.
+    """
+    if per_class and fraction < 1:
+        raise InputError("labels_per_class and fraction exclude each other: pass one of them")
+    random, chosen = np.random.default_rng(seed), []
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        if per_class > len(rows):
+            rule = f"at most the {len(rows)} images of class {classes[label]!r}"
+            raise InputError(f"labels_per_class must be {rule}, not {per_class}")
+        chosen.append(rows[: per_class or max(1, round(fraction * len(rows)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def chance(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
+    """The share of the test images that the most frequent training class gets right: int (N,), int (M,)."""
+    labels, counts = np.unique(train_labels, return_counts=True)
+    return float((test_labels == labels[counts.argmax()]).mean())

@@ -1,0 +1,153 @@
+"""Probes: what frozen embeddings are worth, measured with labels that training never saw.
+
+An entry of `PROBES` is a function of `Embedded`, the embeddings of a run with their labels, and gives what it found
+with the protocol of that. The test labels are used for counting only: what predicts never has them.
+
+Shapes: N training and M test images, D embedding, K classes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crlf.errors import InputError, unknown
+from crlf.evaluation import (
+    augmented,
+    baselines,
+    calibration,
+    clustering,
+    few_labels,
+    knn,
+    linear,
+    retrieval,
+    robustness,
+)
+from crlf.evaluation.embedded import Embedded, Found
+from crlf.evaluation.finetune import fine_tuning
+from crlf.evaluation.labelled import chance
+from crlf.runs.files import save_array
+from crlf.runs.run import Run
+from crlf.runtime.devices import keep_freed_memory
+
+PROBES: dict[str, Callable[[Embedded], Found]] = {
+    "linear": linear.linear,
+    "calibration": calibration.calibration,
+    "knn": knn.knn,
+    "retrieval": retrieval.retrieval,
+    "clustering": clustering.clustering,
+    "few_label": few_labels.few_label,
+    "augmented": augmented.augmented,
+    "robustness": robustness.robustness,
+    "pixels": baselines.pixels,
+    "untrained": baselines.untrained,
+    "supervised": baselines.supervised,
+    "fine_tuning": fine_tuning,
+}
+QUICK = ("linear", "calibration", "knn")
+LONG = ("supervised", "fine_tuning")  # about as long as the training itself: asked for by name
+
+
+def probe(
+    run: Run | str | Path, *, probes: str = "quick", data_dir: str | Path | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """Measure the embeddings of a run; of images without labels, say that there is nothing to measure.
+
+    Writes NAME_accuracy of the probes (a fraction), their other numbers, chance and the protocols to scores.json, and
+    the linear probe's predictions and probabilities to test_pred.npy, int64 (M,), and test_prob.npy, float32 (M, K).
+
+    Args:
+        run: the run folder.
+        probes: names with commas between; quick for linear, calibration and knn, which take seconds; all for every one
+            but supervised and fine_tuning, which take about as long as the training.
+        data_dir: where a data set known by name lies, for the probes that need the images.
+        device: of the encoder, for the probes that need it.
+
+    Returns:
+        The scores of the run.
+
+    Raises:
+        InputError: an unknown probe, or embeddings or labels that are missing, damaged, not finite or do not fit
+            together.
+    """
+    keep_freed_memory()
+    run, names = Run.open(run), chosen(probes)
+    if run.unlabelled and not run.file("train_lbl.npy").exists():
+        print(f"nothing is probed: the images of {str(run.path)!r} have no labels", file=sys.stderr)
+        return run.scores
+    start = time.perf_counter()
+    images = embedded(run, data_dir, device)
+    scores: dict[str, Any] = {"chance": chance(images.train_lbl, images.test_lbl), "protocol": {}}
+    files: dict[str, np.ndarray] = {}
+    for name in names:
+        found = PROBES[name](images)
+        scores |= found.scores
+        scores["protocol"][name] = found.protocol
+        files |= found.files
+    for name, array in files.items():
+        save_array(run.file(name), array)
+    run.update_scores(**scores, probe_seconds=time.perf_counter() - start)
+    return run.scores
+
+
+def chosen(probes: str) -> list[str]:
+    """The probes that a word asks for, in the order of the table.
+
+    Raises:
+        InputError: a name that no probe has.
+    """
+    asked = {name.strip() for name in probes.split(",")} - {""}
+    for name in sorted(asked - {"quick", "all"}):
+        if name not in PROBES:
+            raise unknown("probe", name, [*PROBES, "quick", "all"])
+    if not asked:
+        raise InputError(f"probes must be quick, all, or names with commas between, not {probes!r}")
+    if "quick" in asked:
+        asked |= {*QUICK}
+    if "all" in asked:
+        asked |= {*PROBES} - {*LONG}
+    return [name for name in PROBES if name in asked]
+
+
+def embedded(run: Run, data_dir: str | Path | None = None, device: str = "auto") -> Embedded:
+    """The embeddings and labels of a run, checked.
+
+    Raises:
+        InputError: they are missing, damaged, not finite or do not fit together.
+    """
+    train, train_lbl = rows_and_labels(run, "train")
+    test, test_lbl = rows_and_labels(run, "test")
+    if train.shape[1] != test.shape[1]:
+        raise InputError(f"train_emb.npy has {train.shape[1]} columns, but test_emb.npy {test.shape[1]}")
+    if len(np.unique(train_lbl)) < 2:
+        raise InputError(f"train_lbl.npy must hold two classes or more, not {len(np.unique(train_lbl))}")
+    train, test = at_hand(train, test)
+    return Embedded(train, train_lbl, test, test_lbl, run, data_dir, device)
+
+
+def at_hand(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The embeddings, very large or small ones times a power of two: squares of 1e-30 are none in float32, and no probe
+    depends on the scale."""
+    exponent = int(np.frexp(np.abs(train).max())[1])
+    return (train, test) if abs(exponent) <= 20 else (np.ldexp(train, -exponent), np.ldexp(test, -exponent))
+
+
+def rows_and_labels(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings float32 (N, D) and labels int64 (N,) of a split, checked."""
+    rows, labels = run.array(f"{split}_emb.npy"), run.array(f"{split}_lbl.npy")
+    if rows.ndim != 2 or rows.dtype != np.float32 or not len(rows):
+        raise InputError(f"{split}_emb.npy must be float32 (N, D), not {rows.dtype} {rows.shape}")
+    if labels.shape != rows.shape[:1] or labels.dtype != np.int64:
+        raise InputError(
+            f"{split}_lbl.npy must be int64 ({len(rows)},) as the embeddings, not {labels.dtype} {labels.shape}"
+        )
+    if labels.min() < 0:
+        raise InputError(f"{split}_lbl.npy must be 0 or more, but row {(labels < 0).argmax()} is {labels.min()}")
+    if not np.isfinite(rows).all():
+        raise InputError(f"{split}_emb.npy must be finite, but row {np.isfinite(rows).all(axis=1).argmin()} is not")
+    return rows, labels

@@ -1,0 +1,40 @@
+"""Retrieval by cosine as a probe, which fits nothing.
+
+Shapes: N training and M test images, D embedding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crlf.evaluation.embedded import Embedded, Found
+from crlf.metrics.cosine import chunk_rows, unit
+
+QUERIES = 1000  # test images that retrieval asks for
+
+
+def average_precision(relevant: Tensor) -> Tensor:
+    """Of each row the mean of the precisions at its relevant places: bool (M, N), best match first -> float64 (M,).
+
+    Manning, Raghavan and Schütze 2008, Introduction to information retrieval, equation 8.8. 0 where none is relevant.
+    """
+    hits = relevant.cumsum(dim=1).double()
+    precision = hits / torch.arange(1, relevant.shape[1] + 1)
+    return (precision * relevant).sum(dim=1) / hits[:, -1].clamp(min=1)
+
+
+def retrieval(images: Embedded) -> Found:
+    """Mean average precision: test images ask for the training images of their class, ranked by cosine."""
+    rows = np.random.default_rng(0).permutation(len(images.test))[:QUERIES]
+    train = unit(images.train)
+    labels, asked = torch.from_numpy(images.train_lbl), torch.from_numpy(images.test_lbl[rows])
+    queries = unit(images.test[rows])
+    size = max(1, chunk_rows(len(train)) // 8)  # ranks are of int64, and hits of float64
+    precisions = [
+        average_precision(labels[(query @ train.T).argsort(dim=1, descending=True)] == wanted[:, None])
+        for query, wanted in zip(queries.split(size), asked.split(size), strict=True)
+    ]
+    protocol = f"mean average precision over {len(rows):,} test images as queries, all {len(train):,} training images"
+    return Found({"retrieval_map": torch.cat(precisions).mean().item()}, f"{protocol} ranked by cosine")

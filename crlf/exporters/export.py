@@ -1,0 +1,187 @@
+"""Export: the frozen encoder of a run, in a form that other programs load, checked before it is handed over."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crlf.errors import InputError, first_line, unknown
+from crlf.runs.files import write_bytes, write_json
+from crlf.runs.run import RECIPE, Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from crlf.exporters.formats import Exported
+
+CARD, RECORD = "README.md", "export.json"
+TOLERANCE = 1e-4  # of the largest number of an embedding, or of 1 where that is smaller
+IMAGES = 64  # that an export is compared on
+
+# Runs the code of the card, in the export's folder, where there is no CRLF: batches of 1, 3 and the rest.
+FRESH = """
+import sys
+sys.modules["crlf"] = None
+import numpy as np
+names = {}
+code = open("README.md", encoding="utf-8").read().split("```python\\n")[1].split("```")[0]
+exec(compile(code, "README.md", "exec"), names)
+parts = np.split(np.load(sys.argv[1]), [1, 4])
+np.save(sys.argv[2], np.concatenate([names["embed"](part) for part in parts if len(part)]))
+"""
+
+
+def export(
+    run: Run | str | Path,
+    *,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    license: str = "other",
+    data_dir: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the frozen encoder of a run in a form that loads without CRLF, with a model card.
+
+    What is written is loaded again in a fresh process, without CRLF, by the code that the card shows, and compared on
+    images of the run: a difference above 1e-4 (of the largest number, where that is above 1) is an error.
+
+    Args:
+        run: the run folder.
+        format: timm (safetensors and config.json), onnx, or torch (torch.export).
+        out: the folder to write; by default one named after the format, in the run folder.
+        license: of the weights, for the model card, such as cc-by-4.0.
+        data_dir: where a data set known by name lies; by default the cache.
+        overwrite: replace an export that is in the folder.
+
+    Returns:
+        The folder: the model, README.md (the card), recipe.json, and export.json, which holds the largest difference.
+
+    Raises:
+        InputError: an unknown format, one that the encoder has not, a missing library, a folder that is in use, or
+            an export that does not give what the run gives; then nothing is left.
+    """
+    run = Run.open(run)
+    from crlf.exporters.formats import FORMATS  # brings torch
+
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    folder = Path(out) if out is not None else run.file(format)
+    with fresh_folder(folder, overwrite) as made:
+        record = write(run, made, format, license, data_dir)
+    print(f"wrote {folder}: {', '.join(record['files'])}")
+    print(
+        f"loaded in a fresh process without CRLF, {record['images']} images of the run: "
+        f"the largest difference is {record['max_difference']:.1e}"
+    )
+    return folder
+
+
+def write(run: Run, folder: Path, format: str, license: str, data_dir: str | Path | None) -> dict[str, Any]:
+    """Write an export to an empty folder, check it, and return what export.json holds."""
+    import torch
+
+    from crlf.data import load
+    from crlf.exporters.formats import FORMATS, Source
+    from crlf.exporters.model_card import card, public
+    from crlf.recipe import Recipe
+
+    recipe = Recipe.from_dict(run.recipe)
+    images = load(recipe.data, data_dir, recipe.images)[0].first(IMAGES).images
+    made = FORMATS[format](Source(run, recipe, images.shape[1:]), folder)
+    record: dict[str, Any] = {
+        "format": format,
+        "input": f"uint8 (B, {', '.join(map(str, images.shape[1:]))})",
+        "embedding": made.embedding,
+        "torch": torch.__version__,
+        "images": len(images),
+    }
+    write_bytes(folder / CARD, card(run, made, record, license).encode())
+    record |= compare(made, images, folder)
+    write_bytes(folder / CARD, card(run, made, record, license).encode())
+    write_json(folder / RECIPE, public(run.recipe))
+    record["files"] = sorted({path.name for path in folder.iterdir()} | {RECORD})
+    write_json(folder / RECORD, record)
+    return record
+
+
+def compare(made: Exported, images: Tensor, folder: Path) -> dict[str, float]:
+    """The largest difference between what the files give in a fresh process and what the run gives.
+
+    Raises:
+        InputError: the process failed, or the difference is above the tolerance.
+    """
+    import torch
+
+    with torch.no_grad():
+        expected = made.module(images).numpy()
+    found = in_fresh_process(images.numpy(), folder)
+    if found.shape != expected.shape:
+        raise InputError(f"the export gives {found.shape} for the images that the run turns into {expected.shape}")
+    largest, difference = float(np.abs(expected).max()), float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE * max(1.0, largest):
+        what = f"the export differs from the run by {difference:.1e}, where the largest number is {largest:.3g}"
+        raise InputError(f"{what}: at most {TOLERANCE:.0e} of it is allowed, so nothing was written")
+    return {"max_difference": difference, "largest_number": largest}
+
+
+def in_fresh_process(images: np.ndarray, folder: Path) -> np.ndarray:
+    """Embed images uint8 (B, C, H, W) with the card's code, where CRLF cannot be imported: float32 (B, D)."""
+    with tempfile.TemporaryDirectory() as place:
+        given, found = Path(place, "images.npy"), Path(place, "embeddings.npy")
+        np.save(given, images)
+        command = [sys.executable, "-c", FRESH, str(given), str(found)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise InputError(f"the export does not load in a fresh process: {last[:200]}")
+        return np.load(found)
+
+
+@contextlib.contextmanager
+def fresh_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        InputError: the folder holds an export and may not be replaced, holds anything else, or cannot be written.
+    """
+    where = f"export folder {str(folder)!r}"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{where} is a file: choose another --out")
+    if folder.is_dir() and (others := foreign(folder)):
+        raise InputError(f"{where} holds {others[0]!r}, which is no part of an export: choose another --out")
+    if folder.is_dir() and os.listdir(folder) and not overwrite:
+        raise InputError(f"{where} holds an export: --overwrite replaces it")
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=".export."))
+    except OSError as error:
+        raise InputError(f"{where} cannot be written: {error.strerror}") from error
+    try:
+        yield made
+        os.chmod(made, 0o755)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        os.replace(made, folder)
+    except OSError as error:
+        raise InputError(f"{where} cannot be written: {first_line(error)}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def foreign(folder: Path) -> list[str]:
+    """What lies in the folder and was not written by an export."""
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        files = []
+    return sorted(set(os.listdir(folder)) - set(files))

@@ -1,0 +1,159 @@
+"""The model card of an export: README.md with the front matter that the Hugging Face hub reads.
+
+https://huggingface.co/docs/hub/model-cards names the fields. JSON is YAML, so each value is written as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crlf.runs.run import Run
+
+if TYPE_CHECKING:
+    from crlf.exporters.formats import Exported
+
+DATASETS = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "svhn": "ufldl-stanford/svhn",
+}  # the hub's names for what it holds
+SCORES = {"linear_accuracy": "linear probe", "knn_accuracy": "nearest neighbours, k = 10"}
+
+
+def card(run: Run, made: Exported, record: dict[str, Any], license: str) -> str:
+    """The text of the card.
+
+    Args:
+        made: what the format made of the encoder.
+        record: what export.json holds so far; `max_difference` is missing until the export was checked.
+        license: of the weights; "other" stands for: nobody said.
+    """
+    recipe = run.recipe
+    parts = [
+        front_matter(run, made, license),
+        f"# {recipe['encoder']}, {recipe['method']} on {data_name(recipe)}",
+        f"An image encoder that learned {lesson(run)}. It turns an image into an embedding: a row of numbers in "
+        "which like images lie close together. Made with CRLF.",
+        f"## Use it\n\n`pip install {made.needs}`, and in the folder of this file:",
+        f"```python\n{made.code.strip()}\n```",
+        f"## In and out\n\n{contract(made, record)}",
+        f"## How it learned\n\n{settings(recipe, run.scores)}",
+        f"## What it is worth\n\n{worth(run, made)}",
+        f"## Limits\n\n{limits(run, record)}",
+        f"## Checked\n\n{checked(record)}",
+        f"## Licence\n\n{licence(license)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(run: Run, made: Exported, license: str) -> str:
+    recipe = run.recipe
+    fields: dict[str, Any] = {
+        "license": license,
+        "library_name": made.library,
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["crlf", recipe["method"], "contrastive-learning", "self-supervised", made.library],
+    }
+    if run.scores.get("supervised"):
+        fields["tags"].remove("self-supervised")
+    if recipe["data"] in DATASETS:
+        fields["datasets"] = [DATASETS[recipe["data"]]]
+    if any(name in run.scores for name in SCORES):
+        fields["metrics"] = ["accuracy"]
+    return "\n".join(["---", *(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in fields.items()), "---"])
+
+
+def data_name(recipe: dict[str, Any]) -> str:
+    """The data set's name; of images of one's own the last part of the path: the rest may be private."""
+    return Path(recipe["data"]).name
+
+
+def public(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without the folders that lead to the data."""
+    return recipe | {"data": data_name(recipe)}
+
+
+def lesson(run: Run) -> str:
+    how = "with labels" if run.scores.get("supervised") else "without labels"
+    return f"{how}, by {run.recipe['method']}, from {data_name(run.recipe)}"
+
+
+def contract(made: Exported, record: dict[str, Any]) -> str:
+    text = (
+        f"- In: {record['input']}, channels first, as the pixels are stored (0..255); any number B of images. "
+        "They are normalised inside.\n"
+        f"- Out: float32 (B, D): {made.embedding}. No projector. Divide a row by its length to compare by cosine."
+    )
+    if made.library == "timm":
+        text = text.replace("They are normalised inside.", "The code above normalises them.")
+    return text + (f"\n- {made.notes}" if made.notes else "")
+
+
+def settings(recipe: dict[str, Any], scores: dict[str, Any]) -> str:
+    facts = {
+        "method": recipe["method"],
+        "encoder": recipe["encoder"],
+        "data": data_name(recipe),
+        "epochs": scores.get("epochs", recipe["epochs"]),
+        "batch": f"{recipe['batch_size']} images, {recipe['views']} views each",
+        "optimizer": f"{recipe['optim']['optimizer']}, learning rate {recipe['optim']['lr']:g}",
+        "seed": recipe["seed"],
+        "training": f"{scores['train_seconds']:.0f} s on {scores['device']}" if "train_seconds" in scores else "",
+        "compute": f"{scores['pflop']:.3g} PFLOP" if "pflop" in scores else "",
+    }
+    rows = [f"| {name} | {value} |" for name, value in facts.items() if value != ""]
+    return "\n".join(["| | |", "|---|---|", *rows, "", "`recipe.json` holds every setting."])
+
+
+def worth(run: Run, made: Exported) -> str:
+    scores = run.scores
+    found = list(measured(scores))
+    if not found:
+        return "Not measured: the images have no labels." if run.unlabelled else "Not measured."
+    table = ["| measure | accuracy | protocol |", "|---|---|---|", *found]
+    protocol = scores.get("protocol", {}).get("embedding")
+    if protocol == made.embedding:
+        return "\n".join(table)
+    note = f"Measured on {protocol}; this file gives {made.embedding}, whose own scores were not measured."
+    return "\n".join([*table, "", note])
+
+
+def measured(scores: dict[str, Any]) -> Iterator[str]:
+    """The rows of the table: each accuracy on test images, and how it was measured."""
+    for name, what in SCORES.items():
+        if name in scores:
+            how = str(scores.get("protocol", {}).get(name.removesuffix("_accuracy"), "")).replace("|", "\\|")
+            yield f"| {what} | {100 * scores[name]:.1f} % | {how} |"
+    if "chance" in scores and any(name in scores for name in SCORES):
+        yield f"| chance | {100 * scores['chance']:.1f} % | always the most frequent class |"
+
+
+def limits(run: Run, record: dict[str, Any]) -> str:
+    height, width = record["input"].rstrip(")").split(", ")[-2:]
+    rows = [
+        f"It has seen {height} × {width} images of {data_name(run.recipe)} and nothing else: what it gives for other "
+        "images, other sizes or other colours was not measured.",
+        "It gives embeddings, no classes. What lies close together may share a background or a colour, not a meaning.",
+        "What the training images lack or show in one way only, the embeddings have no sense for. Do not decide about "
+        "people with it.",
+    ]
+    return "\n".join(f"- {row}" for row in rows)
+
+
+def checked(record: dict[str, Any]) -> str:
+    if "max_difference" not in record:
+        return "Not yet."
+    return (
+        f"The code above was run in a fresh process without CRLF on {record['images']} images of the run, in batches "
+        f"of several sizes. The largest difference from the run's encoder is {record['max_difference']:.1e}, where the "
+        f"largest number is {record['largest_number']:.3g}. `export.json` says with which versions."
+    )
+
+
+def licence(license: str) -> str:
+    if license == "other":
+        return "Nobody said one: ask whoever gave you this file. The data set's terms may bind its weights as well."
+    return f"{license}, said by whoever made this export. The data set's terms may bind its weights as well."

@@ -1,0 +1,127 @@
+"""What a classifier makes of images: a CSV table of files, classes and probabilities."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from crlf.data.files import listing
+from crlf.data.files.decode_cache import csv_text, look_into
+from crlf.data.files.listing import File
+from crlf.errors import InputError
+from crlf.evaluation import classifier
+from crlf.evaluation.classifier import Loaded
+from crlf.runs.files import write_bytes
+from crlf.runs.run import Run
+from crlf.runtime.devices import keep_freed_memory, pick_device
+
+HEAD = ("file", "class", "probability", "skipped")
+
+
+def classify(
+    run: Run | str | Path,
+    images: Sequence[str],
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    follow_links: bool = False,
+    device: str = "auto",
+    batch_size: int = 256,
+) -> list[tuple[str, str, float]]:
+    """Tell the classes of images, with a classifier that `crlf finetune` made.
+
+    The table has a row for each file: its name, the likeliest class, its probability, and for a file that is no image
+    the reason in place of these two. A cell that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    Args:
+        run: the run, or the folder of a classifier.
+        images: image files, or folders of them.
+        out: the CSV file that is written; by default it is printed.
+        overwrite: replace that file.
+        follow_links: whether symbolic links that lead out of a folder are followed.
+        device: cpu, cuda, mps, or auto for the first that is there of cuda, mps and cpu.
+        batch_size: images that are looked at together.
+
+    Returns:
+        (file, class, probability) of each image.
+
+    Raises:
+        InputError: there is no classifier, a path that is not there, or no image at all.
+    """
+    keep_freed_memory()
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+    table = None if out is None else Path(out)
+    if table is not None and table.exists() and not overwrite:
+        raise InputError(f"output file {str(table)!r} is there already: --overwrite replaces it")
+    loaded, place = classifier.load(run.path if isinstance(run, Run) else Path(run)), pick_device(device)
+    files = named([images] if isinstance(images, str) else images, follow_links)
+    loaded.model.to(place)
+    rows = list(told(loaded, files, batch_size))
+    if not any(name for _, name, _, _ in rows):
+        raise InputError(f"none of {len(rows):,} files is an image; the first is {rows[0][0]!r}: {rows[0][3]}")
+    text = csv_text(HEAD, [(file, name, f"{p:.4f}" if name else "", why) for file, name, p, why in rows])
+    if table is None:
+        write(text)
+    else:
+        write_bytes(table, text.encode("utf-8", "backslashreplace"))
+    return [(file, name, p) for file, name, p, _ in rows if name]
+
+
+def named(paths: Sequence[str], follow_links: bool) -> list[File]:
+    """The files at these paths, and in them where they are folders.
+
+    Raises:
+        InputError: a path is not there, or none is given.
+    """
+    if not paths:
+        raise InputError("images must name a file or a folder, and none is given")
+    found: list[File] = []
+    for path in map(os.fspath, paths):
+        if not os.path.exists(path):
+            raise InputError(f"image {path!r} does not exist")
+        if os.path.isdir(path):
+            inside = listing.in_folder(Path(path), follow_links)
+            found += [File(os.path.join(path, f.name), f.path, f.size, f.mtime, f.skipped) for f in inside]
+        else:
+            found.append(listing.look_at(path, path))
+    return found
+
+
+def told(loaded: Loaded, files: Sequence[File], batch_size: int) -> Iterator[tuple[str, str, float, str]]:
+    """(file, class, probability, why it was skipped) of each file, in order."""
+    settings, (channels, side, width) = loaded.recipe.images, loaded.shape
+    if channels != 3 or side != width:
+        raise InputError(f"files become square images of 3 channels, and the classifier takes {loaded.shape}")
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # on files that are a little out of order
+        for start in range(0, len(files), batch_size):
+            part = files[start : start + batch_size]
+            looked = list(pool.map(lambda file: look_into(file, side, settings.max_pixels), part))
+            yield from judged(loaded, part, looked)
+
+
+def judged(loaded: Loaded, files: Sequence[File], looked: Sequence[tuple]) -> Iterator[tuple[str, str, float, str]]:
+    pixels = [image for image, _ in looked if image is not None]
+    stacked = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
+    p = classifier.probabilities(loaded.model, stacked, loaded.recipe.augmentation) if pixels else np.empty((0, 1))
+    rows = iter(p)
+    for file, (image, outcome) in zip(files, looked, strict=True):
+        if image is None:
+            yield file.name, "", 0.0, outcome.skipped
+        else:
+            row = next(rows)
+            yield file.name, loaded.classes[int(row.argmax())], float(row.max()), ""
+
+
+def write(text: str) -> None:
+    """Print, whatever the terminal can show: a name may hold bytes that are no text."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -1,0 +1,152 @@
+"""Search: the images whose embeddings are nearest to an image's own, by cosine similarity.
+
+Exact: every row of the table is compared, a few thousand at a time, with one matrix product. An index of faiss, exact
+or not, has to be filled first, which takes longer than a scan (`python -m bench search`). It pays where thousands of
+questions are asked, and then docs/use-the-encoder.md shows how.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crlf.data.lookup import of_file, pictures
+from crlf.embedding.table import Table
+from crlf.errors import InputError
+from crlf.inference.encoder import load
+from crlf.metrics.cosine import top_k, unit
+from crlf.runs.files import write_bytes
+from crlf.runs.run import TABLE, Run
+from crlf.visualization.figures.search_results import Tile, gallery
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A row of the table, near to the image that was searched with."""
+
+    row: int
+    id: str
+    similarity: float
+    """Cosine of the angle between the two embeddings, -1..1."""
+    label: str | None
+    """The name of its class, or None where the table has none."""
+
+
+def search(
+    run: Run | str | Path,
+    images: tuple[str | Path, ...] = (),
+    *,
+    k: int = 10,
+    among: str | Path | None = None,
+    figure: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+) -> list[list[Neighbour]]:
+    """Find the images that are nearest to these, and print them: similarity, class, name.
+
+    Args:
+        run: the run whose encoder compares them.
+        images: image files to search with.
+        k: how many neighbours of each.
+        among: the table to search in, as `crlf embed RUN PATH` writes it; by default the run's own images.
+        figure: a .png file to draw each image and its neighbours into.
+        data_dir: where a data set known by name lies, whose images the figure shows; by default the cache.
+        device: cpu, cuda, mps, or auto for the best that is there.
+
+    Returns:
+        For each image its neighbours, the nearest first; of equally near ones, the first row.
+
+    Raises:
+        InputError: an image or a table cannot be read, or the table is not of this encoder's length.
+    """
+    run = Run.open(run)
+    paths = [images] if isinstance(images, str | Path) else list(images)
+    if not paths:
+        raise InputError("no image to search with: name one or more image files")
+    if k < 1:
+        raise InputError(f"k must be 1 or more, not {k}")
+    if figure is not None and Path(figure).suffix.lower() != ".png":
+        raise InputError(f"figure {str(figure)!r} must end in .png")
+    encoder = load(run, device=device)
+    with open_table(run, among) as table:
+        if table.dim != encoder.dim:
+            rule = f"must hold embeddings of length {encoder.dim}, as this run's encoder gives"
+            raise InputError(f"table {str(table.path)!r} {rule}, not {table.dim}")
+        rows, similarities = nearest(encoder.encode(paths), table.embeddings(), k)
+        found = look_up(table, rows, similarities)
+        source = table.source
+    for path, neighbours in zip(paths, found, strict=True):
+        print(listed(str(path), neighbours))
+    if figure is not None:
+        write_bytes(Path(figure), gallery(tiles(paths, found, source, data_dir)))
+        print(f"drawn: {str(figure)!r}")
+    return found
+
+
+def open_table(run: Run, among: str | Path | None) -> Table:
+    path = run.file(TABLE) if among is None else Path(among)
+    if among is None and not path.exists():
+        raise InputError(f"{str(path)!r} is missing: `crlf embed {run.path}` makes it")
+    return Table(path)
+
+
+def nearest(queries: np.ndarray, parts: Iterable[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows with the greatest cosine similarity, exact.
+
+    Args:
+        queries: float32 (Q, D).
+        parts: the rows to search, in order, float32 (n, D) at a time.
+        k: how many; fewer where there are fewer rows.
+
+    Returns:
+        Rows, int64 (Q, k), and similarities, float32 (Q, k), the greatest first; equal ones in the order of the rows.
+        The similarity to a row of zeros is 0.
+    """
+    found = top_k(unit(queries), map(unit, parts), k)
+    return found.rows.numpy(), found.cosines.numpy()
+
+
+def look_up(table: Table, rows: np.ndarray, similarities: np.ndarray) -> list[list[Neighbour]]:
+    """What the table says of these rows, (Q, k) both."""
+    wanted, first = np.unique(rows), 0
+    told: dict[int, dict[str, str | None]] = {}
+    for batch in table.batches([name for name in ("id", "class") if name in table.columns]):
+        here = wanted[(first <= wanted) & (wanted < first + batch.num_rows)]
+        told |= dict(zip(here.tolist(), batch.take(here - first).to_pylist(), strict=True))
+        first += batch.num_rows
+    return [
+        [Neighbour(row, str(told[row]["id"]), near, told[row].get("class")) for row, near in zip(*both, strict=True)]
+        for both in zip(rows.tolist(), similarities.tolist(), strict=True)
+    ]
+
+
+def tiles(
+    paths: Sequence[str | Path], found: Sequence[Sequence[Neighbour]], source: str, data_dir: str | Path | None
+) -> list[tuple[Tile, list[Tile]]]:
+    """Each image and its neighbours, as `gallery` takes them."""
+    seen = pictures(source, sorted({one.id for neighbours in found for one in neighbours}), data_dir)
+
+    def near(one: Neighbour) -> Tile:
+        return Tile(seen.get(one.id), (f"{one.similarity:.3f}", one.label or one.id))
+
+    queries = [of_file(os.path.expanduser(path)) for path in paths]
+    return [
+        (Tile(image.transpose(1, 2, 0) if image is not None else None, (Path(path).name,)), [*map(near, neighbours)])
+        for image, path, neighbours in zip(queries, paths, found, strict=True)
+    ]
+
+
+def listed(query: str, neighbours: Sequence[Neighbour]) -> str:
+    """The neighbours of an image as lines: similarity, class and name."""
+    width = max((len(plain(one.label or "")) for one in neighbours), default=0)
+    lines = [f"  {one.similarity:6.3f}  {plain(one.label or ''):<{width}}  {plain(one.id)}" for one in neighbours]
+    return "\n".join([plain(query), *lines])
+
+
+def plain(name: str) -> str:
+    """A name on one line of a terminal: what cannot be printed is written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -1,0 +1,248 @@
+"""Contrastive learning in scikit-learn's manners: fit, transform, clone, pickle, a step of a Pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
+from crlf import recipe as recipes
+from crlf.data import ImageSettings
+from crlf.data.files.arrays import three_channels
+from crlf.data.files.folder import typical
+from crlf.data.files.listing import look_at
+from crlf.data.stream import Files, scaled
+from crlf.errors import InputError, unknown
+from crlf.inference.encoder import Encoder, load
+from crlf.methods import METHODS
+from crlf.runs.run import LOSS
+from crlf.training.pretrain import pretrain
+
+PART = 256  # files that are decoded at once
+
+
+class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """An encoder that is learned from images without labels, and turns images into embeddings.
+
+    X is an array (N, H, W, C), (N, C, H, W) or (N, H, W); or flat, (N, H W C), where `image_shape` says (H, W, C) or
+    (H, W); or a list of paths of image files. Arrays hold whole numbers from 0 to 255, of any type, or numbers within
+    `pixel_range`. Labels are never looked at.
+
+    Args:
+        method: what is learned; one of crlf.methods.METHODS.
+        encoder: what learns it; one of crlf.encoders.ENCODERS, or timm:NAME.
+        epochs: passes over the images.
+        batch_size: images in a step; all of them, if they are fewer.
+        views: of each image in a step.
+        lr: learning rate; None takes the recipe's.
+        temperature: of the loss, for methods that have one; None takes the method's.
+        image_size: pixels a side that images are scaled to; 0 leaves arrays as they are, and chooses for files.
+        image_shape: (H, W, C) or (H, W) of the images in a flat X; one of them may be -1, for what is left.
+        pixel_range: the numbers in X that are black and white, such as (0, 1); None for whole numbers of 0..255.
+        recipe: the name of the recipe whose settings all others are.
+        device: cpu, cuda, mps, or auto for the best that is there.
+        random_state: of the weights, the order and the views. An int is the seed of `crlf pretrain`.
+        verbose: whether to show the progress on stderr.
+
+    Attributes:
+        encoder_: the trained `crlf.Encoder`, which also takes PIL images.
+        loss_: float64 (epochs,), the mean loss of each epoch.
+        n_features_in_: numbers in an image, C H W.
+        feature_names_in_: the columns of a flat X that has names.
+    """
+
+    def __init__(
+        self,
+        method: str = "simclr",
+        encoder: str = "cnn",
+        *,
+        epochs: int = 10,
+        batch_size: int = 128,
+        views: int = 4,
+        lr: float | None = None,
+        temperature: float | None = None,
+        image_size: int = 0,
+        image_shape: Sequence[int] | None = None,
+        pixel_range: tuple[float, float] | None = None,
+        recipe: str = "default",
+        device: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ):
+        self.method = method
+        self.encoder = encoder
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.views = views
+        self.lr = lr
+        self.temperature = temperature
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.pixel_range = pixel_range
+        self.recipe = recipe
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> ContrastiveEncoder:
+        """Learn from images; `y` is there for Pipelines and not looked at.
+
+        Raises:
+            InputError: X is no images, or a parameter is wrong.
+        """
+        images = self._images(X, reset=True)
+        if len(images) < 2:
+            raise InputError(f"X must have 2 or more images to tell apart, not n_samples={len(images)}")
+        with tempfile.TemporaryDirectory(prefix="crlf-") as folder, self._quiet():
+            data = Path(folder) / "X.npy"
+            store(images, self.image_size, data)
+            run = pretrain(self._recipe(data, len(images)), out=Path(folder) / "run", device=self.device)
+            self.encoder_: Encoder = load(run, device=self.device)
+            self.loss_ = run.array(LOSS)
+        if not isinstance(images, np.ndarray):
+            self.n_features_in_ = int(np.prod(self.encoder_.shape))
+        self._n_features_out = self.encoder_.dim
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Embed images: float32 (N, D)."""
+        check_is_fitted(self)
+        return self.encoder_.encode(self._images(X, reset=False))
+
+    def _recipe(self, data: Path, count: int) -> recipes.Recipe:
+        """The settings: those of the recipe, but for the parameters."""
+        if self.recipe not in recipes.RECIPES:
+            raise unknown("recipe", str(self.recipe), recipes.RECIPES)
+        if self.method not in METHODS:
+            raise unknown("method", str(self.method), METHODS)
+        settings = recipes.RECIPES[self.recipe].to_dict()
+        if settings["method"] != self.method:
+            settings["head"] = dataclasses.asdict(METHODS[self.method].Settings())
+        if self.lr is not None:
+            settings["optim"]["lr"] = self.lr
+        if self.temperature is not None:
+            if "temperature" not in settings["head"]:
+                raise InputError(f"temperature must be None for method {self.method!r}, which has none")
+            settings["head"]["temperature"] = self.temperature
+        settings |= {"method": self.method, "encoder": self.encoder, "epochs": self.epochs, "views": self.views}
+        settings |= {"batch_size": min(self.batch_size, count), "seed": self._seed(), "data": str(data)}
+        settings["images"] = {"image_size": self.image_size}
+        return recipes.Recipe.from_dict(settings)
+
+    def _seed(self) -> int:
+        if isinstance(self.random_state, int | np.integer):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _quiet(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.verbose else contextlib.redirect_stderr(io.StringIO())
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.input_tags.positive_only = self.pixel_range is None or self.pixel_range[0] >= 0
+        tags.transformer_tags.preserves_dtype = []  # float32, whatever comes in
+        return tags
+
+    def _images(self, X: Any, reset: bool) -> np.ndarray | list[str]:
+        """X as uint8 (N, 3, H, W), or as a list of whole paths."""
+        if is_paths(X):
+            return [os.path.abspath(os.path.expanduser(path)) for path in X]
+        if dimensions(X) in (3, 4):
+            array = check_array(X, dtype="numeric", allow_nd=True)
+            self._check_n_features(array, reset)
+        else:
+            array = validate_data(self, X, reset=reset, dtype="numeric")
+            array = array.reshape(len(array), *self._shape(array))
+        images = three_channels(pixels(array, self.pixel_range), Path("X"))
+        return scaled(images, self.image_size) if self.image_size else images
+
+    def _check_n_features(self, array: np.ndarray, reset: bool) -> None:
+        """Note, or hold X to, the count of numbers in an image, as scikit-learn does for columns."""
+        count = int(np.prod(array.shape[1:]))
+        if reset:
+            self.n_features_in_ = count
+            self.__dict__.pop("feature_names_in_", None)
+        elif count != self.n_features_in_:
+            name = type(self).__name__
+            raise InputError(f"X has {count} features, but {name} is expecting {self.n_features_in_} features as input")
+
+    def _shape(self, flat: np.ndarray) -> tuple[int, ...]:
+        if self.image_shape is None:
+            raise InputError(f"X is flat, {flat.shape}: image_shape must say (H, W, C) or (H, W) of its images")
+        shape, columns = tuple(self.image_shape), flat.shape[1]
+        with contextlib.suppress(ValueError):
+            if len(shape) in (2, 3):
+                return np.arange(columns).reshape(shape).shape
+        rule = f"(H, W, C) or (H, W) with a product of {columns}, the columns of X"
+        raise InputError(f"image_shape must be {rule}, not {shape}")
+
+
+def is_paths(X: Any) -> bool:
+    """Whether X is a sequence of paths: its first item is one."""
+    if not hasattr(X, "__len__") or isinstance(X, str) or not len(X):
+        return False
+    return isinstance(next(iter(X)), str | os.PathLike)
+
+
+def dimensions(X: Any) -> int:
+    return X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
+
+
+def pixels(array: np.ndarray, pixel_range: tuple[float, float] | None) -> np.ndarray:
+    """Numbers as uint8 of the same shape.
+
+    Args:
+        array: of numbers within the range.
+        pixel_range: what becomes 0 and 255; None for whole numbers that are already.
+    """
+    if 0 in array.shape:
+        raise InputError(f"X must hold images with pixels, not {array.shape}")
+    if array.dtype == np.uint8 and pixel_range is None:
+        return array
+    (black, white), (low, high) = pixel_range or (0, 255), (array.min(), array.max())
+    if not black < white:
+        raise InputError(f"pixel_range must be (black, white) with black below white, not {pixel_range}")
+    found = f"{array.dtype} from {low:g} to {high:g}"
+    if not black <= low <= high <= white:
+        why = (
+            "Negative values in data" if low < 0 <= black else "Values without a colour in data"
+        )  # scikit-learn's words
+        raise InputError(f"{why}: X must lie in {black:g}..{white:g}, not {found}")
+    if pixel_range is None:
+        if not (array == np.rint(array)).all():
+            raise InputError(
+                f"X must be whole numbers, not {found}: pixel_range says what is black and white, such as (0, 1)"
+            )
+        return array.astype(np.uint8)
+    return np.rint((array.astype(np.float64) - black) * (255 / (white - black))).astype(np.uint8)
+
+
+def store(images: np.ndarray | list[str], side: int, path: Path) -> None:
+    """Write images where `pretrain` finds them, uint8 (N, 3, H, W); files are decoded, to this side or a typical one.
+
+    Raises:
+        InputError: a file is no image, or damaged.
+    """
+    if isinstance(images, np.ndarray):
+        np.save(path, images)
+        return
+    limit, files = ImageSettings().max_pixels, [look_at(name, name) for name in images]
+    side = side or typical(files, limit)
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(files), 3, side, side))
+    parts = Files(files, side, limit, os.cpu_count() or 1).parts(range(len(files)), PART)
+    for number, part in enumerate(parts):
+        for name, why in part.skipped:
+            raise InputError(f"image {name!r} cannot be used: {why}")
+        array[number * PART :][: len(part.ids)] = part.images
+    array.flush()

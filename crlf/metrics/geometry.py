@@ -1,0 +1,219 @@
+"""Whether features are sound, without a label: rank, alignment, uniformity, spread, and collapse by its name.
+
+Every measure is a function of features alone, float (N, D) with row i image i, on any device. Singular values are
+computed on the CPU in float64, since Apple's GPUs have none.
+
+Shapes: N images, D features (of an embedding h or a projection z).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crlf.methods.base import cosine, spread, unit
+
+DEAD = 1e-3  # of the root mean square of all features: one that deviates less says nothing
+ROUNDING = 1e-12  # a squared distance of normalised float32 features below this is none
+BINS = 20  # of a histogram of cosines, over -1..1
+
+# What is called a collapse. Healthy runs of every method and spoiled ones lie on either side, as
+# tests/training/test_monitor.py shows.
+SETTLED = 50  # steps; before, batch norm still remembers its initial statistics, and all images look alike
+CONSTANT = {"z": 0.1, "h": 0.02}  # spread below this: the mean cosine of two images is above 0.99 and 0.9996
+ALIKE = 0.5  # and agreement below this: what is left of the differences is not about the images
+DOMINANT = {"z": 1.1, "h": 2.0}  # effective rank below this; DINO's z is as low as 1.3 and learns
+MOST_DEAD = 0.9  # share of dead features above this
+
+
+# The spectrum
+
+
+def singular_values(h: Tensor) -> Tensor:
+    """The singular values of a matrix, the largest first: (N, D) -> float64 (min(N, D),) on the CPU, all at least 0.
+
+    They are roots of the eigenvalues of its smaller Gram matrix, which takes a tenth of the time of a decomposition;
+    below 1e-8 of the largest they are rounding, as they would be in features of 7 digits. NaN where h is not finite.
+    """
+    h = h.detach().cpu().double()
+    gram = h @ h.T if len(h) < h.shape[1] else h.T @ h
+    if not gram.isfinite().all():
+        return gram.new_full((len(gram),), math.nan)
+    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().flip(0)
+
+
+def centred(h: Tensor) -> Tensor:
+    """Without the mean of the rows: (N, D) -> (N, D). Features after a ReLU share a direction that tells no images."""
+    return h - h.mean(dim=0)
+
+
+def effective_rank(values: Tensor, epsilon: float = 0.0) -> float:
+    """How many dimensions are in use: the exponential of the entropy of the normalised singular values.
+
+    Roy and Vetterli 2007, The effective rank: a measure of effective dimensionality, definition 1.
+
+    Args:
+        values: singular values, float (K,), at least 0.
+        epsilon: added to each share, as RankMe does.
+
+    Returns:
+        1..K: K when all are equal, 1 when one alone is not 0; 1 for the matrix of zeros, which the paper leaves out.
+    """
+    total = values.sum()
+    if total == 0:
+        return 1.0
+    p = values / total + epsilon
+    return torch.special.entr(p).sum().exp().item()
+
+
+def rankme(h: Tensor) -> float:
+    """RankMe (Garrido, Balestriero, Najman and LeCun 2023, equation 1): of (N, D), in 1..min(N, D).
+
+    The effective rank of the features as they are, not centred, but for an epsilon of 1e-7 in each share. It grows with
+    the sample up to some 10,000 images: numbers of samples of one size can be compared.
+    """
+    return effective_rank(singular_values(h), epsilon=1e-7)
+
+
+def participation_ratio(values: Tensor) -> float:
+    """How many directions share the variance: (sum of v)² / sum of v², where v are squares of singular values (K,).
+
+    Of centred features v are N times the variances along the principal components (Gao et al. 2017, A theory of
+    multineuronal dimensionality, equation 5). In 1..K; squares make small values count for less than in the effective
+    rank. 1 for zeros.
+    """
+    v = values.square()
+    total = v.square().sum()
+    return (v.sum().square() / total).item() if total != 0 else 1.0
+
+
+def spectrum(values: Tensor) -> list[float]:
+    """The singular values (K,) of rank 1, 2, 4, 8, … as shares of the first: the shape of the decay, in 0..1."""
+    picked = values.double()[[2**i - 1 for i in range(len(values).bit_length())]]
+    return (picked / picked[0].clamp(min=1e-300)).tolist()
+
+
+# Positions on the sphere
+
+
+def alignment(a: Tensor, b: Tensor) -> float:
+    """The mean squared distance of two views of an image, normalised: (N, D) twice -> 0..4, 0 when they are equal.
+
+    Wang and Isola 2020, Understanding contrastive representation learning through alignment and uniformity on the
+    hypersphere, section 4.1, with their exponent of 2.
+    """
+    return (unit(a) - unit(b)).square().sum(dim=1).mean().item()
+
+
+def uniformity(h: Tensor) -> float:
+    """The log of the mean Gaussian potential exp(-2 |x - y|²) over pairs of different rows, normalised.
+
+    (N, D) -> -8..0. Wang and Isola 2020, section 4.1, with their t of 2. 0 when all are equal; nearly -4 when they lie
+    evenly on a sphere of many dimensions.
+    """
+    similar = off_diagonal(cosine(h, h)).clamp(max=1)
+    return (4 * (similar - 1)).exp().mean().log().item()
+
+
+def dead(h: Tensor) -> float:
+    """The share of features that (nearly) never change: (N, D) -> 0..1.
+
+    Their standard deviation over the images is at most `DEAD` of the root mean square of all of h, whatever its scale.
+    """
+    limit = DEAD * h.square().mean().sqrt()
+    return (h.std(dim=0) <= limit).float().mean().item() if h.isfinite().all() else math.nan
+
+
+def agreement(a: Tensor, b: Tensor) -> float:
+    """How much nearer two views of an image are than views of two images: (N, D) twice, normalised -> at most 1.
+
+    1 - (mean squared distance of the former) / (that of the latter). It estimates the share of the variance that tells
+    images, the intraclass correlation of one rating (Shrout and Fleiss 1979, ICC(1,1)): 0 when what differs is chance,
+    1 when views of an image are equal. 0 when all rows are equal, but for rounding.
+    """
+    a, b = unit(a), unit(b)
+    same = (a - b).square().sum(dim=1).mean()
+    any_two = sum((x - x.mean(dim=0)).square().sum(dim=1).mean() for x in (a, b))
+    any_two = any_two + (a.mean(dim=0) - b.mean(dim=0)).square().sum()  # without the cancellation of 2 - 2 cosine
+    other = (len(a) * any_two - same) / (len(a) - 1)
+    return (1 - same / other).item() if other > ROUNDING else 0.0
+
+
+def similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines of two views of the same image (N,), and of views of two images (N (N - 1),), from (N, D) twice."""
+    all_pairs = cosine(a, b)
+    return all_pairs.diagonal(), off_diagonal(all_pairs)
+
+
+def off_diagonal(square: Tensor) -> Tensor:
+    """(N, N) -> (N (N - 1),)."""
+    return square[~torch.eye(len(square), dtype=torch.bool, device=square.device)]
+
+
+def histogram(cosines: Tensor, bins: int = BINS) -> list[int]:
+    """How many lie in each of some equal parts of -1..1, the lowest first."""
+    return torch.histc(cosines.detach().cpu().float().clamp(-1, 1), bins, -1, 1).long().tolist()
+
+
+# All together
+
+
+def describe(a: Tensor, b: Tensor, values: Tensor) -> dict[str, float]:
+    """Every measure of two views' features, float (N, D) each; those of one view are of a, whose centred singular
+    values are given."""
+    positive, negative = similarities(a, b)
+    return {
+        "rankme": rankme(a),
+        "effective_rank": effective_rank(values),
+        "participation_ratio": participation_ratio(values),
+        "alignment": alignment(a, b),
+        "uniformity": uniformity(a),
+        "agreement": agreement(a, b),
+        "spread": spread(a).item(),
+        "dead": dead(a),
+        "positive_cosine": positive.mean().item(),
+        "negative_cosine": negative.mean().item(),
+    }
+
+
+# Collapse
+
+
+ADVICE = {
+    "spread": "try a lower --lr or a longer --warmup, and check predictor, stop-gradient and target of the method",
+    "effective_rank": "try a lower --lr, stronger augmentation (--jitter, --grayscale), or --method vicreg",
+    "dead": "try a lower --lr or a smaller --weight-decay",
+}
+
+
+def diagnose(health: dict[str, Any]) -> str | None:
+    """The first collapse that the measures show, in a line with its number, its threshold and advice; None if none.
+
+    Args:
+        health: as `crlf.training.monitor.measure` gives it, after at least `SETTLED` steps.
+    """
+    for name, what in (("z", "projection"), ("h", "embedding")):
+        if f"{name}_spread" not in health:
+            continue
+        deviation, near, rank, silent = (
+            health[f"{name}_{key}"] for key in ("spread", "agreement", "effective_rank", "dead")
+        )
+        if deviation < CONSTANT[name] and near < ALIKE:
+            return (
+                f"collapse: every image has nearly the same {what} (spread of {name} {deviation:.3f}, below "
+                f"{CONSTANT[name]}); {ADVICE['spread']}"
+            )
+        if rank < DOMINANT[name]:
+            return (
+                f"collapse: one direction dominates every {what} (effective rank of {name} {rank:.2f}, below "
+                f"{DOMINANT[name]}); {ADVICE['effective_rank']}"
+            )
+        if silent > MOST_DEAD:
+            return (
+                f"collapse: most features of every {what} are dead (the share of {name} that is: {silent:.3f}, above "
+                f"{MOST_DEAD}); {ADVICE['dead']}"
+            )
+    return None

@@ -1,0 +1,1 @@
+"""A run is a folder: its files, and how they are written."""

@@ -1,0 +1,272 @@
+"""The run folder: the names of its files, and how one folder is the place of one run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crlf.errors import InputError, first_line
+from crlf.runs.files import inflates, intact, read_json, write_json
+
+RECIPE, SCORES, LOG, CLASSES = "recipe.json", "scores.json", "log.jsonl", "classes.json"
+ENCODER, LOSS = "encoder_simclr.pth", "loss.npy"
+CHECKPOINT, CHECKPOINT_BEFORE = "checkpoint.pt", "checkpoint-before.pt"
+LOCK = ".running"
+VIEWS, REPORT, TABLE = "views.npy", "report.html", "embeddings.parquet"
+THUMBNAILS, MAPS = "thumbnails.npy", "maps.npz"
+MADE_BY = {
+    "train_emb.npy": "embed",
+    "test_emb.npy": "embed",
+    "train_ids.json": "embed",
+    "test_ids.json": "embed",
+    "train_lbl.npy": "embed",
+    "test_lbl.npy": "embed",
+    CLASSES: "embed",
+    THUMBNAILS: "embed",
+    TABLE: "embed",
+    "test_pred.npy": "probe",
+    "test_prob.npy": "probe",
+    MAPS: "draw",
+}  # whatever is not here is made by pretrain
+FIGURES = (
+    *("loss_curve.png", "health.png", "confusion_matrix.png"),
+    *("pca_embedding.png", "tsne_embedding.png", "views.png", "filters.png"),
+)
+PDFS = tuple(name.replace(".png", ".pdf") for name in FIGURES)
+FILES = (RECIPE, LOG, CHECKPOINT, CHECKPOINT_BEFORE, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, *FIGURES, *PDFS, REPORT)
+
+
+class Run:
+    """One run: a folder. Everything that comes after training knows only its files."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self._lock = -1  # the descriptor of a file that is locked
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def __reduce__(self) -> tuple[type[Run], tuple[Path]]:
+        return Run, (self.path,)  # a lock stays with its process
+
+    def lock(self) -> None:
+        """Let no other process train into the folder until `release`, or until this process ends.
+
+        Raises:
+            InputError: another one does.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        path = self.file(LOCK)
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise InputError(f"output folder {str(self.path)!r} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_ino != path.stat().st_ino:  # the one that just ended took it away
+                raise OSError
+        except OSError as error:
+            os.close(lock)
+            raise InputError(f"another process is training into the output folder {str(self.path)!r}") from error
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let others train into the folder."""
+        if self._lock >= 0:
+            self.file(LOCK).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = -1
+
+    def __del__(self) -> None:
+        self.release()  # a run that is gone locks nothing
+
+    @classmethod
+    def open(cls, run: Run | str | os.PathLike[str]) -> Run:
+        """The run in an existing folder.
+
+        Raises:
+            InputError: the folder is not there, or holds no run.
+        """
+        opened = run if isinstance(run, Run) else cls(run)
+        if not opened.path.is_dir():
+            raise InputError(f"run folder {str(opened.path)!r} does not exist")
+        if not opened.file(RECIPE).is_file():
+            raise InputError(f"folder {str(opened.path)!r} holds no run: it has no {RECIPE}")
+        return opened
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return read_json(self.file(RECIPE), dict)
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        return read_json(self.file(SCORES), dict) if self.file(SCORES).exists() else {}
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether the images were embedded and have no labels."""
+        return self.file("test_emb.npy").exists() and not self.file("test_lbl.npy").exists()
+
+    def update_scores(self, **values: Any) -> None:
+        """Merge these into scores.json. Dicts, such as `protocol`, are merged one level deep."""
+        scores = self.scores
+        for key, value in values.items():
+            old = scores.get(key)
+            scores[key] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
+        write_json(self.file(SCORES), scores)
+
+    def array(self, name: str) -> np.ndarray:
+        """The array in a `.npy` file.
+
+        Raises:
+            InputError: the file is missing (names the command that makes it) or damaged.
+        """
+        path = self.file(name)
+        if not path.exists():
+            raise InputError(f"{str(path)!r} is missing: `crlf {self._maker(name)}` makes it")
+        try:
+            with path.open("rb") as file:  # of a damaged archive numpy would leave its own open
+                array = np.load(file, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise ValueError("it is an archive")
+            return array
+        except Exception as error:  # a damaged header raises almost any kind
+            raise InputError(f"{str(path)!r} cannot be read as an array: {first_line(error)}") from error
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of log.jsonl, oldest first; a last line that a crash cut short is left out."""
+        if not self.file(LOG).exists():
+            return []
+        rows = []
+        for line in self.file(LOG).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    rows.append(row)
+        return rows
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes; none where there are no labels, or before `crlf embed`."""
+        path = self.file(CLASSES)
+        return [str(name) for name in read_json(path, list)] if path.exists() else []
+
+    def ids(self, split: str) -> list[str] | None:
+        """The name of each image of "train" or "test", of files the relative path; None before `crlf embed`."""
+        path = self.file(f"{split}_ids.json")
+        return [str(name) for name in read_json(path, list)] if path.exists() else None
+
+    def tensors(self, name: str) -> Any:
+        """What `torch.save` wrote: tensors and plain values only, on the CPU.
+
+        Raises:
+            InputError: the file is missing, damaged, or holds anything else.
+        """
+        import torch  # here, so that what only reads scores and figures starts without it
+
+        path = self.file(name)
+        if not path.exists():
+            raise InputError(f"{str(path)!r} is missing: `crlf {self._maker(name)}` makes it")
+        try:
+            data = path.read_bytes()
+            if not intact(data):
+                raise ValueError("its checksum is wrong")
+            if inflates(data):
+                raise ValueError("it holds more than its size")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise InputError(f"{str(path)!r} is damaged or holds more than tensors: {first_line(error)}") from error
+
+    def _maker(self, name: str) -> str:
+        command = MADE_BY.get(name, "pretrain")
+        return command if command == "pretrain" else f"{command} {self.path}"
+
+    def held(self) -> list[str]:
+        """The files of a run that are there."""
+        return [name for name in FILES if self.file(name).exists()]
+
+
+def claim(
+    path: str | os.PathLike[str],
+    recipe: dict[str, Any],
+    resume: bool,
+    overwrite: bool,
+    space: int = 0,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Run:
+    """Make a folder the place of a run, and write its recipe.json.
+
+    Args:
+        recipe: every setting, plain values.
+        resume: the folder's run has the same settings and goes on.
+        overwrite: the folder's run is removed first; files that no run writes stay.
+        space: bytes that the run will need.
+        complete: gives the recipe of an older run the settings that it does not know.
+
+    Raises:
+        InputError: the folder holds a run and neither was asked for, holds none to resume, holds one with other
+            settings, cannot be written, or its disk is full. Nothing was changed then.
+    """
+    run = Run(path)
+    held = run.held()
+    where = f"output folder {str(run.path)!r}"
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite exclude each other: pass one of them")
+    if resume:
+        if RECIPE not in held:
+            raise InputError(f"{where} holds no run to resume")
+        for name, here, there in difference(recipe, complete(run.recipe)):
+            raise InputError(f"{name} is {here!r}, but the run to resume in {str(run.path)!r} has {there!r}")
+        run.lock()
+        clear(run)
+        return run
+    if held and not overwrite:
+        raise InputError(f"{where} holds another run: --resume continues it, --overwrite replaces it")
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(run.path).free
+    except OSError as error:
+        raise InputError(f"{where} cannot be written: {error.strerror}") from error
+    if free < space:
+        raise InputError(f"{where} needs {space / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB free")
+    run.lock()
+    write_json(run.file(RECIPE), recipe)  # shows that the folder can be written before anything goes
+    for name in held:
+        if name != RECIPE:
+            run.file(name).unlink()
+    clear(run)
+    return run
+
+
+def clear(run: Run) -> None:
+    """Remove what a process that was killed while it wrote has left."""
+    for name in FILES:
+        for path in run.path.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
+
+
+def difference(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The settings in which two recipes differ: (name, value in a, value in b)."""
+    left, right = _flat(a), _flat(b)
+    return [(k, left.get(k), right.get(k)) for k in left | right if left.get(k) != right.get(k)]
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return flat

@@ -1,0 +1,36 @@
+"""Numbers as a reader writes them."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Such as 3 h 20 min, 2 min 5 s or 0.4 s."""
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes:
+        return f"{minutes} min {left} s" if left else f"{minutes} min"
+    return f"{seconds:.1f} s"
+
+
+def size(count: float) -> str:
+    """Bytes, such as 1.25 GB."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def say(line: str) -> None:
+    """One line on stderr, above any progress bar."""
+    tqdm.write(line, file=sys.stderr)

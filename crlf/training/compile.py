@@ -1,0 +1,65 @@
+"""torch.compile of a step's parts: the views, what a method projects, its loss, and the backward passes of both.
+
+Between them stand what no graph holds: random numbers that depend on (seed, step), and what several processes tell each
+other. It takes long at the first step (half a minute and more), and again when a shape changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from crlf.augmentation import Views
+from crlf.errors import InputError
+from crlf.methods.base import Method
+from crlf.recipe import Recipe
+from crlf.runtime import distributed
+
+BACKEND = "inductor"
+KERNELS = ("kernels", "all")  # the modes that compile
+GRAPHS = ("graphs", "all")  # the modes that replay a step (crlf.training.graphs)
+
+
+def require_compilable(recipe: Recipe, device: torch.device) -> None:
+    """Raise InputError where a step is to be replayed as a CUDA graph and cannot be."""
+    if recipe.compile not in GRAPHS:
+        return
+    asked = f"compile {recipe.compile!r}"
+    if device.type != "cuda":
+        raise InputError(f"{asked} needs device 'cuda', not {device.type!r}: 'kernels' compiles anywhere")
+    if distributed.world() > 1:
+        raise InputError(f"{asked} runs in one process, not in {distributed.world()}: 'kernels' compiles in any number")
+    for name, value, free in (
+        ("micro_batch", recipe.micro_batch, 0),
+        ("frozen_norm", recipe.frozen_norm, False),
+        ("final_weight_decay", recipe.optim.final_weight_decay, 1.0),
+    ):
+        if value != free:
+            raise InputError(f"{asked} needs {name} {free}, not {value}: 'kernels' takes any")
+
+
+@contextlib.contextmanager
+def compiled(method: Method, views: Views, mode: str) -> Iterator[None]:
+    """Within this block the method and its views are compiled; what they compute is the same but for rounding.
+
+    Args:
+        mode: one of devices.MODES: kernels and all fuse what follows on each other; the others leave all as it is.
+    """
+    if mode not in KERNELS:
+        yield
+        return
+
+    def fast(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, dynamic=False, backend=BACKEND)
+
+    plain = views.apply
+    method.project, method.loss = fast(method.project), fast(method.loss)  # type: ignore[method-assign]
+    views.apply = fast(plain)
+    try:
+        yield
+    finally:
+        del method.project, method.loss
+        views.apply = plain

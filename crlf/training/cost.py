@@ -1,0 +1,132 @@
+"""What a run will cost, before it begins: time, memory and disk, from a trial of a few images."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crlf import encoders
+from crlf.augmentation import Views
+from crlf.data import ImageSet
+from crlf.methods import Method
+from crlf.methods.base import loss_of
+from crlf.recipe import Recipe
+from crlf.runtime import distributed
+from crlf.runtime.devices import autocast, fits, memory_used, wait_for
+from crlf.runtime.seeding import generator
+from crlf.text import duration, size
+
+TRIAL = 32  # images; on a GPU the whole batch
+REPEATS = 5
+REPORT = 8_000_000  # bytes of the figures and the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run will cost."""
+
+    seconds: float
+    """Of training."""
+    epochs: float
+    """That fit in a time budget, or that were asked for."""
+    memory: int
+    """Bytes at the peak; on a GPU, of its memory."""
+    disk: int
+    """Bytes of the run folder when all is done."""
+
+    def __str__(self) -> str:
+        plural = "" if self.epochs == 1 else "s"
+        return (
+            f"estimate: {duration(self.seconds)} of training ({self.epochs:.3g} epoch{plural}), "
+            f"{size(self.memory)} of memory, {size(self.disk)} on disk"
+        )
+
+
+def estimate(
+    recipe: Recipe, data: ImageSet, method: Method, optimizers: list[torch.optim.Optimizer], done: float = 0.0
+) -> Estimate:
+    """The cost of training `method`, on the device where it is, by a trial on copies: nothing changes.
+
+    Args:
+        done: the share of the run that is done.
+    """
+    device = next(method.parameters()).device
+    method, optimizers = copy.deepcopy((method.train(), optimizers))
+    parts = distributed.parts_of(recipe.batch_size, recipe.micro_batch)  # of this process
+    part = max(map(len, parts))
+    images = max(2, min(part, TRIAL if device.type == "cpu" else part))  # a loss compares two or more
+    scale = sum(map(len, parts)) / images
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        activations = saved_bytes(lambda: forward(recipe, data, method, images, device))
+        learn = fastest(lambda: forward(recipe, data, method, images, device).backward(), device)
+        move = fastest(lambda: [optimizer.step() for optimizer in optimizers], device)
+    steps = recipe.steps_per_epoch(len(data))
+    forwards = 1.0 if len(parts) == 1 else 4 / 3  # a second one, beside a backward pass of two
+    epoch = steps * (scale * forwards * learn + move)  # seconds
+    epochs = 60 * recipe.minutes / epoch if recipe.minutes else recipe.epochs
+    weights = sum(p.nbytes for p in method.parameters())
+    moments = sum(
+        value.nbytes
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    )
+    resident = data.images.nbytes if fits(data.images.nbytes, device) else 0  # else a few batches (crlf.data.loader)
+    held = 2 * weights + moments + resident
+    # A test set has about a fifth of the images; the arrays and the table hold each row.
+    rows = 12 * embedding_bytes(recipe, data) // 5
+    return Estimate(
+        seconds=epochs * epoch * (1 - done),
+        epochs=epochs,
+        memory=held + int(part / images * activations) + memory_used(device),
+        disk=rows + 2 * weights + moments + REPORT,
+    )
+
+
+def embedding_bytes(recipe: Recipe, data: ImageSet) -> int:
+    """Of the file of the training images' embeddings."""
+    _, channels, *sides = data.images.shape
+    return 4 * len(data) * encoders.embedding_dim(recipe.encoder, channels, min(sides), recipe.embedding)
+
+
+def forward(recipe: Recipe, data: ImageSet, method: Method, images: int, device: torch.device) -> Tensor:
+    """The loss of the first images, on a training step's path."""
+    stream = generator(device, "views", recipe.seed, "estimate")
+    views = Views(recipe.augmentation)(data.images[:images].to(device), stream, recipe.views)
+    with autocast(recipe.precision, device):
+        labels = None if data.labels is None else data.labels[:images].to(device)
+        return loss_of(method, views.chunk(recipe.views), labels)[0]
+
+
+def saved_bytes(compute: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of what `compute` computes."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # what a node keeps of its own result would keep the node, for good
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        compute()
+    return sum(storages.values())
+
+
+def fastest(act: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of a few calls: what else the machine does only slows them."""
+    return min(timed(act, device) for _ in range(REPEATS))
+
+
+def timed(act: Callable[[], object], device: torch.device) -> float:
+    """Seconds."""
+    wait_for(device)
+    start = time.perf_counter()
+    act()
+    wait_for(device)
+    return time.perf_counter() - start

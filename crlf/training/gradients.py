@@ -1,0 +1,118 @@
+"""From the views of a batch to the gradients of its loss: at once, or in parts where the batch is larger than memory.
+
+In parts the gradients are those of the whole batch (Gao, Zhang, Han and Callan 2021, Scaling Deep Contrastive Learning
+Batch Size under Memory Limited Setup, section 3: GradCache). What a loss compares is small, and it meets nothing but
+that: so the parts are projected one after another and only their projections are kept; the loss of all projections
+gives a gradient to each; and each part is projected once more to take its own further down, to the weights. That costs
+a second forward pass, and the memory of one part.
+
+Shapes: V views, B images of this process, P projection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from crlf.methods.base import Method, compare
+from crlf.runtime.batch_norm import FrozenNorms, joined
+from crlf.runtime.distributed import add_up, whole_batch
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+
+
+def gradients(
+    method: Method,
+    views_of: Callable[[range], Sequence[Tensor]],
+    parts: Sequence[range],
+    labels: Tensor | None,
+    precision: contextlib.AbstractContextManager[Any],
+    frozen: bool = False,
+) -> Loss:
+    """Add the gradients of the batch's loss to those of the method's weights.
+
+    Args:
+        views_of: makes the views of some of the batch's images, each float (b, C, h, w); the same ones each time.
+        parts: the images of this process, in parts that are projected one at a time.
+        labels: int64 (B,), of this process's images; None unless the method is supervised.
+        precision: the autocast of the forward passes.
+        frozen: batch norm divides by what it remembers of earlier batches, and not by the moments of each part.
+
+    Returns:
+        The loss and what else the method logs, detached: those of the batch of all processes.
+    """
+    with FrozenNorms(method, passes=1 + (len(parts) > 1)) if frozen else joined():
+        if len(parts) == 1:
+            with precision:
+                loss, stats = whole_loss(method, method.project(views_of(parts[0])), labels)
+            loss.backward()
+        else:
+            loss, stats = in_parts(method, views_of, parts, labels, precision)
+    add_up(method.parameters())
+    return loss.detach(), stats
+
+
+def whole_loss(method: Method, projections: Sequence[Tensor], labels: Tensor | None) -> Loss:
+    """The loss of all processes' projections, each of this process's float (V, B, ...)."""
+    everyone = None if labels is None else whole_batch(labels, dim=0)
+    return compare(method, [whole_batch(rows) for rows in projections], everyone)
+
+
+def in_parts(
+    method: Method,
+    views_of: Callable[[range], Sequence[Tensor]],
+    parts: Sequence[range],
+    labels: Tensor | None,
+    precision: contextlib.AbstractContextManager[Any],
+) -> Loss:
+    """As `gradients`, with the activations of one part at a time."""
+    device = next(method.parameters()).device
+    found, states = [], []
+    with remembering(method, 0.0):
+        for part in parts:
+            states.append(random_state(device))
+            with precision:
+                projections = method.project(views_of(part))
+            found.append([rows.detach().requires_grad_(rows.requires_grad) for rows in projections])
+            del projections  # and with it the part's activations
+    with precision:
+        loss, stats = whole_loss(method, [torch.cat(rows, dim=1) for rows in zip(*found, strict=True)], labels)
+    loss.backward()
+    with remembering(method, 1 / len(parts)):
+        for part, state, cached in zip(parts, states, found, strict=True):
+            set_random_state(device, state)
+            with precision:
+                projections = method.project(views_of(part))
+            felt = [(rows, kept.grad) for rows, kept in zip(projections, cached, strict=True) if kept.grad is not None]
+            torch.autograd.backward([rows for rows, _ in felt], [grad for _, grad in felt])
+    return loss, stats
+
+
+@contextlib.contextmanager
+def remembering(method: nn.Module, share: float) -> Iterator[None]:
+    """Let batch norms remember a share of what they would of a batch: after n parts of 1 / n each, it is a batch's."""
+    norms = [module for module in method.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = None if momentum is None else 1 - (1 - momentum) ** share
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Of the generators that dropout draws from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,127 @@
+"""A step replayed as one CUDA graph.
+
+A step of a small network is hundreds of launches, each of some microseconds of the host: a GPU waits for them.
+Replayed, the whole step is one launch. A graph repeats the same kernels on the same memory, so what changes from step
+to step must be in tensors: the images, the random numbers of their views, the learning rates. What follows the weights
+by a schedule (`Method.after_step`) stays outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from crlf.methods.base import Method
+from crlf.optim import keep_rates_in_tensors
+from crlf.training.compile import GRAPHS
+from crlf.training.gradients import Loss
+
+WARM = 3  # steps before the graph is recorded: libraries choose their kernels, optimizers make their state
+
+
+class Take(Protocol):
+    """What takes a step, such as crlf.training.loop.Step."""
+
+    warm: int
+
+    def __call__(self, images: Tensor, numbers: Tensor, labels: Tensor | None, measured: bool = False) -> Loss: ...
+
+
+class Plain(Take, Protocol):
+    """A step that is taken as it is."""
+
+    method: Method
+    optimizers: Sequence[torch.optim.Optimizer]
+
+
+class CudaGraph:
+    """What a function does on the GPU, recorded once, and done again at each replay."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.graph = device, torch.cuda.CUDAGraph()
+
+    def record(self, function: Callable[[], Any]) -> Any:
+        """Record without doing: what the function returns is filled by the first replay."""
+        with torch.cuda.graph(self.graph):
+            return function()
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+class Replayed:
+    """A step that is taken a few times as it is, and from then on replayed.
+
+    Args:
+        recorder: makes what records and replays, such as `CudaGraph`.
+    """
+
+    warm = WARM + 1
+
+    def __init__(self, step: Plain, recorder: Callable[[], Any]):
+        self.step, self.recorder = step, recorder
+        self.taken = 0
+        self.graph: Any = None
+        self.inputs: list[Tensor | None] = []
+        self.found: Loss | None = None
+
+    def __call__(self, images: Tensor, numbers: Tensor, labels: Tensor | None, measured: bool = False) -> Loss:
+        """As `Step`; what it returns is written over by the next step."""
+        inputs = (images, numbers, labels)
+        if self.taken < WARM:
+            self.taken += 1
+            return aside(images.device, lambda: self.step(*inputs, measured=True))
+        if self.graph is None:
+            self.inputs = [None if value is None else value.clone() for value in inputs]
+            graph = self.recorder()
+            self.found = graph.record(self.whole)
+            self.graph = graph
+        for kept, new in zip(self.inputs, inputs, strict=True):
+            if kept is not None and new is not None:
+                kept.copy_(new)
+        self.graph.replay()
+        assert self.found is not None
+        return self.found
+
+    def whole(self) -> Loss:
+        """The step on the inputs that are kept. A buffer that it replaced, a queue's rows say, is put back where it was
+        with the new values: the next replay reads it there."""
+        images, numbers, labels = self.inputs
+        assert images is not None and numbers is not None
+        places = [
+            (module, name, value) for module in self.step.method.modules() for name, value in module._buffers.items()
+        ]
+        found = self.step(images, numbers, labels, measured=True)
+        for module, name, value in places:
+            new = module._buffers[name]
+            if value is not None and new is not None and new is not value:
+                value.copy_(new)
+                module._buffers[name] = value
+        return found
+
+
+def aside(device: torch.device, function: Callable[[], Loss]) -> Loss:
+    """Call a function on a stream of its own, as what comes before a recording must be; on a CPU just call it."""
+    if device.type != "cuda":
+        return function()
+    now, other = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    other.wait_stream(now)
+    with torch.cuda.stream(other):
+        found = function()
+    now.wait_stream(other)
+    return found
+
+
+def replayed(step: Plain, mode: str, device: torch.device) -> Take:
+    """The step as the recipe's `compile` wants it: taken as it is, or replayed as a graph.
+
+    Args:
+        mode: one of crlf.runtime.devices.MODES.
+    """
+    if mode not in GRAPHS:
+        return step
+    keep_rates_in_tensors(step.optimizers, device)
+    return Replayed(step, lambda: CudaGraph(device))

@@ -1,0 +1,197 @@
+"""The loop: batch, views, learning rate, loss, backward, step, log, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crlf.augmentation import Views
+from crlf.data import ImageSet
+from crlf.data.loader import batch_rows, batches
+from crlf.errors import InputError
+from crlf.methods.base import Method, SupervisedMethod
+from crlf.optim import rates, set_rates
+from crlf.recipe import Recipe
+from crlf.runs import checkpoints
+from crlf.runs.run import Run
+from crlf.runtime import distributed
+from crlf.runtime.devices import autocast, wait_for
+from crlf.runtime.interrupts import Interrupted, stop_requests
+from crlf.runtime.seeding import generator
+from crlf.training.budget import Course, course_of
+from crlf.training.compile import compiled
+from crlf.training.gradients import Loss, gradients
+from crlf.training.graphs import replayed
+from crlf.training.monitor import KnnCurve, Watch, gradient_norm
+from crlf.training.progress import Progress
+from crlf.training.results import finish, mean
+from crlf.training.state import State
+from crlf.training.trackers import tracked
+
+LIKELY = "a learning rate that is too high, a temperature that is too low, or images that are not finite"
+
+
+class Step:
+    """A step: views, loss, backward pass, and a move of the weights."""
+
+    warm = 1  # steps that take longer than the others, where they are compiled
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        optimizers: Sequence[torch.optim.Optimizer],
+        make_view: Views,
+        device: torch.device,
+    ):
+        self.recipe, self.method, self.optimizers, self.make_view = recipe, method, optimizers, make_view
+        self.precision = autocast(recipe.precision, device)
+        self.parts = distributed.parts_of(recipe.batch_size, recipe.micro_batch)  # as a rule one, the whole batch
+
+    def __call__(self, images: Tensor, numbers: Tensor, labels: Tensor | None, measured: bool = False) -> Loss:
+        """Take a step.
+
+        Args:
+            images: uint8 (B, C, H, W), of this process.
+            numbers: float (NUMBERS, B V), see `Views.numbers`, of the batch of all processes.
+            labels: int64 (B,), for a `SupervisedMethod` alone.
+            measured: whether the log shall have the norm of the gradient.
+
+        Returns:
+            The loss, a scalar, and what else the method logs, detached.
+        """
+
+        def views_of(part: range) -> Sequence[Tensor]:
+            """The views of some of the images, each float (b, C, h, w)."""
+            first = self.parts[0].start
+            own = images[part.start - first : part.stop - first]
+            return self.make_view.of_part(own, self.recipe.views, numbers, self.recipe.batch_size, part)
+
+        loss, stats = gradients(self.method, views_of, self.parts, labels, self.precision, self.recipe.frozen_norm)
+        if measured:
+            stats["gradient_norm"] = gradient_norm(self.method.parameters())
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss, stats
+
+
+def train(
+    run: Run,
+    recipe: Recipe,
+    data: ImageSet,
+    state: State,
+    started: float | None = None,
+    track: str = "none",
+    knn: KnnCurve | None = None,
+) -> None:
+    """The loop: batch, views, learning rate, loss, backward, step, after_step, log, save.
+
+    Args:
+        started: when the run did, on the clock of `time.perf_counter`; a time budget counts from then.
+        track: one of crlf.training.trackers.TRACKERS.
+        knn: what looks at the encoder now and then, and alone has the labels.
+    """
+    steps = len(state.losses)  # in an epoch
+    course = course_of(recipe, steps, state.step, state.share, state.seconds, started)
+    method, device = state.method.train(), state.device
+    make_view, watch = Views(recipe.augmentation), Watch(recipe, data.images, device)
+    step = Step(recipe, method, state.optimizers, make_view, device)
+
+    def rows_of(step_number: int) -> Tensor:
+        data.require_unchanged()
+        rows = batch_rows(step_number, len(data), recipe.batch_size, recipe.seed)
+        return rows[step.parts[0].start : step.parts[-1].stop]  # this process's
+
+    def labels_of(step_number: int) -> Tensor | None:
+        if data.labels is None or not isinstance(method, SupervisedMethod):
+            return None  # no other method has labels in reach
+        return data.labels[rows_of(step_number)].to(device, non_blocking=True)
+
+    with (
+        stop_requests() as stop,
+        tracked(track, run, state.step) as send,
+        batches(data.images, rows_of, device) as pixels,
+        compiled(method, make_view, recipe.compile),
+        Progress(run, course, steps, recipe.batch_size, state.step, send) as progress,
+    ):
+        take, begun = replayed(step, recipe.compile, device), state.step
+        clock = time.perf_counter() - state.seconds
+        while not course.over(state.step):
+            i = state.step % steps
+            last = i == steps - 1  # of the epoch
+            images = pixels[state.step]  # uint8 (B, C, H, W)
+            numbers = make_view.numbers(recipe.batch_size, recipe.views, stream_of(recipe, state))
+            set_rates(state.optimizers, **rates(recipe.optim, course.share(state.step + 0.5)))
+            loss, stats = take(images, numbers, labels_of(state.step), measured=last)  # views, loss, backward, step
+            state.step += 1
+            method.after_step(course.share(state.step))
+            state.losses[i] = loss
+            if recipe.compile != "none" and state.step - begun == take.warm:
+                wait_for(device)
+                state.first_step = time.perf_counter() - clock - state.seconds
+            stopped, due = distributed.highest(stop[0] if stop else 0, course.due(state.step))
+            if last or stopped or due:
+                require_finite(state.losses[: i + 1], state.step - i, run)  # waits for the device
+                [state.seconds] = distributed.highest(time.perf_counter() - clock)
+                course.look(state.step, state.seconds)
+                state.share = course.share(state.step)
+                if last or course.over(state.step):
+                    stats |= looks(watch, knn, step, state)
+                progress.log(state.step, state.losses[: i + 1].cpu(), state.seconds, lr(state.optimizers), stats)
+            if last:
+                state.epoch_losses.append(mean(state.losses))
+            if last or stopped or course.over(state.step):  # a clock may end within an epoch
+                require_finite_weights(method, state.step, run)
+                at_once = bool(stopped) or course.over(state.step)
+                distributed.by_first(lambda at_once=at_once: state.save(run, at_once))  # type: ignore[misc]
+                watch.stop(run)
+            if stopped:
+                raise Interrupted(int(stopped), f"stopped after {progress_of(course, state)}: --resume continues it")
+    distributed.by_first(lambda: finish(run, recipe, data, state))
+
+
+def stream_of(recipe: Recipe, state: State) -> torch.Generator:
+    """What the views of the next step are drawn from: a function of the seed and the step."""
+    return generator(state.device, "views", recipe.seed, state.step)
+
+
+def looks(watch: Watch, knn: KnnCurve | None, step: Step, state: State) -> dict[str, Any]:
+    """What an epoch's line of the log says of the features."""
+    with step.precision:
+        found = watch.look(step.method, state.step, state.seconds)
+        return found | (knn.look(step.method.encoder, state.seconds) if knn else {})
+
+
+def progress_of(course: Course, state: State) -> str:
+    return f"step {state.step} of {course.steps(state.step):.0f}"
+
+
+def lr(optimizers: list[torch.optim.Optimizer]) -> float:
+    return float(optimizers[0].param_groups[0]["lr"])
+
+
+def require_finite(losses: Tensor, first_step: int, run: Run) -> None:
+    """Stop when one of these losses, of the steps from `first_step` on, is NaN or infinite."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step = first_step + int(bad[0])
+        raise InputError(f"the loss of step {step} is {losses[bad[0]].item()}: likely {LIKELY}; {what_is_saved(run)}")
+
+
+def require_finite_weights(method: torch.nn.Module, step: int, run: Run) -> None:
+    """Stop when a weight or a statistic is NaN or infinite: a loss can be a number and its gradient not."""
+    values = {name: value for name, value in method.state_dict().items() if value.is_floating_point()}
+    sound = torch.stack([value.isfinite().all() for value in values.values()]).tolist()  # waits for the device once
+    if not all(sound):
+        name, why = list(values)[sound.index(False)], f"likely {LIKELY}; {what_is_saved(run)}"
+        raise InputError(f"weights {name!r} hold NaN or infinite values after step {step}: {why}")
+
+
+def what_is_saved(run: Run) -> str:
+    where = f"the last good checkpoint is in {str(run.path)!r}"
+    return where if checkpoints.kept(run) else "no epoch was finished"

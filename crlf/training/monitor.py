@@ -1,0 +1,241 @@
+"""What is looked at while a run trains, now and then: whether its features are sound, and kNN on a sample.
+
+Whether they are sound is told without a label (crlf.metrics.geometry). kNN is asked on a sample of the training images,
+whose labels nothing else of the run is given. It tells how training goes, not how good the encoder is: the sample is
+small, the encoder is taken without the regions and mirror images of `crlf embed`, and the images that are asked about
+were trained on, if without their labels. The test images stay unseen for `crlf probe`.
+
+Shapes: N training images, n of the sample that vote and m that are asked about, D embedding, P projection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from crlf.augmentation import Views, normalise
+from crlf.data import ImageSet
+from crlf.errors import InputError
+from crlf.methods import METHODS
+from crlf.methods.base import Method, SupervisedMethod
+from crlf.metrics.geometry import (
+    SETTLED,
+    centred,
+    describe,
+    diagnose,
+    histogram,
+    similarities,
+    singular_values,
+    spectrum,
+)
+from crlf.metrics.knn import HEADLINE, knn_predict
+from crlf.recipe import Recipe
+from crlf.runs.run import Run
+from crlf.runtime import distributed
+from crlf.runtime.seeding import generator
+
+SAMPLE = 512  # images, of which two views each are embedded
+SHARE = 0.02  # of the training time that measuring them may take, after the first epoch's
+
+VOTERS, ASKED = 2000, 1000  # images of kNN
+LEAST = 20  # images asked about; fewer say nothing
+KNN_BATCH = 500
+KNN_SHARE = 0.01  # of the training time that kNN may take, after the first look
+
+
+# The features
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The length of the gradient of all parameters together, a scalar; those without one do not count."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def measure(
+    method: Method, images: Tensor, make_view: Callable[..., Tensor], stream: torch.Generator, batch: int = SAMPLE
+) -> dict[str, float]:
+    """Every measure of the embeddings h and, where the method has a projector, of its projections z, as `h_rankme`, ….
+
+    Of h, which is what is kept, the rank matters; of z, which is what the loss compares, alignment, uniformity and
+    spread. Nothing of the method changes.
+
+    Args:
+        images: uint8 (N, C, H, W), on the method's device; two or more.
+        make_view: as `crlf.augmentation.Views`.
+        stream: what the views are drawn from.
+        batch: images at a time; they decide which views are drawn.
+    """
+    return {k: v for k, v in examine(method, images, make_view, stream, batch).items() if isinstance(v, float)}
+
+
+def examine(
+    method: Method, images: Tensor, make_view: Callable[..., Tensor], stream: torch.Generator, batch: int
+) -> dict[str, Any]:
+    """As `measure`, and what is more than a number: `h_spectrum`, see `spectrum`, and `positive_histogram` and
+    `negative_histogram` of the cosines of what the loss compares, see `similarities`."""
+    pairs = embed_pairs(method, images, make_view, stream, batch)
+    values = {name: singular_values(centred(a)) for name, (a, _) in pairs.items()}
+    found: dict[str, Any] = {}
+    for name, (a, b) in pairs.items():
+        found |= {f"{name}_{key}": value for key, value in describe(a, b, values[name]).items()}
+    positive, negative = similarities(*pairs["z" if "z" in pairs else "h"])
+    found |= {"positive_histogram": histogram(positive), "negative_histogram": histogram(negative)}
+    return found | {"h_spectrum": [round(value, 6) for value in spectrum(values["h"])]}
+
+
+@torch.no_grad()
+def embed_pairs(
+    method: Method, images: Tensor, make_view: Callable[..., Tensor], stream: torch.Generator, batch: int
+) -> dict[str, Tensor]:
+    """{"h": float32 (2, N, D), "z": float32 (2, N, P)}: two views of each image, in evaluation mode; see `measure`."""
+    projector = getattr(method, "projector", None)
+    rows: list[Tensor] = []
+    with evaluating(method):
+        for part in images.split(batch):
+            views = make_view(part, stream, 2)  # (2 B, C, h, w)
+            rows.append(method.encoder(views).unflatten(0, (2, -1)))  # (2, B, D)
+        h = torch.cat(rows, dim=1)
+        z = {} if projector is None else {"z": projector(h.flatten(0, 1)).unflatten(0, (2, -1)).float()}
+    return {"h": h.float(), **z}
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards each part's own again."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+class Watch:
+    """Measures a run's method now and then, on one sample of its training images, and says once when it collapses.
+
+    Args:
+        pixels: the training images, uint8 (N, C, H, W), anywhere.
+        device: the method's.
+    """
+
+    def __init__(self, recipe: Recipe, pixels: Tensor, device: torch.device | str = "cpu"):
+        order = torch.randperm(len(pixels), generator=generator("cpu", "health", recipe.seed))
+        self.recipe = recipe
+        self.images = pixels[order[:SAMPLE].to(pixels.device)].to(device)  # not the first: those may be of one class
+        self.make_view = Views(recipe.augmentation)
+        self.seconds = self.last = 0.0  # that looking took
+        self.judged = False
+        self.collapse: str | None = None  # what was found, for good
+
+    def look(self, method: Method, step: int, seconds: float) -> dict[str, Any]:
+        """What the log shall hold, see `examine`.
+
+        Nothing when another look would take more than `SHARE` of the seconds of training so far. The first look is
+        always taken, and the first after `SETTLED` steps, from where on a collapse is one.
+        """
+        if distributed.rank() > 0:
+            return {}  # all processes have the same weights: the first one looks
+        settled = step >= SETTLED
+        needed = not self.seconds or (settled and not self.judged)
+        if not needed and self.seconds + self.last > SHARE * seconds:
+            return {}
+        start = time.perf_counter()
+        stream = generator(self.images.device, "health", self.recipe.seed, "views")
+        health = examine(method, self.images, self.make_view, stream, self.recipe.batch_size)
+        self.last = time.perf_counter() - start
+        self.seconds += self.last
+        if settled:
+            self.judged = True
+            self.judge(diagnose(health))
+        return health
+
+    def judge(self, found: str | None) -> None:
+        """Say a collapse, once; a run that it stops says it in its last line."""
+        if found and not self.collapse:
+            self.collapse = found
+            if not self.recipe.stop_on_collapse:
+                tqdm.write(f"warning: {found}", file=sys.stderr)
+
+    def stop(self, run: Run) -> None:
+        """Raise InputError when the run has collapsed and is to stop then."""
+        if self.recipe.stop_on_collapse and distributed.highest(self.collapse is not None) == [1]:  # all processes end
+            raise InputError(f"{self.collapse}; stopped, and the checkpoint is in {str(run.path)!r}")
+
+
+# kNN
+
+
+class KnnCurve:
+    """The accuracy of kNN on one sample, now and then.
+
+    Args:
+        images: uint8 (N, C, H, W), in memory or mapped; the sample is read when it is looked at.
+        labels: int64 (n + m,), of the sample alone.
+        rows: int64 (n + m,), where the sample lies: first those that vote.
+        asked: m.
+        device: the encoder's.
+    """
+
+    def __init__(
+        self, recipe: Recipe, images: Tensor, labels: Tensor, rows: Tensor, asked: int, device: torch.device | str
+    ):
+        self.settings, self.device = recipe.augmentation, device
+        self.images, self.labels, self.rows = images, labels.numpy(), rows
+        self.voters = len(rows) - asked
+        self.seconds = self.last = 0.0  # that looking took
+        self.protocol = (
+            f"kNN while it trains: {self.voters:,} training images vote on {asked:,} others (k = {HEADLINE}, cosine); "
+            "their labels are for this evaluation only"
+        )
+
+    def look(self, encoder: nn.Module, seconds: float) -> dict[str, Any]:
+        """What the log shall hold: `knn_accuracy`, 0..1, and its protocol. Nothing of the encoder changes.
+
+        Nothing when another look would take more than `KNN_SHARE` of the seconds of training so far; the first is
+        always taken, and says on the terminal what it is.
+        """
+        if distributed.rank() > 0 or (self.seconds and self.seconds + self.last > KNN_SHARE * seconds):
+            return {}  # all processes have the same weights: the first one looks
+        if not self.seconds:
+            tqdm.write(self.protocol, file=sys.stderr)
+        start = time.perf_counter()
+        rows, n = self.embed(encoder), self.voters
+        found = knn_predict(rows[:n].numpy(), self.labels[:n], rows[n:].numpy(), HEADLINE)
+        self.last = time.perf_counter() - start
+        self.seconds += self.last
+        return {"knn_accuracy": float((found == self.labels[n:]).mean()), "knn_protocol": self.protocol}
+
+    @torch.no_grad()
+    def embed(self, encoder: nn.Module) -> Tensor:
+        """The sample's embeddings, in evaluation mode: float32 (n + m, D) on the CPU."""
+        found = []
+        with evaluating(encoder):
+            for rows in self.rows.split(KNN_BATCH):
+                part = self.images[rows].to(self.device)  # (b, C, H, W)
+                found.append(encoder(normalise(part, self.settings)).float().cpu())
+        return torch.cat(found)
+
+
+def knn_curve(recipe: Recipe, data: ImageSet, device: torch.device | str) -> KnnCurve | None:
+    """The evaluation of a run, or None where there is nothing to tell.
+
+    That is so without labels, with less than `LEAST` images to ask about, with one class, and when the method is
+    supervised: it has learned the labels that would be asked for.
+    """
+    if data.labels is None or issubclass(METHODS[recipe.method], SupervisedMethod):
+        return None
+    order = torch.randperm(len(data), generator=generator("cpu", "knn", recipe.seed))
+    asked = min(ASKED, len(data) // 3)
+    rows = order[: min(VOTERS, len(data) - asked) + asked]
+    labels = data.labels[rows]
+    if asked < LEAST or len(labels[:-asked].unique()) < 2:
+        return None
+    return KnnCurve(recipe, data.images, labels, rows, asked, device)

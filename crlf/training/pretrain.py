@@ -1,0 +1,110 @@
+"""Pretraining: from images to a trained encoder, in a run folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from crlf.data import ImageSet, load_for_pretraining
+from crlf.errors import InputError
+from crlf.methods import METHODS
+from crlf.methods.base import SupervisedMethod
+from crlf.recipe import RECIPES, Recipe
+from crlf.runs import checkpoints
+from crlf.runs.run import Run, claim
+from crlf.runtime import distributed
+from crlf.runtime.devices import keep_freed_memory, memory_there, pick_device
+from crlf.text import size
+from crlf.training.compile import require_compilable
+from crlf.training.cost import embedding_bytes, estimate
+from crlf.training.loop import train
+from crlf.training.monitor import knn_curve
+from crlf.training.results import save_views
+from crlf.training.state import State, completed
+from crlf.training.trackers import require_tracker
+
+
+@distributed.together()
+def pretrain(
+    recipe: Recipe = RECIPES["default"],
+    *,
+    out: str | Path = "simclr_output",
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    track: str = "none",
+) -> Run:
+    """Train an encoder without labels; under torchrun on all of its processes, each of which calls this.
+
+    Args:
+        recipe: every setting of the run.
+        out: the run folder, made if need be.
+        data_dir: where a data set known by name lies; by default the cache.
+        device: "cpu", "cuda", "mps", or "auto" for the first that is there of cuda, mps and cpu.
+        resume: continue the run in `out` from its checkpoint.
+        overwrite: remove the run in `out` first.
+        track: what the log goes to as well: tensorboard, wandb or mlflow; on this machine, see trackers.py.
+
+    Returns:
+        The run; its folder now holds the encoder, the losses, the log, the recipe and the checkpoint.
+
+    Raises:
+        InputError: a wrong setting, data set or folder, a loss that is not finite, or a collapse that the recipe asks
+            to stop at; nothing is lost.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
+    """
+    started = time.perf_counter()
+    keep_freed_memory()
+    require_tracker(track)
+    place = distributed.own_device(pick_device(device))
+    with distributed.first_alone():
+        data = load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
+        recipe.steps_per_epoch(len(data))
+        require_labels(recipe, data)
+        require_difference(recipe, data)
+        distributed.require_share(recipe.batch_size, place)
+        require_compilable(recipe, place)
+        state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
+    space = 5 * embedding_bytes(recipe, data) // 2
+    run = distributed.by_first(lambda: claim(out, recipe.to_dict(), resume, overwrite, space, completed))
+    try:
+        if resume and checkpoints.kept(run):
+            state.load(run)
+        if distributed.rank() == 0:
+            save_views(run, recipe, data)
+            tell_cost(state, data)
+        train(run, recipe, data, state, started, track, knn_curve(recipe, data, place))
+    finally:
+        run.release()
+    return run
+
+
+def require_labels(recipe: Recipe, data: ImageSet) -> None:
+    """Raise InputError when the method is given labels and the images have none."""
+    if issubclass(METHODS[recipe.method], SupervisedMethod) and data.labels is None:
+        raise InputError(f"method {recipe.method!r} learns from labels, but the data set {recipe.data!r} has none")
+
+
+def require_difference(recipe: Recipe, data: ImageSet) -> None:
+    """Raise InputError when all images are one: to tell them apart is all that there is to learn."""
+    first = data.images[:1]
+    if all(torch.equal(part, first.expand_as(part)) for part in data.images.split(100)):
+        raise InputError(f"images of {recipe.data!r} must differ, but all {len(data):,} are the same")
+
+
+def tell_cost(state: State, data: ImageSet) -> None:
+    """Say what the encoder chose and what the run will take, and when that is more memory than there is."""
+    if state.share >= 1:
+        return
+    if choice := getattr(state.method.encoder, "choice", ""):
+        print(f"encoder {state.recipe.encoder}: {choice}", file=sys.stderr)
+    cost = estimate(state.recipe, data, state.method, state.optimizers, state.share)
+    print(cost, file=sys.stderr)
+    there = memory_there(state.device)
+    if there and cost.memory > there:
+        advice = "a smaller --batch-size or fewer --views need less"
+        print(f"warning: that is more memory than the {size(there)} that are there: {advice}", file=sys.stderr)

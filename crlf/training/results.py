@@ -1,0 +1,68 @@
+"""What a trained run is known by: weights, losses, views and scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crlf.augmentation import Views, denormalise, normalise, view_size
+from crlf.data import ImageSet
+from crlf.methods.base import SupervisedMethod, training_flops
+from crlf.recipe import Recipe
+from crlf.runs.files import save_array, save_tensors
+from crlf.runs.run import ENCODER, LOSS, VIEWS, Run
+from crlf.runtime import distributed
+from crlf.runtime.devices import describe, dtype_of
+from crlf.runtime.seeding import generator
+from crlf.training.state import State
+
+
+def mean(losses: Tensor) -> float:
+    """In float64, on the CPU: Apple's GPUs have none."""
+    return losses.cpu().double().mean().item()
+
+
+def save_views(run: Run, recipe: Recipe, data: ImageSet, images: int = 10) -> None:
+    """Write the first images, in the size of a view, beside views of them: uint8 (n, 1 + V, C, h, w)."""
+    first = data.images[:images]
+    stream = generator("cpu", "views", recipe.seed, "sample")
+    views = [Views(recipe.augmentation)(first, stream) for _ in range(recipe.views)]
+    originals = F.interpolate(
+        normalise(first, recipe.augmentation), views[0].shape[2:], mode="bilinear", antialias=True
+    )
+    shown = denormalise(torch.stack([originals, *views], dim=1), recipe.augmentation)
+    save_array(run.file(VIEWS), shown.numpy())
+
+
+def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
+    """Write what a trained run is known by."""
+    weights = {name: value.cpu() for name, value in state.method.encoder.state_dict().items()}
+    save_tensors(run.file(ENCODER), weights)
+    part = state.step % len(state.losses)  # of an epoch that the clock cut short
+    losses = state.epoch_losses + [mean(state.losses[:part])] * (part > 0)
+    save_array(run.file(LOSS), np.array(losses, dtype=np.float64))
+    images_seen = state.step * recipe.batch_size
+    view = [view_size(side, recipe.augmentation) for side in data.images.shape[2:]]
+    forwards = 1 if len(distributed.parts_of(recipe.batch_size, recipe.micro_batch)) == 1 else 2
+    flops = training_flops(state.method, recipe.views, data.images.shape[1], view[0], view[1], forwards)
+    run.update_scores(
+        method=recipe.method,
+        supervised=isinstance(state.method, SupervisedMethod),
+        encoder=recipe.encoder,
+        data=recipe.data,
+        image_shape=list(data.images.shape[1:]),
+        seed=recipe.seed,
+        epochs=round(state.step / len(state.losses), 2) if part else state.step // len(state.losses),
+        views_seen=images_seen * recipe.views,
+        train_seconds=state.seconds,
+        images_per_second=images_seen / state.seconds,
+        **({"first_step_seconds": state.first_step} if state.first_step else {}),
+        pflop=flops * images_seen * recipe.views / 1e15,
+        loss=losses[-1],
+        device=describe(state.device),
+        processes=distributed.world(),
+        precision=str(dtype_of(recipe.precision, state.device)).removeprefix("torch."),
+        torch=torch.__version__,
+    )

@@ -1,0 +1,98 @@
+"""What changes while a run trains, and so what a checkpoint holds."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from crlf import encoders
+from crlf.augmentation import normalise, view_size
+from crlf.data import ImageSet
+from crlf.errors import InputError
+from crlf.methods import METHODS
+from crlf.optim import OPTIMIZERS
+from crlf.recipe import Recipe
+from crlf.runs import checkpoints
+from crlf.runs.run import Run, difference
+
+CHEAP = 0.25  # seconds of a checkpoint that is written after every epoch
+SHARE = 0.05  # of the time that others may take
+
+
+def completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an older run; what was not a setting yet was as the default is."""
+    return Recipe.from_dict(recipe).to_dict()
+
+
+def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> None:
+    """Raise InputError unless the encoder takes the images, as they are embedded in the end, and their views."""
+    normalise(data.images[:1], recipe.augmentation)  # refuses statistics of another number of channels
+    _, channels, height, width = data.images.shape
+    encoders.trial(encoder, recipe.encoder, channels, height, width)
+    height, width = (view_size(side, recipe.augmentation) for side in (height, width))
+    advice = "; --resolution 1 makes the views as large as the images"
+    encoders.trial(encoder, recipe.encoder, channels, height, width, advice)
+
+
+class State:
+    """What changes while a run trains, and so what a checkpoint holds."""
+
+    def __init__(self, recipe: Recipe, data: ImageSet, device: torch.device):
+        _, channels, height, width = data.images.shape
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            encoder = encoders.build(recipe.encoder, channels, min(height, width))
+            require_fit(encoder, recipe, data)
+            self.method = METHODS[recipe.method](encoder, recipe.head).to(device)
+        named = list(self.method.named_parameters())
+        self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim.for_batch(recipe.batch_size))
+        self.recipe = recipe
+        self.device = device
+        self.fingerprint = data.fingerprint()
+        self.step = 0  # steps done
+        self.seconds = 0.0  # of training so far
+        self.first_step = 0.0  # seconds of this process's first step, with its compiling
+        self.share = 0.0  # of the run that is done
+        self.saved = self.save_took = 0.0  # when the last checkpoint was written, and the seconds that it took
+        self.losses = torch.zeros(recipe.steps_per_epoch(len(data)), device=device)  # of this epoch's steps
+        self.epoch_losses: list[float] = []  # the mean of each whole epoch
+
+    def save(self, run: Run, at_once: bool = True) -> None:
+        """Write a checkpoint: now, or only where that is cheap beside the training since the last one."""
+        begun = time.perf_counter()
+        if not at_once and self.save_took > CHEAP and begun - self.saved < self.save_took / SHARE:
+            return
+        values = {
+            "recipe": self.recipe.to_dict(),
+            "method": self.method.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "losses": self.losses,
+            "fingerprint": self.fingerprint,
+            **{name: getattr(self, name) for name in ("step", "seconds", "share", "epoch_losses")},
+        }
+        checkpoints.save(run, values)
+        self.saved = time.perf_counter()
+        self.save_took = self.saved - begun
+
+    def load(self, run: Run) -> None:
+        values = checkpoints.load(run)
+        where = f"the checkpoint in {str(run.path)!r}"
+        try:
+            for name, here, there in difference(self.recipe.to_dict(), completed(values["recipe"])):
+                raise InputError(f"{name} is {here!r}, but {where} has {there!r}")
+            if values.get("fingerprint", self.fingerprint) != self.fingerprint:  # older ones have none
+                raise InputError(f"the images of {self.recipe.data!r} are not those that {where} was trained on")
+            self.method.load_state_dict(values["method"])
+            for optimizer, saved in zip(self.optimizers, values["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            if values["losses"].shape != self.losses.shape:
+                raise ValueError(f"it holds the losses of {len(values['losses'])} steps, not {len(self.losses)}")
+            self.losses.copy_(values["losses"])
+            for name in ("step", "seconds", "share", "epoch_losses"):
+                setattr(self, name, values[name])
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{where} is damaged: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,156 @@
+"""What training looked like: the loss, and the health of the features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from crlf.runs.run import LOG, LOSS, Run
+from crlf.visualization.figures.run_arrays import NotDrawn
+from crlf.visualization.figures.style import MARKERS, PALETTE, narrow, points, sheet, styled, tag
+
+LOSSES = {
+    "simclr": "NT-Xent",
+    "dcl": "DCL",
+    "mocov2": "InfoNCE",
+    "mocov3": "InfoNCE",
+    "barlow": "Barlow Twins",
+    "vicreg": "VICReg",
+    "supcon": "SupCon",
+}  # what a method's loss is called in its paper
+
+
+@styled()
+def loss_curve(run: Run) -> Figure:
+    """The loss over training: what was logged as a line, the mean of each epoch as a point."""
+    means = np.atleast_1d(run.array(LOSS)) if run.file(LOSS).exists() else np.empty(0)
+    rows = [row for row in run.log() if isinstance(row.get("loss"), float) and row.get("epoch")]
+    if not rows and not means.size:
+        raise NotDrawn(f"{str(run.file(LOG))!r} holds no loss yet: `crlf pretrain` writes it")
+    recipe = run.recipe
+    done = float(max(len(means), *(row["epoch"] for row in rows[-1:]), 0))
+    caption = "Logged values are means over the steps since the one before. " if rows else ""
+    figure = sheet((8, 4.6), loss_title(recipe, rows, means, done), caption + tag(recipe))
+    axes = figure.subplots()
+    if rows:
+        axes.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], color=PALETTE[8], lw=1.3, label="logged")
+    if means.size:
+        middles, line = np.arange(len(means)) + 0.5, "o" if rows else "o-"
+        axes.plot(middles, means, line, color=PALETTE[0], ms=5, label="mean of an epoch")
+    for chance, formula in chance_loss(recipe):
+        axes.axhline(chance, color=PALETTE[1], ls=(0, (4, 3)), lw=1.4, label=f"chance: {formula} = {chance:.2f}")
+    axes.set(xlabel="epoch", ylabel="loss", xlim=(0, done))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", lw=0.6)
+    key(axes, ncols=3, columnspacing=1.6)
+    return figure
+
+
+def loss_title(recipe: dict[str, Any], rows: list[dict[str, Any]], means: np.ndarray, done: float) -> str:
+    course = list(means) if len(means) > 1 or not rows else [row["loss"] for row in rows]
+    name = LOSSES.get(str(recipe.get("method")), "")
+    asked = recipe.get("epochs", done)
+    epochs = f"{round(done, 1):g} of {asked:,} epochs" if done < asked else f"{done:,.0f} epoch{'s'[: done > 1]}"
+    facts = [f"{rows[-1]['step'] / rows[-1]['epoch']:,.0f} steps each"] if rows else []
+    if "temperature" in (recipe.get("head") or {}):
+        facts.append(f"τ {recipe['head']['temperature']:g}")
+    numbers = " → ".join(f"{value:.2f}" for value in dict.fromkeys((course[0], course[-1])))
+    return f"Loss: {name + ' ' * bool(name)}{numbers} over {epochs}" + (f" ({', '.join(facts)})" if facts else "")
+
+
+def chance_loss(recipe: dict[str, Any]) -> list[tuple[float, str]]:
+    """NT-Xent when all similarities are equal: the positive is as likely as each of V (B - 1) negatives."""
+    if recipe.get("method") != "simclr" or not {"views", "batch_size"} <= set(recipe):
+        return []
+    terms = recipe["views"] * (recipe["batch_size"] - 1) + 1
+    return [(float(np.log(terms)), f"ln {terms:,}")]
+
+
+HEALTH = {
+    "rankme": "RankMe",
+    "alignment": "alignment (0 is best)",
+    "uniformity": "uniformity (low is even)",
+    "spread": "spread (0 is collapse)",
+}  # measures of `crlf.training.monitor`, each in a panel of its own
+
+
+@styled()
+def health(run: Run) -> Figure:
+    """Rank, alignment, uniformity and spread over training, and at its end the cosines and the singular values."""
+    rows = [row for row in run.log() if isinstance(row.get("h_rankme"), float) and row.get("epoch")]
+    if not rows:
+        raise NotDrawn(f"{str(run.file(LOG))!r} holds no health yet: `crlf pretrain` logs it after an epoch")
+    caption = (
+        "From two views each of some training images, no label; h is the embedding, z what the loss compares. Last two "
+        "panels: cosines at the end, and singular values of h as shares of the first: a slow fall is a high rank. "
+    )
+    figure = sheet((8, 12 if narrow() else 6.2), health_title(rows), caption + tag(run.recipe))
+    panels = list(figure.subplots(*((3, 2) if narrow() else (2, 3))).flat)
+    for axes, (measure, label) in zip(panels, HEALTH.items(), strict=False):
+        over_epochs(axes, rows, measure)
+        axes.set(xlabel="epoch", ylabel=label)
+    cosines(panels[4], rows[-1])
+    decay(panels[5], rows)
+    for axes in (axes for axes in panels if axes.get_legend_handles_labels()[0]):
+        key(axes, ncols=2, fontsize=points(8.5), handlelength=1.2, handletextpad=0.5, columnspacing=1.0)
+    return figure
+
+
+def key(axes: Axes, ncols: int, **how: Any) -> None:
+    """The legend: above the axes, or within them where a column of a paper has no room beside it."""
+    if narrow():
+        axes.legend(loc="best", fontsize=points(8), handlelength=1.2)
+    else:
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=ncols, borderaxespad=0.2, **how)
+
+
+def health_title(rows: list[dict[str, Any]]) -> str:
+    place = "z" if isinstance(rows[-1].get("z_spread"), float) else "h"
+    first, last = rows[0], rows[-1]
+    ranks = " → ".join(dict.fromkeys(f"{row['h_rankme']:.0f}" for row in (first, last)))
+    texts = {"alignment": ".2f", "uniformity": ".2f", "spread": ".2f"}
+    numbers = ", ".join(
+        f"{key} {last[f'{place}_{key}']:{form}}".replace("-", "−")
+        for key, form in texts.items()
+        if isinstance(last.get(f"{place}_{key}"), float)
+    )
+    return f"Health by epoch {last['epoch']:.3g}: RankMe {ranks}; {place}: {numbers or 'no numbers'}"
+
+
+def over_epochs(axes: Axes, rows: list[dict[str, Any]], measure: str) -> None:
+    """A line for h and one for z, where they were measured."""
+    for place, colour, marker in zip("hz", PALETTE, MARKERS, strict=False):
+        known = [(r["epoch"], r[f"{place}_{measure}"]) for r in rows if isinstance(r.get(f"{place}_{measure}"), float)]
+        if known:
+            axes.plot(*zip(*known, strict=True), f"{marker}-", color=colour, ms=3.5, lw=1.3, label=place)
+    axes.set(xlim=(0, 1.03 * rows[-1]["epoch"]), **({"ylim": (0, 1.05)} if measure == "spread" else {}))
+    axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes.ticklabel_format(style="plain", useOffset=False)  # a power above the axis would meet the legend
+    axes.grid(axis="y", lw=0.6)
+
+
+def cosines(axes: Axes, row: dict[str, Any]) -> None:
+    """How the cosines of two views lie: of one image, and of two images."""
+    kinds = {"one image": "positive_histogram", "two images": "negative_histogram"}
+    for (name, key), colour in zip(kinds.items(), PALETTE[2:], strict=False):
+        counts = np.asarray(row.get(key) or [0.0], dtype=float)
+        share = counts / max(1.0, counts.sum())
+        axes.stairs(share, np.linspace(-1, 1, len(share) + 1), fill=True, alpha=0.45, color=colour, label=name)
+    axes.set(xlabel="cosine of two views", ylabel="share of pairs", xlim=(-1, 1))
+
+
+def decay(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """The singular values of h at the start and at the end, both axes logarithmic."""
+    ends = {"first": rows[0], "last": rows[-1]} if len(rows) > 1 else {"last": rows[-1]}
+    for (name, row), colour in zip(ends.items(), (PALETTE[8], PALETTE[0])[-len(ends) :], strict=True):
+        values = [max(value or 0.0, 1e-6) for value in row.get("h_spectrum") or [1.0]]
+        axes.plot(2.0 ** np.arange(len(values)), values, "o-", ms=3.5, lw=1.3, color=colour, label=name)
+    axes.set(xlabel="rank", ylabel="singular value of h", xscale="log", yscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(axis="y", lw=0.6)

@@ -1,0 +1,71 @@
+"""Images beside those that are near to them, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from crlf.visualization.figures import png, styled
+
+ACROSS = 10  # neighbours in a line
+TILE = 1.05  # inches
+LETTERS = 16  # of a caption's line
+FRAME, SOFT = "#3d49c2", "#57606a"
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """An image and what stands below it."""
+
+    image: np.ndarray | None
+    """uint8 (H, W, 3), or None where it was not found."""
+    lines: tuple[str, ...]
+
+
+def gallery(rows: Sequence[tuple[Tile, Sequence[Tile]]]) -> bytes:
+    """A PNG: a line an image, framed, its neighbours to the right of it; more than ten of them go on below."""
+    lines = [
+        (query if start == 0 else None, near[start : start + ACROSS])
+        for query, near in rows
+        for start in range(0, max(len(near), 1), ACROSS)
+    ]
+    across = 1 + max(len(near) for _, near in lines)
+    with styled():
+        size = (max(across, 5) * TILE, 0.75 + len(lines) * (TILE + 0.42))
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.06))
+        figure.suptitle("Nearest images by cosine similarity", x=0.012, ha="left", size=12.5)
+        caption = "Left, framed: the image that was searched with."
+        figure.supxlabel(caption, x=0.012, ha="left", size=9, color=SOFT)
+        axes = figure.subplots(len(lines), across, squeeze=False)
+        for own, (query, near) in zip(axes, lines, strict=True):
+            tiles = [query, *near, *[None] * (across - 1 - len(near))]
+            for place, tile in zip(own, tiles, strict=True):
+                draw_tile(place, tile, framed=tile is query)
+        return png(figure)
+
+
+def draw_tile(axes, tile: Tile | None, framed: bool) -> None:  # type: ignore[no-untyped-def]
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(framed and tile is not None)
+    axes.spines[:].set(color=FRAME, linewidth=2.5)
+    axes.set_box_aspect(1)
+    if tile is None:
+        axes.set_visible(False)
+        return
+    if tile.image is None:
+        axes.text(0.5, 0.5, "not found", ha="center", va="center", transform=axes.transAxes, size=8, color=SOFT)
+        axes.set_facecolor("#eef1f4")
+    else:
+        axes.imshow(tile.image, interpolation="nearest" if max(tile.image.shape) < 100 else None)
+    axes.set_xlabel("\n".join(short(line) for line in tile.lines), size=7.5, labelpad=3)
+
+
+def short(line: str) -> str:
+    """A line that fits below a picture; of a long one, the end, which tells files apart."""
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line if len(line) <= LETTERS else "…" + line[1 - LETTERS :]

@@ -1,0 +1,116 @@
+"""The end of the report: every number, every setting, the command that repeats the run, every file."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from crlf.runs.run import (
+    CHECKPOINT,
+    CHECKPOINT_BEFORE,
+    CLASSES,
+    ENCODER,
+    LOG,
+    LOSS,
+    MAPS,
+    PDFS,
+    RECIPE,
+    REPORT,
+    SCORES,
+    TABLE,
+    THUMBNAILS,
+    VIEWS,
+    Run,
+)
+from crlf.text import percent, size
+from crlf.visualization.report.html import called, data_uri, plain, shell, table
+
+HOLDS = {
+    RECIPE: "every setting; the run can be repeated from it alone",
+    LOG: "one JSON object for each logged step",
+    CHECKPOINT: "what --resume needs: weights, optimizer state, place",
+    CHECKPOINT_BEFORE: "the same of an epoch before, should the last one be damaged",
+    ENCODER: "the trained encoder's state dict, CPU tensors",
+    LOSS: "the mean loss of each epoch, float64",
+    VIEWS: "a few images and views of them, uint8 (n, 1 + V, C, h, w)",
+    SCORES: "every measured number, its protocol beside it",
+    "train_emb.npy": "embeddings of the training images, float32 (N, D); row i is image i",
+    "test_emb.npy": "embeddings of the test images, float32 (N, D); row i is image i",
+    "train_ids.json": "the name of each training image, in the order of the rows",
+    "test_ids.json": "the name of each test image, in the order of the rows",
+    "train_lbl.npy": "labels of the training images, int64 (N,)",
+    "test_lbl.npy": "labels of the test images, int64 (N,)",
+    CLASSES: "the names of the classes",
+    THUMBNAILS: "small pictures of the test images, up to 10,000 drawn at random, uint8 (n, h, w, 3)",
+    TABLE: "name, split, label, class and embedding of every image, one table",
+    "test_pred.npy": "what the linear probe predicts for the test images, int64 (N,)",
+    "test_prob.npy": "the probability that it gives each class, float32 (N, K)",
+    MAPS: "the embeddings in a plane, their neighbours and clusters; projections.py of the figures says which arrays",
+    "loss_curve.png": "the loss over training",
+    "health.png": "rank, alignment, uniformity and spread of the features over training",
+    "confusion_matrix.png": "what the linear probe took each class for",
+    "pca_embedding.png": "test embeddings along their two directions of greatest variance",
+    "tsne_embedding.png": "test embeddings in a plane that keeps neighbours",
+    "views.png": "views as the network sees them",
+    "filters.png": "the filters of the encoder's first layer",
+    **{name: f"{name.removesuffix('.pdf')}.png as vector PDF, for papers" for name in PDFS},
+    REPORT: "this page",
+}
+
+
+def measured(scores: dict[str, Any]) -> str:
+    """Every number of scores.json, and how it was measured."""
+    protocol = scores.get("protocol") if isinstance(scores.get("protocol"), dict) else {}
+    rows = []
+    for key, value in scores.items():
+        if key != "protocol":
+            fraction = key == "chance" or key.endswith("_accuracy")
+            text = percent(value) if fraction and value is not None else plain(value)
+            rows.append((called(key), text, plain((protocol or {}).get(key.removesuffix("_accuracy"), ""))))
+    return table(rows)
+
+
+def settings(recipe: dict[str, Any]) -> str:
+    """recipe.json: the run's own settings, then section by section."""
+    sections = {"run": {key: value for key, value in recipe.items() if not isinstance(value, dict)}}
+    sections |= {key: value for key, value in recipe.items() if isinstance(value, dict)}
+    parts = (
+        f"<section><h3>{escape(name)}</h3>\n{table((key, plain(value)) for key, value in values.items())}</section>\n"
+        for name, values in sections.items()
+    )
+    return f"<div class=settings>\n{''.join(parts)}</div>\n"
+
+
+def repeat(run: Run) -> str:
+    out = shlex.quote(f"{run.path}_again")
+    command = f"python simclr_train.py --recipe {shlex.quote(str(run.file(RECIPE)))} --out {out}"
+    return f"<p>To repeat this run:</p>\n{shell(command)}"
+
+
+def files(run: Run) -> str:
+    held = [name for name in run.held() if name != REPORT]
+    sizes = {name: size(run.file(name).stat().st_size) for name in held}
+    return table((name, HOLDS.get(name, ""), text) for name, text in sizes.items())
+
+
+def drawing(run: Run, name: str) -> str:
+    """A figure with the picture in it; what the PNG says about itself is the text for those who cannot see it."""
+    data = run.file(name).read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        text = escape(str(image.info.get("Description") or HOLDS.get(name, name)))
+    picture = f'<img loading="lazy" src="{data_uri("image/png", data)}" width="{width}" height="{height}" alt="{text}">'
+    return f"<figure>{picture}<figcaption>{text}</figcaption></figure>\n"
+
+
+def readable(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.format == "PNG"
+    except (OSError, UnidentifiedImageError):
+        return False

@@ -1,0 +1,114 @@
+"""The head of the report: how good, against what, in how long; and what is not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from crlf.runs.run import ENCODER, FIGURES, THUMBNAILS, Run
+from crlf.text import duration, percent
+from crlf.visualization.report.appendix import readable
+from crlf.visualization.report.html import called, plural, quoted, section, shell
+
+
+def verdict(run: Run, scores: dict[str, Any]) -> str:
+    """The sentences, the tiles and the bars that open the report."""
+    sentences = [how_good(scores, run.unlabelled), how_long(scores)]
+    lines = "".join(f"<p class=lead>{escape(text)}</p>\n" for text in sentences if text)
+    return f"\n<section id=verdict>\n{lines}{tiles(run, scores)}{bars(scores)}</section>"
+
+
+def tiles(run: Run, scores: dict[str, Any]) -> str:
+    """The numbers that are asked for first."""
+    health = [row for row in run.log() if isinstance(row.get("h_rankme"), float)]
+    found = {
+        "linear probe": percent(scores["linear_accuracy"]) if scores.get("linear_accuracy") is not None else "",
+        "kNN": percent(scores["knn_accuracy"]) if scores.get("knn_accuracy") is not None else "",
+        "chance": percent(scores["chance"]) if scores.get("chance") is not None else "",
+        "RankMe of the embeddings": f"{health[-1]['h_rankme']:.0f}" if health and run.unlabelled else "",
+        "training": duration(scores["train_seconds"]) if scores.get("train_seconds") else "",
+        "images a second": f"{scores['images_per_second']:,.0f}" if scores.get("images_per_second") else "",
+    }
+    made = "".join(
+        f'<div class="tile card"><b>{escape(text)}</b><span class=soft>{name}</span></div>'
+        for name, text in found.items()
+        if text
+    )
+    return f"<div class=tiles>{made}</div>\n" if made else ""
+
+
+def how_good(scores: dict[str, Any], without_labels: bool) -> str:
+    linear, knn, chance = (scores.get(key) for key in ("linear_accuracy", "knn_accuracy", "chance"))
+    if linear is None:
+        reason = ": the data set has no labels" if without_labels else " yet"
+        return f"How good the embeddings are was not measured{reason}."
+    against = f"; always naming the most frequent class gets {percent(chance)}" if chance is not None else ""
+    beside = f", a vote of the nearest neighbours {percent(knn)}" if knn is not None else ""
+    start = "A linear classifier on the frozen embeddings gets"
+    return f"{start} {percent(linear)} of the test images right{beside}{against}."
+
+
+def how_long(scores: dict[str, Any]) -> str:
+    if not scores.get("train_seconds"):
+        return ""
+    epochs = plural(scores.get("epochs"), "epoch")
+    views = f" over {scores['views_seen']:,} views" if scores.get("views_seen") else ""
+    device = f" on {scores['device']}" if scores.get("device") else ""
+    rest = sum(scores.get(f"{stage}_seconds") or 0 for stage in ("embed", "probe", "draw"))
+    after = f" Embedding, probing and drawing took {duration(rest)}." if rest else ""
+    how = "with" if scores.get("supervised") else "without"
+    return f"It learned {how} labels in {duration(scores['train_seconds'])}: {epochs}{views}{device}.{after}"
+
+
+def bars(scores: dict[str, Any]) -> str:
+    """A bar for each accuracy and, last, for chance."""
+    found = {key: value for key, value in scores.items() if key.endswith("_accuracy") and value is not None}
+    if scores.get("chance") is not None:
+        found["chance"] = scores["chance"]
+    rows = (
+        f"<div>{escape(called(key))}</div><div class=track>"
+        f'<div class="bar {"chance" if key == "chance" else ""}" style="width:{80 * value:.1f}%"></div>'
+        f"<b>{percent(value)}</b></div>\n"
+        for key, value in found.items()
+    )
+    return f"<div class=bars>\n{''.join(rows)}</div>\n" if found else ""
+
+
+def todo(run: Run, scores: dict[str, Any], mapped: bool) -> str:
+    """What is missing, and the commands that make it, in their order."""
+    steps = [*missing(run, scores, mapped)]
+    if not steps:
+        return ""
+    commands = "\n".join(command for _, command in [*steps, ("", f"crlf report {quoted(run)}")])
+    what = "; ".join(text for text, _ in steps)
+    return f"\n<div class=missing>\n<p>Not there yet: {escape(what)}. To make it:</p>\n{shell(commands)}</div>"
+
+
+def missing(run: Run, scores: dict[str, Any], mapped: bool) -> Iterable[tuple[str, str]]:
+    if not run.file(ENCODER).exists():
+        yield "the trained encoder", f"crlf pretrain --resume --out {quoted(run)}"
+    if not run.file("test_emb.npy").exists():
+        yield "embeddings", f"crlf embed {quoted(run)}"
+    elif not run.file(THUMBNAILS).exists():  # a run from before they were kept
+        yield "pictures of the images", f"crlf embed {quoted(run)}"
+    if "linear_accuracy" not in scores and not run.unlabelled:
+        yield "scores", f"crlf probe {quoted(run)}"
+    never = {"confusion_matrix.png"} if run.unlabelled else set()
+    if run.log() and not any("h_rankme" in row for row in run.log()):  # a run from before health was logged
+        never.add("health.png")
+    absent = [name for name in FIGURES if name not in never and not readable(run.file(name))]
+    if run.file("test_emb.npy").exists() and not mapped:
+        absent.append("maps of these embeddings")
+    if absent:
+        yield "figures (" + ", ".join(absent) + ")", f"crlf draw {quoted(run)}"
+
+
+def what_labels_add() -> str:
+    """What a run without labels lacks, and how to give it labels."""
+    html = """<p>The images have no labels. With labels for a part of them this page would also say what share of test
+images a linear classifier and the nearest neighbours name right, against chance; which classes are taken for which; and
+show the most confident mistakes. Training would be the same: labels only measure.</p>
+<p>To give labels, put the images of each class in a folder of its own, and start a run from the folder above.</p>
+"""
+    return section("What labels would add", html, "labels")

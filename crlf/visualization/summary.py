@@ -1,0 +1,45 @@
+"""The last lines on the terminal: what a run reached, and where its files lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from crlf.runs.run import ENCODER, REPORT, Run
+
+
+def summary(run: Run | str | Path) -> None:
+    """Print a short table of a run's scores and files."""
+    run = Run.open(run)
+    print(table(run.scores, run))
+
+
+def table(scores: dict[str, Any], run: Run) -> str:
+    def percent(name: str) -> str:
+        if name in scores:
+            limits = scores.get(name.replace("_accuracy", "_interval"))
+            between = f" ({100 * limits[0]:.1f} to {100 * limits[1]:.1f} %)" if isinstance(limits, list) else ""
+            return f"{100 * scores[name]:.1f} %{between}"
+        return "not measured: the images have no labels" if run.unlabelled else "not measured: run `crlf probe`"
+
+    stages = [scores.get(f"{stage}_seconds") for stage in ("train", "embed", "probe", "draw")]
+    training = stages[0]
+    speed = f"{scores.get('images_per_second', 0):,.0f} images/s, {scores.get('pflop', 0):.3g} PFLOP"
+    rows = [
+        ("linear probe", percent("linear_accuracy")),
+        ("kNN (k = 10)", percent("knn_accuracy")),
+        ("chance", percent("chance")),
+        ("trained in", f"{clock(training)} ({speed})" if training else "not yet"),
+        ("all stages", clock(sum(s for s in stages if s))),
+        ("encoder", str(run.file(ENCODER))),
+        ("embeddings", str(run.file("train_emb.npy")) + ", " + str(run.file("test_emb.npy"))),
+        ("report", str(run.file(REPORT))),
+    ]
+    return "\n".join(f"{name:<14}{value}" for name, value in rows)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

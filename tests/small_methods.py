@@ -1,0 +1,35 @@
+"""Every method in a size that trains in an instant."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from crlf.encoders import CNN
+from crlf.methods import METHODS
+from crlf.methods.base import Method
+
+NARROW = {"hidden": 16, "projection": 8, "bottleneck": 4, "predictor": 16, "prototypes": 12, "queue": 20}
+LABELS = torch.arange(8) % 3
+EVERY = pytest.mark.parametrize("name", METHODS)
+
+
+def narrow(name: str, **other: float):
+    """The settings of a small method."""
+    fields = {field.name for field in dataclasses.fields(METHODS[name].Settings)}
+    return METHODS[name].Settings(**{k: v for k, v in NARROW.items() if k in fields} | other)
+
+
+def small(name: str, seed: int = 0, **other: float) -> Method:
+    torch.manual_seed(seed)
+    return METHODS[name](CNN(3, widths=(4, 8, 8), read=2), narrow(name, **other)).train()
+
+
+def views_of(count: int = 2, batch: int = 8, seed: int = 0) -> list[Tensor]:
+    """Views that differ less than their images do."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(batch, 3, 12, 12, generator=generator)
+    return [images + 0.3 * torch.randn(images.shape, generator=generator) for _ in range(count)]

@@ -1,0 +1,413 @@
+"""The report: one file that loads nothing, believes nothing that it reads, and says what is missing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tiny_run import HOSTILE, fake_run, pictures
+
+from crlf.data.thumbnails import sample
+from crlf.errors import InputError
+from crlf.runs.files import save_array, write_json
+from crlf.runs.run import CLASSES, ENCODER, FIGURES, FILES, MAPS, RECIPE, REPORT, SCORES, THUMBNAILS, Run
+from crlf.text import duration, size
+from crlf.visualization.figures import curves
+from crlf.visualization.figures.projections import maps
+from crlf.visualization.report import report
+from crlf.visualization.report.appendix import HOLDS
+from crlf.visualization.report.html import plain
+from crlf.visualization.report.pictures import across, contact_sheet, shown
+
+EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;"
+
+
+class Page(HTMLParser):
+    """What a browser finds in a page."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.html = html
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == [], "a tag is not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.text += "\n" if tag in ("th", "td", "div") else ""
+        if tag not in ("meta", "img", "input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.text += data
+
+    def figures(self) -> list[dict[str, str | None]]:
+        """The figures of the run folder; other pictures are drawn by the report."""
+        return [image for image in self.all("img") if "loading" in image]
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def read(run: Run) -> Page:
+    path = report(run)
+    assert path == run.file("report.html")
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def picture(path: Path, description: str | None = None, wide: int = 40, high: int = 30) -> None:
+    info = PngInfo()
+    if description is not None:
+        info.add_itxt("Description", description)
+    Image.new("RGB", (wide, high), "white").save(path, pnginfo=info)
+
+
+def whole(path: Path) -> Run:
+    """A run with every file, its figures drawn by a cheap hand."""
+    run = fake_run(path)
+    for name in FIGURES:
+        picture(run.file(name), f"The {name} of this run.")
+    maps(run)
+    for name in FILES:
+        if not run.file(name).exists() and name != REPORT:
+            run.file(name).write_bytes(b"something")
+    run.update_scores(
+        linear_accuracy=0.71734,
+        views_seen=1_996_800,
+        device="a processor",
+        protocol={"linear": "logistic regression", "knn": "k = 10, cosine"},
+        embed_seconds=61.0,
+        probe_seconds=5.0,
+        draw_seconds=4.5,
+    )
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return whole(tmp_path / "run")
+
+
+def test_it_says_first_how_good_against_what_and_in_how_long(run: Run):
+    text = read(run).text
+    parts = [
+        "gets 71.7 % of the test images right",
+        "nearest neighbours 87.6 %",
+        "most frequent class gets 12.3 %",
+        "in 1 min 23 s: 3 epochs over 1,996,800 views on a processor",
+        "took 1 min 10 s",
+    ]
+    places = [text.find(part) for part in parts]
+    assert -1 not in places, parts[places.index(-1)]
+    assert places == sorted(places)
+    assert "Not there yet" not in text
+
+
+def test_the_sections_and_their_order(run: Run):
+    page = read(run)
+    found = re.findall(r'<section id="([\w-]+)">\n<h2>', page.html)
+    shown = ["training", "maps", "confusion", "mistakes", "neighbours", "views"]
+    assert found == [*shown, "numbers", "settings", "repeat-it", "figures", "files"]
+    assert re.findall(r'<a href="#([\w-]+)">', page.html.partition("<main>")[0]) == found
+
+
+def test_figures_are_inlined_in_order_with_alt_texts(run: Run):
+    images = read(run).figures()
+    assert len(images) == len(FIGURES)
+    for name, image in zip(FIGURES, images, strict=True):
+        head, data = str(image["src"]).split(",")
+        assert head == "data:image/png;base64"
+        assert base64.b64decode(data) == run.file(name).read_bytes()
+        assert image["alt"] == f"The {name} of this run."
+        assert (image["width"], image["height"]) == ("40", "30")
+
+
+def test_a_figure_that_says_nothing_of_itself_has_an_alt_text(run: Run):
+    picture(run.file("views.png"))
+    assert read(run).figures()[-2]["alt"] == HOLDS["views.png"]
+
+
+def test_it_loads_nothing(run: Run):
+    page = read(run)
+    policy = str(page.all("meta")[1]["content"])
+    scripts = re.findall(r"<script>(.*?)</script>", page.html, flags=re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert len(scripts) == 2 and policy == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{hashes[0]}' 'sha256-{hashes[1]}'; base-uri 'none'; form-action 'none'"
+    )
+    loads = {"link", "iframe", "object", "embed", "base", "form", "audio", "video", "source", "svg"}
+    assert not loads & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on") or name in ("srcset", "action")]
+        assert str(attributes.get("src", "data:")).startswith("data:") and str(attributes.get("href", "#"))[0] == "#"
+    without = re.sub(r"<script>.*?</script>|base64,[^\")]*", "", page.html, flags=re.DOTALL)
+    assert not re.search(r"url\((?!data:)|@import|https?:|//[a-z]", without)
+
+
+def test_it_is_a_page_for_phones_and_for_the_night(run: Run):
+    page = read(run)
+    assert page.html.startswith("<!doctype html>") and page.all("html") == [{"lang": "en"}]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    assert "prefers-color-scheme: dark" in page.html and "max-width: 46rem" in page.html
+    assert [tag for tag, _ in page.tags if tag in ("h1", "h2")] == ["h1", *["h2"] * 11]
+
+
+@pytest.mark.parametrize("evil", [EVIL, *HOSTILE])
+def test_what_comes_from_files_is_text(evil: str, tmp_path: Path):
+    run = whole(tmp_path / ("run" + re.sub("[/\ud800\n]", "", evil)))
+    write_json(run.file(CLASSES), [evil] * 10)
+    write_json(run.file(RECIPE), {"method": evil, evil: evil, "head": {evil: evil}, "data": evil})
+    run.update_scores(device=evil, epochs=evil, **{evil: evil}, protocol={"linear": evil})
+    picture(run.file("views.png"), evil.encode("utf-8", "replace").decode())
+    page = read(run)
+    tags = {tag for tag, _ in page.tags} - {tag for tag, _ in read(whole(tmp_path / "tame")).tags}
+    assert tags == set(), "a name became a tag"
+    assert len(page.figures()) == len(FIGURES)
+    assert page.html.count("<script") == 3  # two programs, and their data
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    if evil == EVIL:
+        assert evil in page.text and evil not in page.html
+
+
+def test_every_setting_is_shown_by_section(run: Run):
+    text = read(run).text
+    recipe = run.recipe
+    for name, value in recipe.items():
+        assert re.search(rf"\b{name}\b", text)
+        for key, setting in value.items() if isinstance(value, dict) else [(name, value)]:
+            assert re.search(rf"{key}\s*{re.escape(plain(setting))}", text), key
+
+
+def test_every_number_is_shown_with_its_protocol(run: Run):
+    run.update_scores(few_label_accuracy=0.5, a_list=[1, 2.5], nothing=None)
+    text = read(run).text
+    for expected in (
+        "logistic regression",
+        "k = 10, cosine",
+        "few label accuracy",
+        "50.0 %",
+        "1, 2.5",
+        "train seconds",
+    ):
+        assert expected in text
+    assert text.count("50.0 %") == 2  # a bar of its own, too
+
+
+def test_every_file_of_a_run_is_described(run: Run):
+    assert set(HOLDS) == set(FILES)
+    text = read(run).text
+    for name in set(FILES) - {REPORT}:
+        assert HOLDS[name] in text
+
+
+def test_what_the_script_is_told(run: Run):
+    page = read(run)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.html)[1])  # type: ignore[index]
+    images, rows = data["images"], sample(100)
+    assert images["group"][:100] == run.array("test_lbl.npy")[rows].tolist()
+    assert images["predicted"][:100] == run.array("test_pred.npy")[rows].tolist()
+    assert images["sure"][:100] == pytest.approx(run.array("test_prob.npy").max(axis=1)[rows], abs=1e-3)
+    assert images["ids"][:100] == [f"test/{row:05}" for row in rows]
+    assert set(data["plots"]) == {"map-plot", *(f"curve-{n}" for n in ("loss", *curves.HEALTH))}
+
+
+def test_the_sheet_holds_the_images(run: Run):
+    found = shown(run)
+    assert found is not None
+    with Image.open(io.BytesIO(base64.b64decode(contact_sheet(found.thumbnails).partition(",")[2]))) as sheet:
+        pixels = np.asarray(sheet.convert("RGB"), dtype=int)
+    columns = across(len(found), 8, 8)
+    for i, row in enumerate(sample(100)):
+        middle = pixels[i // columns * 8 + 4, i % columns * 8 + 4]
+        assert np.abs(middle - pictures(100)[row, 0, 0]).max() < 90, i  # WebP blurs colours over 8 pixels
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_the_most_confident_mistakes_come_first(run: Run):
+    labels, predicted, sure = (run.array(f"test_{name}.npy") for name in ("lbl", "pred", "prob"))
+    wrong = np.flatnonzero(labels != predicted)
+    expected = wrong[np.argsort(-sure.max(axis=1)[wrong])]
+    names = [
+        text for tag, a in read(run).tags if (text := a.get("aria-label")) and "taken for" in text and ": test" in text
+    ]
+    assert [name.partition(": ")[2] for name in names] == [f"test/{row:05}" for row in expected[:50]]
+
+
+def test_mistakes_that_are_no_points_of_the_maps_have_pictures(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("crlf.visualization.figures.projections.SHOWN", 20)
+    run.file(MAPS).unlink()
+    maps(run)
+    found = shown(run)
+    assert found is not None and found.points == 20
+    wrong = int((run.array("test_lbl.npy") != run.array("test_pred.npy")).sum())
+    assert len(found.mistakes) == min(50, wrong) and max(found.mistakes) >= 20
+    assert all(found.labels[i] != found.predicted[i] for i in found.mistakes)  # type: ignore[index]
+    rows = [int(name.removeprefix("test/")) for name in found.ids]
+    assert (found.thumbnails == pictures(100)[rows]).all()
+
+
+def test_maps_of_other_embeddings_are_not_shown(run: Run):
+    save_array(run.file("test_emb.npy"), 2 * run.array("test_emb.npy"))
+    text = read(run).text
+    assert "maps of these embeddings" in text and f"crlf draw {run.path}" in text
+    assert "Most confident mistakes" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "says"),
+    [
+        (THUMBNAILS, np.zeros((99, 8, 8, 3), np.uint8), "thumbnails.npy must be uint8 (100, h, w, 3)"),
+        ("test_prob.npy", np.zeros((100, 2), np.float32), "test_prob.npy must be (100, K)"),
+        ("test_pred.npy", np.zeros(99, np.int64), "test_pred.npy must have 100 rows, not 99"),
+    ],
+)
+def test_files_that_do_not_fit_are_said(run: Run, name: str, array: np.ndarray, says: str):
+    save_array(run.file(name), array)
+    with pytest.raises(InputError, match=re.escape(says)) as error:
+        report(run)
+    assert "\n" not in str(error.value) and not run.file(REPORT).exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_names_that_do_not_fit_are_said(run: Run, text: str):
+    run.file("test_ids.json").write_text(text)
+    with pytest.raises(InputError, match=r"test_ids\.json"):
+        report(run)
+
+
+def test_damaged_maps_are_said(run: Run):
+    run.file(MAPS).write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"maps\.npz' cannot be read as maps"):
+        report(run)
+
+
+def test_importing_crlf_does_not_wait_for_bokeh():
+    program = "import sys, crlf; sys.exit(bool({'bokeh', 'matplotlib', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["plain", "with a space", "quote'", "$(reboot)"])
+def test_the_command_that_repeats_the_run(name: str, tmp_path: Path):
+    run = whole(tmp_path / name)
+    [line] = [line for line in read(run).text.splitlines() if line.startswith("python simclr_train.py --recipe")]
+    words = shlex.split(line)
+    assert words[3] == str(run.file("recipe.json")) and words[4:] == ["--out", f"{run.path}_again"]
+
+
+# Stages that were not run
+
+STAGES = {
+    "pretrain": [ENCODER],
+    "embed": ["test_emb.npy", "test_lbl.npy", "train_emb.npy", "train_lbl.npy"],
+    "probe": ["test_pred.npy", "confusion_matrix.png"],
+    "draw": list(FIGURES),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_missing_stage_is_named_with_its_command(stage: str, run: Run):
+    for name in STAGES[stage]:
+        run.file(name).unlink()
+    if stage == "probe":
+        scores = {key: value for key, value in run.scores.items() if key not in ("linear_accuracy", "knn_accuracy")}
+        write_json(run.file(SCORES), scores)
+    page = read(run)
+    flags = "--resume --out " if stage == "pretrain" else ""
+    assert f"crlf {stage} {flags}{run.path}\n" in page.text
+    assert f"crlf report {run.path}\n" in page.text
+    assert len(page.figures()) == sum(run.file(name).exists() for name in FIGURES)
+    if stage == "probe":
+        assert "was not measured yet" in page.text
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path):
+    run = Run(tmp_path)
+    write_json(run.file(RECIPE), {"method": "simclr", "data": "cifar10"})
+    text = read(run).text
+    commands = [line.split()[1] for line in text.splitlines() if line.startswith("crlf ")]
+    assert commands == ["pretrain", "embed", "probe", "draw", "report"]
+
+
+def test_without_labels_there_is_nothing_to_probe(run: Run):
+    labelled = ("test_lbl.npy", "train_lbl.npy", "test_pred.npy", "test_prob.npy", "classes.json")
+    for name in (*labelled, "confusion_matrix.png"):
+        run.file(name).unlink()
+    write_json(run.file(SCORES), {"train_seconds": 5.0})
+    text = read(run).text
+    assert "Not there yet" not in text
+    assert "not measured: the data set has no labels" in text
+
+
+def test_a_damaged_figure_is_a_missing_one(run: Run):
+    run.file("views.png").write_bytes(b"nothing")
+    page = read(run)
+    assert len(page.figures()) == len(FIGURES) - 1
+    assert "figures (views.png)" in page.text and f"crlf draw {run.path}" in page.text
+
+
+def test_the_same_run_gives_the_same_bytes(run: Run):
+    first = report(run).read_bytes()
+    assert report(str(run.path)).read_bytes() == first
+
+
+def test_numbers_that_were_not_finite(run: Run):
+    run.update_scores(linear_accuracy=None, knn_accuracy=float("nan"), chance=None, train_seconds=None)
+    assert "was not measured" in read(run).text
+
+
+def test_not_a_run(tmp_path: Path):
+    with pytest.raises(InputError, match="holds no run"):
+        report(tmp_path)
+    (tmp_path / "recipe.json").write_text(json.dumps([1]))
+    with pytest.raises(InputError, match="JSON object"):
+        report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.4, "59.4 s"), (83, "1 min 23 s"), (3599.7, "1 h 0 min"), (7384, "2 h 3 min")],
+)
+def test_durations(seconds: float, text: str):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (51_200_128, "51.2 MB"), (2e9, "2 GB")]
+)
+def test_sizes(count: float, text: str):
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "yes"),
+        (None, "–"),
+        (1234567, "1,234,567"),
+        (3e-4, "0.0003"),
+        ([0.5, 1], "0.5, 1"),
+        ({"a": 0.5, "b": [1]}, "a: 0.5; b: 1"),
+    ],
+)
+def test_plain(value: object, text: str):
+    assert plain(value) == text
