@@ -7,7 +7,6 @@ from pathlib import Path
 
 import crlf
 from crlf.cli import command_line
-from crlf.runtime import distributed
 
 
 def simclr(

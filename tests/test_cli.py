@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -303,18 +303,18 @@ def test_help_behind_a_pager_is_as_wide_as_the_terminal():
 
 
 def seconds(*command: str) -> float:
-    """Of three tries the shortest: what it takes when nothing else runs."""
+    """Of the processor, so that other programs do not count; of three tries the shortest."""
     taken = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         assert there(PIPES, list(command)).code == 0
-        taken.append(time.perf_counter() - start)
+        after = os.times()
+        taken.append(sum(after[2:4]) - sum(before[2:4]))  # those of children
     return min(taken)
 
 
 def test_help_is_quick():
-    assert seconds(*PROGRAM, "--help") < 0.5  # 0.14 s on a quiet machine
-    assert seconds(*PROGRAM, "--version") < 0.5
+    assert seconds(*PROGRAM, "--help") < 0.3  # 0.14 s on a quiet machine
     assert seconds(*PROGRAM, "pretrain", "--help") < 1.5  # 0.3 s; torch alone takes 2
     assert seconds(sys.executable, "simclr_train.py", "--help") < 1.5
 
