@@ -125,6 +125,7 @@ def real(cifar10: tuple[data.ImageSet, data.ImageSet]) -> list[data.ImageSet]:
     return [split.first(REAL.subset) for split in cifar10]
 
 
+@pytest.mark.long
 def test_it_learns_real_images(tmp_path: Path, real: list[data.ImageSet]):
     """And the same encoder fails where labels are shifted by one, as an untrained one does."""
     encoder, (train, test) = learned(REAL, tmp_path), real
@@ -134,6 +135,7 @@ def test_it_learns_real_images(tmp_path: Path, real: list[data.ImageSet]):
     assert not guard(untrained(), train, test)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", [wrong_pairs, no_unit_length, detached, no_augmentation])
 def test_the_accuracy_check_notices_planted_errors(error, tmp_path: Path, monkeypatch, real: list[data.ImageSet]):
     error(monkeypatch)

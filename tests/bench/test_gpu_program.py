@@ -112,6 +112,7 @@ def test_a_program_that_is_stopped_leaves_no_process(tmp_path: Path):
     assert gone(child)
 
 
+@pytest.mark.long
 def test_the_whole_program_on_a_cpu(tmp_path: Path):
     """Tiny sizes; every part finds something, and the files are few and small."""
     seconds, start = 60.0, time.monotonic()

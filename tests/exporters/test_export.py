@@ -93,6 +93,7 @@ def record(folder: Path) -> dict:
     return json.loads((folder / "export.json").read_text())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format, encoder", [("onnx", "cnn"), ("torch", "cnn"), ("timm", "resnet18")])
 def test_a_fresh_process_without_crlf_gives_the_same(format: str, encoder: str, make, capsys):
     folder = crlf.export(make(encoder), format=format)
