@@ -77,7 +77,7 @@ def test_a_sound_run_gets_none(sound: crlf.Run, capsys):
 
 @pytest.mark.parametrize("method", ["byol", "vicreg"])
 def test_sound_runs_of_other_methods_get_none(tmp_path: Path, method: str):
-    settings = SOUND | {"epochs": 20, "method": method, "head": moderate(method)}
+    settings = SOUND | {"epochs": 20, "method": method, "head": moderate(method, hidden=64)}
     assert found(made(settings, tmp_path / "run")) == {}
 
 

@@ -13,10 +13,10 @@ from crlf.augmentation import Views
 from crlf.embedding.embed import load_encoder
 from crlf.errors import InputError
 from crlf.evaluation.doctor.case import Case, Finding
+from crlf.methods import METHODS
 from crlf.metrics.geometry import SETTLED, diagnose
 from crlf.runtime.seeding import generator
 
-FALLS = ("simclr", "dcl", "nnclr", "barlow", "vicreg", "supcon")  # methods whose loss falls while they learn
 ROSE = 0.1  # share of the fall that the last epoch may lie above the lowest
 MOVED = 0.01  # share of the loss that a run should at least take off
 POINTS = 4  # epochs that a curve needs to be extrapolated
@@ -39,7 +39,7 @@ def loss(case: Case) -> Finding | None:
     """A loss that stood still, or rose again: what was logged first against the means of the epochs."""
     first, means = logged(case)[0], case.losses
     lowest, last = float(means.min()), float(means[-1])
-    if case.recipe.method not in FALLS:
+    if not METHODS[case.recipe.method].loss_falls:
         return None
     optimizer, lr = case.recipe.optim.optimizer, case.recipe.optim.lr
     if first - lowest < MOVED * abs(first):
@@ -71,7 +71,7 @@ def logged(case: Case) -> list[float]:
 def too_few_epochs(case: Case) -> Finding | None:
     """A curve that goes on falling: twice the epochs would bring a good part of the fall so far."""
     losses = case.losses
-    if case.recipe.method not in FALLS or len(losses) < POINTS or losses[0] <= losses[-1]:
+    if not METHODS[case.recipe.method].loss_falls or len(losses) < POINTS or losses[0] <= losses[-1]:
         return None
     longer = extrapolate(losses, 2 * len(losses))
     gain = (losses[-1] - longer) / (losses[0] - losses[-1])

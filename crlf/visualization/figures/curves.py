@@ -9,19 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from crlf.methods import known
 from crlf.runs.run import LOG, LOSS, Run
 from crlf.visualization.figures.run_arrays import NotDrawn
 from crlf.visualization.figures.style import MARKERS, PALETTE, narrow, points, sheet, styled, tag
-
-LOSSES = {
-    "simclr": "NT-Xent",
-    "dcl": "DCL",
-    "mocov2": "InfoNCE",
-    "mocov3": "InfoNCE",
-    "barlow": "Barlow Twins",
-    "vicreg": "VICReg",
-    "supcon": "SupCon",
-}  # what a method's loss is called in its paper
 
 
 @styled()
@@ -52,7 +43,7 @@ def loss_curve(run: Run) -> Figure:
 
 def loss_title(recipe: dict[str, Any], rows: list[dict[str, Any]], means: np.ndarray, done: float) -> str:
     course = list(means) if len(means) > 1 or not rows else [row["loss"] for row in rows]
-    name = LOSSES.get(str(recipe.get("method")), "")
+    name = known(recipe.get("method")).loss_name
     asked = recipe.get("epochs", done)
     epochs = f"{round(done, 1):g} of {asked:,} epochs" if done < asked else f"{done:,.0f} epoch{'s'[: done > 1]}"
     facts = [f"{rows[-1]['step'] / rows[-1]['epoch']:,.0f} steps each"] if rows else []
@@ -63,11 +54,11 @@ def loss_title(recipe: dict[str, Any], rows: list[dict[str, Any]], means: np.nda
 
 
 def chance_loss(recipe: dict[str, Any]) -> list[tuple[float, str]]:
-    """NT-Xent when all similarities are equal: the positive is as likely as each of V (B - 1) negatives."""
-    if recipe.get("method") != "simclr" or not {"views", "batch_size"} <= set(recipe):
+    """The loss when all similarities are equal, and its formula: each candidate is as likely as the positive."""
+    if not {"views", "batch_size"} <= set(recipe):
         return []
-    terms = recipe["views"] * (recipe["batch_size"] - 1) + 1
-    return [(float(np.log(terms)), f"ln {terms:,}")]
+    terms = known(recipe.get("method")).candidates(recipe["views"], recipe["batch_size"])
+    return [] if terms is None else [(float(np.log(terms)), f"ln {terms:,}")]
 
 
 HEALTH = {

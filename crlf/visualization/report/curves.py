@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from crlf.methods import known
 from crlf.runs.run import Run
-from crlf.visualization.figures.curves import LOSSES, chance_loss
+from crlf.visualization.figures.curves import chance_loss
 from crlf.visualization.report.html import section
 from crlf.visualization.report.plots import curve
 
@@ -45,7 +46,7 @@ def curves(run: Run) -> tuple[str, dict[str, Any]]:
 
 
 def loss_name(recipe: dict[str, Any]) -> str:
-    name = LOSSES.get(str(recipe.get("method")))
+    name = known(recipe.get("method")).loss_name
     return f"Loss ({name})" if name else "Loss"
 
 
