@@ -80,6 +80,20 @@ def test_the_untrained_encoder_is_the_one_that_training_began_with(images: Embed
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), state.method.encoder.parameters(), strict=True))
 
 
+def test_the_untrained_encoder_has_the_runs_own_seed(images: Embedded, monkeypatch):
+    """Row for row: accuracies of two encoders may happen to be equal."""
+    images.__dict__["recipe"] = dataclasses.replace(images.recipe, seed=7)
+    given: list[np.ndarray] = []
+    monkeypatch.setattr("crlf.evaluation.baselines.both", lambda name, images, *rows: given.extend(rows) or {})
+    PROBES["untrained"](images)
+    first = State(images.recipe, SETS[0], torch.device("cpu")).method.encoder
+    net = encoders.build("tiny", 3, 16, images.recipe.embedding.regions)
+    net.load_state_dict(first.state_dict())
+    encoder = Frozen(net, images.recipe.embedding.mirror)
+    for rows, part in zip(given, SETS, strict=True):
+        np.testing.assert_allclose(rows, embed_images(encoder, part.images, images.recipe.augmentation), atol=1e-6)
+
+
 def test_pixels_are_the_images(images: Embedded):
     flat = [part.images.numpy().reshape(len(part), -1).astype(np.float32) for part in SETS]
     expected = images.accuracy(linear(flat[0], images.train_lbl, flat[1]).predictions)
