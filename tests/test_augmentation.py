@@ -248,12 +248,14 @@ def test_other_channels(channels: int):
 
 
 @pytest.mark.parametrize("name", ["top", "left", "height", "width"])
-def test_crop_boxes_follow_torchvision(name: str):
+@pytest.mark.parametrize("smallest", [0.08, 0.2, 0.6])
+def test_crop_boxes_follow_torchvision(name: str, smallest: float):
     torch.manual_seed(0)
-    crop = RandomResizedCrop(32, scale=(0.2, 1.0))
+    crop = RandomResizedCrop(32, scale=(smallest, 1.0))
     blank = torch.zeros(3, 32, 32)
     theirs = torch.tensor([crop.get_params(blank, list(crop.scale), list(crop.ratio)) for _ in range(SAMPLES // 4)])
-    ours = draw(torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(), torch.Generator().manual_seed(1))
+    settings = ViewSettings(crop_min=smallest)
+    ours = draw(torch.Size([SAMPLES, 3, 32, 32]), settings, torch.Generator().manual_seed(1))
     column = theirs[:, ("top", "left", "height", "width").index(name)]
     assert stats.ks_2samp(getattr(ours, name).numpy(), column.float().numpy()).pvalue > 1e-3
 
@@ -275,6 +277,11 @@ def test_jitter_follows_torchvision(name: str):
     theirs = [jitter.get_params(*bounds)[names.index(name)] for _ in range(SAMPLES // 4)]
     ours = draw(torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(jitter=1.0), torch.Generator().manual_seed(1))
     assert stats.ks_2samp(getattr(ours, name).numpy(), theirs).pvalue > 1e-3
+
+
+def test_the_blurs_deviation_is_uniform_as_torchvisions():
+    p = draw(torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(blur=1.0), torch.Generator().manual_seed(1))
+    assert stats.kstest(p.sigma.numpy(), stats.uniform(0.1, 1.9).cdf).pvalue > 1e-3
 
 
 def test_orders_are_uniform():
