@@ -264,9 +264,9 @@ def trained(name: str, recipe: Recipe) -> list[dict[str, Any]]:
         run = crlf.pretrain(recipe, out=folder, device="cpu")
         loop.Views = Views  # type: ignore[misc]
         pflop = run.scores["pflop"]
-        rows = [{"change": name, **accuracies(run, recipe), "PFLOP": pflop}]
+        rows = [{"change": name, **accuracies(run, run.recipe), "PFLOP": pflop}]
         for other, (settings, read) in EMBEDDINGS.items() if name == BASE else ():
-            rows.append({"change": other, **accuracies(run, replace(recipe, embedding=settings), read), "PFLOP": pflop})
+            rows.append({"change": other, **accuracies(run, replace(run.recipe, embedding=settings), read), "PFLOP": pflop})
     return rows
 
 

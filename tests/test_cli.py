@@ -349,6 +349,7 @@ def test_ctrl_c_before_training_leaves_130(capsys):
     assert capsys.readouterr().err == "stage: interrupted\n"
 
 
+@pytest.mark.long
 def test_the_one_command_makes_every_file_of_the_design(tmp_path: Path):
     command = [sys.executable, str(ROOT / "simclr_train.py"), "--data", "shapes", "--subset", "300", "--epochs", "1"]
     arguments = ["--batch-size", "64", "--device", "cpu", "--out", str(tmp_path / "simclr_output")]

@@ -259,6 +259,7 @@ def test_cells_are_no_formulas(cell: str):
 # Secrets
 
 
+@pytest.mark.long
 def test_secrets_of_the_environment_go_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
     secret = "s3cr3t-of-the-environment"
     for name in ("HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"):

@@ -100,6 +100,7 @@ def learned(recipe: Recipe, folder: Path) -> Frozen:
     return load_encoder(crlf.pretrain(recipe, out=folder, device="cpu"), recipe, torch.Size((3, 32, 32)))
 
 
+@pytest.mark.long
 def test_it_learns_shapes_in_seconds(tmp_path: Path):
     recipe = Recipe(data="shapes", epochs=6, views=2, batch_size=128)
     sets, by = data.load("shapes"), data.PUBLISHED["shapes"]

@@ -109,7 +109,7 @@ def test_training_has_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 CHILD = """
 import json, resource, sys
 from pathlib import Path
-import numpy as np, torch, torch._dynamo, sklearn.linear_model
+import numpy as np, torch, torch._dynamo, sklearn.linear_model, pyarrow.parquet
 import crlf
 from crlf.embedding import embed
 from crlf.training import pretrain
@@ -143,6 +143,7 @@ print(json.dumps({"steps": run.log()[-1]["step"], "grown": held("RssAnon") - bef
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and /proc are Linux's")
 def test_a_set_larger_than_the_memory_limit(tmp_path: Path):
     path = tmp_path / "large.npy"

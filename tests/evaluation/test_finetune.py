@@ -130,6 +130,7 @@ def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(ru
     assert {"accuracy", "linear_accuracy"} <= set(scores(one)) and "6 steps of 8" in scores(one)["protocol"]
 
 
+@pytest.mark.long
 def test_tuning_learns_by_itself(run: Run):
     """From a head of zeros, which knows nothing, in 150 steps."""
     train, test = data.load("shapes")

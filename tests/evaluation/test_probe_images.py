@@ -145,6 +145,7 @@ def test_fine_tuning_starts_as_the_linear_probe(embedded: Embedded):
     assert all(weight.requires_grad for weight in model.parameters())
 
 
+@pytest.mark.long
 def test_fine_tuning_learns_more_than_the_probe_and_leaves_the_run_alone(embedded: Embedded, run: crlf.Run):
     before = run.file(ENCODER).read_bytes()
     rows = embedded.embed(embedded.images[1])

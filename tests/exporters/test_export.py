@@ -122,6 +122,7 @@ if os.environ.get("CRLF_TEST_ALL") == "1":
     TABLE += [(format, name) for format in ("torch", "onnx") for name in ENCODERS]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format, encoder", TABLE)
 def test_every_format_takes_every_encoder_that_it_can(format: str, encoder: str, make, here):
     crlf.export(make(encoder), format=format)  # the comparison is part of it
