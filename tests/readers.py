@@ -21,7 +21,7 @@ from crlf.data.files import shards
 from crlf.data.files.decode import decode
 from crlf.errors import InputError
 from crlf.recipe import RECIPES
-from crlf.runs.files import finite, seal
+from crlf.runs.files import finite
 from crlf.runs.run import CHECKPOINT, CLASSES, LOG, RECIPE, SCORES
 
 
@@ -133,7 +133,7 @@ def array(data: bytes, folder: Path) -> None:
 def weights() -> list[bytes]:
     buffer = io.BytesIO()
     torch.save({"weight": torch.arange(8.0), "step": 3}, buffer)
-    return [seal(buffer.getvalue()), buffer.getvalue()]
+    return [buffer.getvalue()]
 
 
 def tensors(data: bytes, folder: Path) -> None:

@@ -70,7 +70,8 @@ def test_resized_crop(target: int):
         lambda x, *box: tv.resized_crop(x, *map(int, box), size=[target, target], antialias=True),
         p.top, p.left, p.height, p.width,
     )  # fmt: skip
-    torch.testing.assert_close(apply(images, p, dataclasses.replace(PLAIN, resolution=target / 32)), expected, **TIGHT)
+    view = apply(images, p, dataclasses.replace(PLAIN, resolution=target / 32), AS_IT_IS)
+    torch.testing.assert_close(view, expected, **TIGHT)
 
 
 def test_resized_crop_of_an_oblong_image():
@@ -82,7 +83,8 @@ def test_resized_crop_of_an_oblong_image():
         width=torch.full((8,), 25.0),
     )
     expected = tv.resized_crop(images.float() / 255, 3, 7, 11, 25, size=[15, 24], antialias=True)
-    torch.testing.assert_close(apply(images, p, dataclasses.replace(PLAIN, resolution=0.75)), expected, **TIGHT)
+    view = apply(images, p, dataclasses.replace(PLAIN, resolution=0.75), AS_IT_IS)
+    torch.testing.assert_close(view, expected, **TIGHT)
 
 
 def test_flip():
@@ -246,12 +248,14 @@ def test_other_channels(channels: int):
 
 
 @pytest.mark.parametrize("name", ["top", "left", "height", "width"])
-def test_crop_boxes_follow_torchvision(name: str):
+@pytest.mark.parametrize("smallest", [0.08, 0.2, 0.6])
+def test_crop_boxes_follow_torchvision(name: str, smallest: float):
     torch.manual_seed(0)
-    crop = RandomResizedCrop(32, scale=(0.2, 1.0))
+    crop = RandomResizedCrop(32, scale=(smallest, 1.0))
     blank = torch.zeros(3, 32, 32)
     theirs = torch.tensor([crop.get_params(blank, list(crop.scale), list(crop.ratio)) for _ in range(SAMPLES // 4)])
-    ours = draw(torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(), torch.Generator().manual_seed(1))
+    settings = ViewSettings(crop_min=smallest)
+    ours = draw(torch.Size([SAMPLES, 3, 32, 32]), settings, torch.Generator().manual_seed(1))
     column = theirs[:, ("top", "left", "height", "width").index(name)]
     assert stats.ks_2samp(getattr(ours, name).numpy(), column.float().numpy()).pvalue > 1e-3
 
@@ -273,6 +277,11 @@ def test_jitter_follows_torchvision(name: str):
     theirs = [jitter.get_params(*bounds)[names.index(name)] for _ in range(SAMPLES // 4)]
     ours = draw(torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(jitter=1.0), torch.Generator().manual_seed(1))
     assert stats.ks_2samp(getattr(ours, name).numpy(), theirs).pvalue > 1e-3
+
+
+def test_the_blurs_deviation_is_uniform_as_torchvisions():
+    p = draw(torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(blur=1.0), torch.Generator().manual_seed(1))
+    assert stats.kstest(p.sigma.numpy(), stats.uniform(0.1, 1.9).cdf).pvalue > 1e-3
 
 
 def test_orders_are_uniform():

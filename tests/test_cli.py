@@ -245,7 +245,7 @@ def test_help_lists_every_setting_with_its_default_by_section():
     sections = [
         field.name for field in dataclasses.fields(Recipe) if dataclasses.is_dataclass(getattr(Recipe(), field.name))
     ]
-    assert sections == ["images", "augmentation", "optim", "embedding", "head"]
+    assert sections == ["images", "augmentation", "normalisation", "optim", "embedding", "head"]
     assert all(f"{section} options" in text for section in sections)
     for section in (Recipe, *(type(getattr(Recipe(), name)) for name in sections)):
         for field in dataclasses.fields(section):
@@ -330,9 +330,15 @@ def test_python_and_the_command_line_share_names_and_arguments():
 
     for name in cli.COMMANDS:
         assert callable(getattr(crlf, name))
-    assert {"recipe", "out", "data_dir", "device", "resume", "overwrite", "track"} == set(
-        inspect.signature(crlf.pretrain).parameters
-    )
+    flags = {"recipe", "out", "data_dir", "device", "resume", "overwrite", "track"}
+    assert flags | {"data"} == set(inspect.signature(crlf.pretrain).parameters)
+
+
+def test_images_are_given_from_python_alone(capsys, tmp_path: Path):
+    """`data` of pretrain and embed holds images: on the command line --data is the recipe's, and embed has none."""
+    assert cli.main(["pretrain", "--help"]) == 0
+    assert len(re.findall(r"^\W*--data [A-Z]", capsys.readouterr().out, flags=re.MULTILINE)) == 1
+    assert "--data" in refused("embed", str(tmp_path), "--data", "shapes")
 
 
 def test_ctrl_c_before_training_leaves_130(capsys):

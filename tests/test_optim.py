@@ -138,6 +138,23 @@ def test_lars_leaves_norms_and_biases_undecayed():
     assert weight[0, 0] < 1 - 1e-5 and torch.equal(bias, torch.ones(2))
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_sgd_is_nesterovs(momentum: float):
+    """v <- m v + g, w <- w - lr (g + m v); Sutskever et al. 2013, as torch writes it. Its decay is in g."""
+    g = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(4, 3, generator=g))
+    expected, v = weight.detach().clone(), torch.zeros(4, 3)
+    settings = OptimSettings(optimizer="sgd", lr=0.1, momentum=momentum, weight_decay=0.2)
+    (optimizer,) = OPTIMIZERS["sgd"]([("weight", weight)], settings)
+    for _ in range(3):
+        weight.grad = torch.randn(4, 3, generator=g)
+        gradient = weight.grad + 0.2 * expected
+        v = momentum * v + gradient
+        expected = expected - 0.1 * (gradient + momentum * v)
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), expected)
+
+
 def test_the_learning_rate_is_scaled_to_the_batch_for_sgd_and_lars_alone():
     for name in OPTIMIZERS:
         settings = OptimSettings(optimizer=name, lr=0.3)

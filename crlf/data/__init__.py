@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from crlf.data import given
 from crlf.data.cache import cache_dir
 from crlf.data.datasets import cifar, shapes, stl10, svhn
 from crlf.data.files import folder, huggingface
@@ -38,12 +39,13 @@ UNLABELLED: dict[str, Callable[[str | Path | None], ImageSet]] = {
 
 
 def named(data: str) -> str:
-    """What a recipe calls its data: a name of `SOURCES` or hf:NAME, or the whole path of images of one's own.
+    """What a recipe calls its data: a name of `SOURCES` or hf:NAME, the whole path of images of one's own, or words for
+    those that were given from Python (crlf.data.given).
 
     Raises:
         InputError: it is neither.
     """
-    if data in SOURCES:
+    if data in SOURCES or given.is_given(data):
         return data
     if data.startswith(huggingface.PREFIX):
         return huggingface.named(data)
@@ -68,6 +70,8 @@ def load(
         InputError: no source has that name, or its data are missing, damaged or out of reach.
     """
     data, settings = named(data), settings or ImageSettings()
+    if given.is_given(data):
+        raise given.refusal(data)
     if data not in SOURCES:
         if data_dir is not None:
             raise InputError(f"data_dir is for data sets known by name, and data is the path {data!r}")

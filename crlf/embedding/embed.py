@@ -6,15 +6,16 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Annotated, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crlf import encoders
-from crlf.data import ImageSet, load, named
-from crlf.data.stream import Sets, Source, open_path
+from crlf.data import ImageSet, given, load, named
+from crlf.data.given import Given
+from crlf.data.stream import Sets, Source, open_path, require_shape
 from crlf.data.thumbnails import sample, thumbnails
 from crlf.embedding import shards
 from crlf.embedding.table import Writer
@@ -25,11 +26,17 @@ from crlf.runs.files import replacing, save_array, save_rows, write_json
 from crlf.runs.run import CLASSES, ENCODER, SCORES, TABLE, THUMBNAILS, Run
 from crlf.runtime import distributed
 from crlf.runtime.devices import keep_freed_memory, pick_device
+from crlf.text import PYTHON_ONLY
 
 
 @overload
 def embed(
-    run: Run | str | Path, *, data_dir: str | Path | None = None, device: str = "auto", batch_size: int = 500
+    run: Run | str | Path,
+    *,
+    data: Given | tuple[Given, Given] | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 500,
 ) -> Run: ...
 
 
@@ -50,6 +57,7 @@ def embed(
     run: Run | str | Path,
     path: str | Path | None = None,
     *,
+    data: Annotated[Given | tuple[Given, Given] | None, PYTHON_ONLY] = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     data_dir: str | Path | None = None,
@@ -68,6 +76,7 @@ def embed(
         run: the run.
         path: new images: a folder, one image, or anything else that `crlf pretrain` takes. They are prepared as the
             training images were. Nothing in the run changes.
+        data: the training images, or (train, test), of a run that was given them from Python and keeps none.
         out: for new images, the table that is written: a .parquet file, with a .npy file of the embeddings alone beside
             it; by default named after the path, in the current folder.
         overwrite: replace what is there already under these names.
@@ -85,20 +94,34 @@ def embed(
     run, place = Run.open(run), distributed.own_device(pick_device(device))
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+    if data is not None and (path is not None or not given.is_given(run.recipe.data)):
+        raise InputError("data is for the images that a run was given from Python: name others by their path")
     if path is not None:
         return embed_new(run, str(path), Path(out or shards.named_after(path)), overwrite, data_dir, place, batch_size)
     if out is not None:
         raise InputError(f"out {str(out)!r} is for new images, and no path is given; a run's own go to its folder")
     if distributed.rank() > 0:
         return run  # a run's own files are written by one
-    return embed_own(run, data_dir, place, batch_size)
+    return embed_own(run, data, data_dir, place, batch_size)
 
 
-def embed_own(run: Run, data_dir: str | Path | None, place: torch.device, batch_size: int) -> Run:
+def embed_own(
+    run: Run,
+    data: Given | tuple[Given, Given] | None,
+    data_dir: str | Path | None,
+    place: torch.device,
+    batch_size: int,
+) -> Run:
     """Embed the training and the test images of a run."""
     recipe = run.recipe
     start = time.perf_counter()
-    splits = dict(zip(("train", "test"), load(recipe.data, data_dir, recipe.images, recipe.subset), strict=True))
+    if data is None:
+        sets = load(recipe.data, data_dir, recipe.images, recipe.subset)
+    else:
+        sets = given.both(data, recipe.images, recipe.subset)
+        for part in sets:
+            require_shape(part.images.shape[1:], image_shape(run), "images in data")
+    splits = dict(zip(("train", "test"), sets, strict=True))
     shape = splits["train"].images.shape[1:]
     encoder = load_encoder(run, recipe, shape).to(place)
     run.update_scores(image_shape=list(shape))

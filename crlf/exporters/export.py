@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from crlf.exporters.formats import Exported
+    from crlf.recipe import Recipe
 
 CARD, RECORD = "README.md", "export.json"
 TOLERANCE = 1e-4  # of the largest number of an embedding, or of 1 where that is smaller
@@ -51,7 +52,8 @@ def export(
     """Write the frozen encoder of a run in a form that loads without CRLF, with a model card.
 
     What is written is loaded again in a fresh process, without CRLF, by the embed.py that the card shows, and compared
-    on images of the run: a difference above 1e-4 (of the largest number, where that is above 1) is an error.
+    on images of the run, or on noise where it keeps none: a difference above 1e-4 (of the largest number, where that is
+    above 1) is an error.
 
     Args:
         run: the run folder.
@@ -79,7 +81,7 @@ def export(
         record = write(run, made, format, license, data_dir)
     print(f"wrote {folder}: {', '.join(record['files'])}")
     print(
-        f"loaded in a fresh process without CRLF, {record['images']} images of the run: "
+        f"loaded in a fresh process without CRLF, {record['images']} {record['images_are']}: "
         f"the largest difference is {record['max_difference']:.1e}"
     )
     return folder
@@ -89,12 +91,11 @@ def write(run: Run, folder: Path, format: str, license: str, data_dir: str | Pat
     """Write an export to an empty folder, check it, and return what export.json holds."""
     import torch
 
-    from crlf.data import load
     from crlf.exporters.formats import FORMATS, Source
     from crlf.exporters.model_card import CODE, card, public
 
     recipe = run.recipe
-    images = load(recipe.data, data_dir, recipe.images)[0].first(IMAGES).images
+    images, kind = some_images(run, recipe, data_dir)
     made = FORMATS[format](Source(run, recipe, images.shape[1:]), folder)
     record: dict[str, Any] = {
         "format": format,
@@ -102,6 +103,7 @@ def write(run: Run, folder: Path, format: str, license: str, data_dir: str | Pat
         "embedding": made.embedding,
         "torch": torch.__version__,
         "images": len(images),
+        "images_are": kind,
     }
     write_bytes(folder / CODE, made.code.encode())
     record |= compare(made, images, folder)
@@ -110,6 +112,19 @@ def write(run: Run, folder: Path, format: str, license: str, data_dir: str | Pat
     record["files"] = sorted({path.name for path in folder.iterdir()} | {RECORD})
     write_json(folder / RECORD, record)
     return record
+
+
+def some_images(run: Run, recipe: Recipe, data_dir: str | Path | None) -> tuple[Tensor, str]:
+    """Images to compare on, uint8 (B, C, H, W), and what they are; of a run that keeps none, noise."""
+    import torch
+
+    from crlf.data import given, load
+    from crlf.embedding.embed import image_shape
+
+    if not given.is_given(recipe.data):
+        return load(recipe.data, data_dir, recipe.images)[0].first(IMAGES).images, "images of the run"
+    shape, stream = (IMAGES, *image_shape(run)), torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, generator=stream, dtype=torch.uint8), "images of noise"
 
 
 def compare(made: Exported, images: Tensor, folder: Path) -> dict[str, float]:

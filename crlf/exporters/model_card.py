@@ -148,7 +148,7 @@ def limits(run: Run, record: dict[str, Any]) -> str:
 
 def checked(record: dict[str, Any]) -> str:
     return (
-        f"`{CODE}` was run in a fresh process without CRLF on {record['images']} images of the run, in batches "
+        f"`{CODE}` was run in a fresh process without CRLF on {record['images']} {record['images_are']}, in batches "
         f"of several sizes. The largest difference from the run's encoder is {record['max_difference']:.1e}, where the "
         f"largest number is {record['largest_number']:.3g}. `export.json` says with which versions."
     )

@@ -38,6 +38,24 @@ def test_a_batch_is_its_rows(kind: type, first: int):
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("kind", [loader.Resident, loader.ReadAhead])
+def test_a_batch_is_its_rows_after_a_jump(kind: type):
+    """As a run that goes on elsewhere: what was read ahead is of other steps."""
+    with kind(IMAGES, rows_of, CPU) as found:
+        for step in (0, 1, 7, 2, 4, 3, 17, 7):
+            assert torch.equal(found[step], IMAGES[rows_of(step)]), step
+
+
+def test_an_epoch_is_whole_batches_of_all_different_rows():
+    """50 images in batches of 8: six batches, and two images are left out, others in each epoch."""
+    epochs = [[loader.batch_rows(6 * epoch + i, 50, 8, seed=3) for i in range(6)] for epoch in range(4)]
+    for number, epoch in enumerate(epochs):
+        assert [len(rows) for rows in epoch] == [8] * 6
+        assert torch.equal(torch.cat(epoch), epoch_order(3, number, 50)[:48])
+    assert len({frozenset(torch.cat(epoch).tolist()) for epoch in epochs}) > 1
+    assert Recipe(data="shapes", batch_size=8).steps_per_epoch(50) == 6
+
+
 def test_reading_is_ahead_of_the_step():
     read: list[int] = []
     third = threading.Event()

@@ -190,6 +190,27 @@ def test_a_test_split_is_the_test_set(tmp_path: Path, test_name: str):
     assert images_of(test) == FILES[30:] and test.labels.tolist() == LABELS[30:]
 
 
+def test_validation_images_are_left_alone_where_there_are_test_images(tmp_path: Path):
+    for name, part in (("train", slice(0, 20)), ("validation", slice(20, 30)), ("test", slice(30, 40))):
+        parquet(tmp_path / f"{name}.parquet", {"image": STRUCTS[part], "label": LABELS[part]})
+    train, test = load(tmp_path)
+    assert images_of(train) == FILES[:20] and images_of(test) == FILES[30:]
+
+
+@pytest.mark.parametrize("broken", [(), (2,), (0, 4, 33)])
+@pytest.mark.parametrize("subset", [0, 6])
+def test_labels_stay_with_their_images_in_a_subset_and_behind_rows_that_are_skipped(
+    tmp_path: Path, broken: tuple[int, ...], subset: int
+):
+    cells = [b"no image" if row in broken else content for row, content in enumerate(FILES)]
+    for name, part in (("train", slice(0, 30)), ("test", slice(30, 40))):
+        parquet(tmp_path / f"{name}.parquet", {"image": cells[part], "label": LABELS[part]})
+    for found, rows in zip(load(tmp_path, subset, max_skipped=0.5), (range(30), range(30, 40)), strict=True):
+        kept = [row for row in rows if row not in broken][: subset or None]
+        assert images_of(found) == [FILES[row] for row in kept]
+        assert found.labels.tolist() == [LABELS[row] for row in kept]
+
+
 def test_columns_can_be_named(tmp_path: Path):
     columns = {"left": FILES, "right": FILES[::-1], "label": LABELS, "colour": ["ab"[i % 2] for i in range(40)]}
     path = parquet(tmp_path / "a.parquet", columns)

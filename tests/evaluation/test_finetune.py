@@ -104,6 +104,17 @@ def test_scores_are_those_of_the_held_out_images(linear: Path):
     assert "108 labelled images" in found["protocol"] and "held out" in found["protocol"]
 
 
+def test_balanced_accuracy_is_the_mean_of_the_classes(monkeypatch: pytest.MonkeyPatch):
+    """Six images of a class, all right, two of another, one right, and none of a third."""
+    labels, said = np.array([0] * 6 + [1] * 2), np.array([0] * 6 + [1, 2])
+    monkeypatch.setattr(classifier, "probabilities", lambda *arguments: np.eye(3)[said])
+    nothing = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
+    images = labelled.Labelled(nothing, labels[:0], nothing, labels, ("a", "b", "c"), "")
+    found = score(torch.nn.Identity(), images, TINY)
+    assert found["accuracy"] == 7 / 8 and found["balanced_accuracy"] == 3 / 4
+    assert found["class_accuracy"] == {"a": 1, "b": 0.5}
+
+
 def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(run: Run, shapes: Path, tmp_path: Path):
     full = {"mode": "full", "epochs": 2, "batch_size": 8, "labels_per_class": 8, "device": "cpu"}
     one, same, other = (

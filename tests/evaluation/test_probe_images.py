@@ -80,6 +80,20 @@ def test_the_untrained_encoder_is_the_one_that_training_began_with(embedded: Emb
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), state.method.encoder.parameters(), strict=True))
 
 
+def test_the_untrained_encoder_has_the_runs_own_seed(embedded: Embedded, monkeypatch):
+    """Row for row: accuracies of two encoders may happen to be equal."""
+    embedded.__dict__["recipe"] = dataclasses.replace(embedded.recipe, seed=7)
+    given: list[np.ndarray] = []
+    monkeypatch.setattr("crlf.evaluation.baselines.both", lambda name, images, *rows: given.extend(rows) or {})
+    PROBES["untrained"](embedded)
+    first = State(embedded.recipe, SETS[0], torch.device("cpu")).method.encoder
+    net = encoders.build("tiny", 3, 16, embedded.recipe.embedding.regions)
+    net.load_state_dict(first.state_dict())
+    encoder = Frozen(net, embedded.recipe.embedding.mirror)
+    for rows, part in zip(given, SETS, strict=True):
+        np.testing.assert_allclose(rows, embed_images(encoder, part.images, embedded.recipe.normalisation), atol=1e-6)
+
+
 def test_pixels_are_the_images(embedded: Embedded):
     flat = [part.images.numpy().reshape(len(part), -1).astype(np.float32) for part in SETS]
     expected = embedded.accuracy(linear(flat[0], embedded.train_lbl, flat[1]).predictions)

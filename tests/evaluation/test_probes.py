@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import crlf
 from crlf.errors import InputError
 from crlf.evaluation.embedded import Embedded
-from crlf.evaluation.logistic_regression import choose_c, fit_linear, held_out, rotate, standardise
+from crlf.evaluation.logistic_regression import STRENGTHS, choose_c, fit_linear, held_out, rotate, standardise
 from crlf.evaluation.probe import PROBES, QUICK, chosen
 from crlf.metrics import cosine
 from crlf.metrics.cosine import chunk_rows
@@ -72,6 +72,24 @@ def test_the_choice_of_c_is_made_on_held_out_training_images():
     assert set(held).isdisjoint(kept) and len(held) + len(kept) == len(y)
     assert np.allclose(np.bincount(y[held]) / np.bincount(y), 0.1, atol=0.01)  # of each class
     assert "held-out training images" in choose_c(x, y)[1]
+
+
+def test_the_choice_of_c_is_scikit_learns_without_the_held_out_images():
+    """Many features of noise: where an image is among the fitted ones it is told right, and any C looks perfect."""
+    x, y = TRAIN
+    random = np.random.default_rng(0)
+    noisy = np.concatenate([x[:300], random.normal(size=(300, 400)).astype(np.float32)], axis=1)
+    held, kept = held_out(y[:300])
+    accuracies = []
+    for strength in STRENGTHS:
+        features, mean, scale = (t.numpy().astype(np.float64) for t in standardise(torch.from_numpy(noisy[kept])))
+        theirs = LogisticRegression(C=1 / (strength * len(kept)), tol=1e-6, max_iter=5000).fit(features, y[kept])
+        accuracies.append(theirs.score((noisy[held] - mean) / scale, y[held]))
+    best = int(np.argmax(accuracies))
+    assert 0.3 < accuracies[best] < 0.9, "neither chance nor what was learned by heart"
+    c, how = choose_c(noisy, y[:300])
+    assert c == pytest.approx(1 / (STRENGTHS[best] * 300))
+    assert f"on {len(held)} held-out training images ({100 * accuracies[best]:.1f} %)" in how
 
 
 def test_noise_asks_for_a_stronger_penalty_than_signal():

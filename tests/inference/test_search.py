@@ -15,8 +15,8 @@ import crlf
 from crlf import cli
 from crlf.data import load
 from crlf.data.lookup import pictures
-from crlf.embedding.table import Writer
-from crlf.inference.search import nearest
+from crlf.embedding.table import Table, Writer
+from crlf.inference.search import look_up, nearest
 from crlf.recipe import Recipe
 from crlf.visualization.figures.search_results import ACROSS, Tile, gallery, short
 
@@ -80,6 +80,20 @@ def test_an_image_of_the_run_finds_itself(run: crlf.Run, photo: Path, capsys):
     expected = np.argsort(-(unit @ unit[5]), kind="stable")[:4]
     assert [one.row for one in found] == expected.tolist()
     assert [one.id[:5] for one in found] == ["train" if row < 64 else "test/" for row in expected]
+
+
+def test_names_are_right_behind_the_first_group_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("crlf.embedding.table.GROUP", 4)
+    with (tmp_path / "t.parquet").open("wb") as file, Writer(file, 3, "") as writer:
+        for first in range(0, 14, 5):  # groups of 5, 5 and 4 rows
+            names = [f"image {row}" for row in range(first, min(first + 5, 14))]
+            labels = np.array([int(name[6:]) % 3 for name in names])
+            writer.add(names, np.zeros((len(names), 3), np.float32), "train", labels, "abc")
+    rows = np.array([[13, 0, 7], [4, 5, 13], [9, 10, 3]])
+    with Table(tmp_path / "t.parquet") as table:
+        found = look_up(table, rows, np.zeros((3, 3)))
+    assert [[one.row for one in line] for line in found] == rows.tolist()
+    assert all((one.id, one.label) == (f"image {one.row}", "abc"[one.row % 3]) for line in found for one in line)
 
 
 def test_one_image_in_python_and_several_on_the_command_line(run: crlf.Run, photo: Path, capsys):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_methods
 
 from crlf.runs.run import Run
 
@@ -54,13 +55,10 @@ def test_its_own_test_and_the_contract_pass(followed: Path):
     assert passed and int(passed[1]) > 15
 
 
-def test_without_its_test_one_test_says_so(followed: Path):
-    (followed / "tests/methods/test_alignment.py").rename(followed / "away.py")
-    try:
-        with pytest.raises(AssertionError, match=r"test_alignment\.py must say why its loss is right"):
-            ran(followed, "-m", "pytest", "-k", "alignment and reference", "tests/methods/test_methods.py")
-    finally:
-        (followed / "away.py").rename(followed / "tests/methods/test_alignment.py")
+def test_without_its_test_one_test_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(test_methods, "HERE", tmp_path)
+    with pytest.raises(AssertionError, match=r"test_alignment\.py must say why its loss is right"):
+        test_methods.test_its_loss_has_a_reference("alignment")
 
 
 def test_its_row_is_written_into_the_docs(followed: Path):

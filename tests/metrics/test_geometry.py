@@ -227,6 +227,21 @@ def test_a_collapse_has_its_number_its_threshold_and_advice(found, what: str, me
     assert str(collapse) == line and "\n" not in line
 
 
+@pytest.mark.parametrize(
+    "below, above",
+    [
+        ({"z": {"spread": 0.095, "agreement": 0.1}}, {"z": {"spread": 0.105, "agreement": 0.1}}),
+        ({"z": {"spread": 0.01, "agreement": 0.49}}, {"z": {"spread": 0.01, "agreement": 0.51}}),
+        ({"h": {"spread": 0.019, "agreement": 0.1}}, {"h": {"spread": 0.021, "agreement": 0.1}}),
+        ({"z": {"effective_rank": 1.09}}, {"z": {"effective_rank": 1.11}}),
+        ({"h": {"effective_rank": 1.95}}, {"h": {"effective_rank": 2.05}}),
+        ({"h": {"dead": 0.91}}, {"h": {"dead": 0.89}}),
+    ],
+)
+def test_each_threshold_of_a_collapse_from_both_sides(below: dict, above: dict):
+    assert geometry.diagnose(numbers(**below)) and not geometry.diagnose(numbers(**above))
+
+
 def test_what_is_sound_is_not_accused():
     assert geometry.diagnose(numbers()) is None and geometry.diagnose(numbers(z={})) is None
     # nearly equal projections whose differences tell images: MoCo at its start, and it learns

@@ -20,7 +20,9 @@ from crlf.data.loader import epoch_order
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.errors import InputError
 from crlf.methods import METHODS
+from crlf.methods.byol import BYOL, BYOLSettings
 from crlf.recipe import Recipe
+from crlf.runs.files import save_tensors
 from crlf.runs.run import CHECKPOINT, ENCODER
 from crlf.runtime.interrupts import Interrupted
 
@@ -69,7 +71,10 @@ def test_the_run_folder_holds_what_the_design_names(straight: crlf.Run):
     assert all(not tensor.requires_grad and tensor.device.type == "cpu" for tensor in weights(straight).values())
     log = straight.log()
     assert log[-1]["step"] == 6 and log[-1]["epoch"] == 2
-    assert straight.array("views.npy").shape == (10, 1 + TINY.views, 3, 24, 24)
+    shown, first = straight.array("views.npy"), data.load("shapes")[0].images[:10].float()
+    assert shown.shape == (10, 1 + TINY.views, 3, 24, 24)
+    original = torch.nn.functional.interpolate(first, (24, 24), mode="bilinear", antialias=True)
+    assert np.abs(shown[:, 0] - original.numpy()).max() < 1 < np.abs(shown[:, 1] - original.numpy()).max()
     scores = straight.scores
     assert scores["views_seen"] == 6 * 64 * TINY.views and scores["epochs"] == 2 and scores["seed"] == 0
     assert scores["method"] == "simclr" and scores["encoder"] == "cnn" and scores["device"].startswith("cpu")
@@ -127,6 +132,38 @@ def test_a_resumed_run_equals_a_straight_one(straight, tmp_path, monkeypatch, st
     assert same_bits(weights(run), weights(straight))
     steps = [row["step"] for row in run.log()]
     assert steps == sorted(set(steps)) and steps[-1] == 6
+
+
+def test_seconds_go_on_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, interrupt)
+        with pytest.raises(Interrupted):
+            crlf.pretrain(TINY, out=tmp_path, device="cpu")
+    run = crlf.Run(tmp_path)
+    save_tensors(run.file(CHECKPOINT), run.tensors(CHECKPOINT) | {"seconds": 5000.0})
+    crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
+    assert 5000 < run.scores["train_seconds"] < 5100
+    assert all(5000 < row["seconds"] < 5100 for row in run.log() if row["step"] > 4)
+
+
+def test_the_method_is_told_after_each_step_how_far_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A target that follows the weights without momentum is, in the end, the weights."""
+    told: list[float] = []
+    follow = BYOL.after_step
+
+    def noting(self: BYOL, progress: float) -> None:
+        told.append(progress)
+        follow(self, progress)
+
+    monkeypatch.setattr(BYOL, "after_step", noting)
+    head = BYOLSettings(hidden=16, projection=8, target_momentum=0.0, target_momentum_end=0.0)
+    run = crlf.pretrain(dataclasses.replace(TINY, method="byol", head=head, views=2), out=tmp_path, device="cpu")
+    assert told == pytest.approx([step / 6 for step in range(1, 7)])
+    method = run.tensors(CHECKPOINT)["method"]
+    ours = {name.removeprefix("encoder."): value for name, value in method.items() if name.startswith("encoder.")}
+    weights = [name for name in ours if f"target.networks.0.{name}" in method and "running" not in name]
+    assert len(weights) > 8
+    assert all(torch.equal(ours[name], method[f"target.networks.0.{name}"]) for name in weights if "num_" not in name)
 
 
 @pytest.mark.parametrize("method", ["mocov2", "dino", "nnclr", "supcon"])

@@ -122,6 +122,38 @@ def test_it_says_first_how_good_against_what_and_in_how_long(run: Run):
     assert "Not there yet" not in text
 
 
+def test_each_number_at_the_head_stands_by_its_own_name(run: Run):
+    """As tiles, as bars, and in the table."""
+    page = read(run)
+    tiles = re.findall(r'<div class="tile card"><b>([^<]*)</b><span class=soft>([^<]*)</span>', page.html)
+    assert {name: value for value, name in tiles} == {
+        "linear probe": "71.7 %",
+        "kNN": "87.6 %",
+        "chance": "12.3 %",
+        "training": "1 min 23 s",
+    }
+    bars = re.findall(
+        r'<div>([^<]*)</div><div class=track><div class="[^"]*" style="width:([\d.]+)%"></div><b>([^<]*)<', page.html
+    )
+    assert bars == [
+        ("Nearest neighbours (kNN)", "70.1", "87.6 %"),
+        ("Linear probe", "57.4", "71.7 %"),
+        ("Chance: always the most frequent class", "9.8", "12.3 %"),
+    ]
+    for name, _, value in bars:
+        assert re.search(rf"<th scope=row>{re.escape(name)}</th><td>{value}", page.html)
+
+
+def test_views_of_the_report_have_their_originals_on_top(run: Run):
+    [source] = [image["src"] for image in read(run).all("img") if str(image["alt"]).startswith("Views: ")]
+    with Image.open(io.BytesIO(base64.b64decode(str(source).partition(",")[2]))) as image:
+        pixels, tiles = np.asarray(image.convert("RGB")), run.array("views.npy")
+    for i in range(10):
+        for row in range(3):
+            tile = pixels[9 * row : 9 * row + 8, 9 * i : 9 * i + 8]
+            assert (tile == tiles[i, row].transpose(1, 2, 0)).all(), (i, row)
+
+
 def test_the_sections_and_their_order(run: Run):
     page = read(run)
     found = re.findall(r'<section id="([\w-]+)">\n<h2>', page.html)
