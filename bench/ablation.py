@@ -266,7 +266,8 @@ def trained(name: str, recipe: Recipe) -> list[dict[str, Any]]:
         pflop = run.scores["pflop"]
         rows = [{"change": name, **accuracies(run, run.recipe), "PFLOP": pflop}]
         for other, (settings, read) in EMBEDDINGS.items() if name == BASE else ():
-            rows.append({"change": other, **accuracies(run, replace(run.recipe, embedding=settings), read), "PFLOP": pflop})
+            read_so = replace(run.recipe, embedding=settings)
+            rows.append({"change": other, **accuracies(run, read_so, read), "PFLOP": pflop})
     return rows
 
 

@@ -1,7 +1,7 @@
 """Planted errors: each changes a line or two of crlf, and the tests that are named beside it must notice.
 
     python tests/planted.py            # all; exit code 1 if less than 95 % are caught
-    python tests/planted.py c-leak     # those whose names begin so
+    python tests/planted.py probes     # those whose names begin so
 
 The table is planted.txt. An error is planted in a copy of the checkout, never in the checkout itself.
 """
@@ -94,6 +94,8 @@ def verdict(error: Planted, checkout: Path) -> str:
 def main(wanted: Sequence[str]) -> int:
     table = read(TABLE.read_text(encoding="utf-8"))
     chosen = [error for error in table if not wanted or error.name.startswith(tuple(wanted))]
+    for error in chosen:  # before anything is tried
+        error.plant((ROOT / error.file).read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
         checkout = copy_of_the_checkout(Path(folder))
         if run(checkout, dict.fromkeys(test for error in chosen for test in error.tests)) != PASSED:

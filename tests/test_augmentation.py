@@ -279,6 +279,14 @@ def test_jitter_follows_torchvision(name: str):
     assert stats.ks_2samp(getattr(ours, name).numpy(), theirs).pvalue > 1e-3
 
 
+def test_factors_are_never_negative():
+    """As torchvision's: a strength above 1 takes colours away, and makes no negatives of them."""
+    settings = ViewSettings(jitter=1.0, brightness=1.5, contrast=2.0, saturation=1.2)
+    p = draw(torch.Size([SAMPLES, 3, 32, 32]), settings, torch.Generator().manual_seed(1))
+    for factor, strength in zip((p.brightness, p.contrast, p.saturation), (1.5, 2.0, 1.2), strict=True):
+        assert stats.kstest(factor.numpy(), stats.uniform(0, 1 + strength).cdf).pvalue > 1e-3
+
+
 def test_the_blurs_deviation_is_uniform_as_torchvisions():
     p = draw(torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(blur=1.0), torch.Generator().manual_seed(1))
     assert stats.kstest(p.sigma.numpy(), stats.uniform(0.1, 1.9).cdf).pvalue > 1e-3

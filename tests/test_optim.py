@@ -10,7 +10,7 @@ from torch import nn
 
 from crlf import encoders
 from crlf.errors import InputError
-from crlf.optim import LARS, OPTIMIZERS, Muon, OptimSettings, orthogonalise, schedule, set_rates, split
+from crlf.optim import LARS, OPTIMIZERS, Muon, OptimSettings, orthogonalise, rates, schedule, set_rates, split
 
 
 def test_schedule_in_closed_form():
@@ -202,6 +202,14 @@ def test_every_optimizer_holds_each_weight_once_and_lowers_a_loss(name: str):
             optimizer.step()
             optimizer.zero_grad()
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_rates_are_a_warm_up_for_the_learning_rate_alone():
+    settings = OptimSettings(warmup=0.2, final_lr=0.5, final_weight_decay=3.0)
+    assert rates(settings, 0.0) == {"lr": 0, "decay": 1}
+    assert rates(settings, 0.1) == pytest.approx({"lr": 0.5, "decay": 3 - 2 * (1 + math.cos(math.pi / 10)) / 2})
+    assert rates(settings, 0.6) == pytest.approx({"lr": 0.75, "decay": 3 - 2 * (1 + math.cos(0.6 * math.pi)) / 2})
+    assert rates(settings, 1.0) == {"lr": 0.5, "decay": 3}
 
 
 def test_set_rates_scales_each_groups_own_peak():

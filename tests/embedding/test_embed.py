@@ -21,7 +21,8 @@ import crlf
 from crlf import cli
 from crlf.data import stream
 from crlf.data.files.decode import decode
-from crlf.embedding.table import GROUP, Table, Writer
+from crlf.embedding.embed import write_table
+from crlf.embedding.table import GROUP, Table, Writer, join
 from crlf.errors import InputError
 from crlf.normalisation import Normalisation
 from crlf.recipe import Recipe
@@ -162,6 +163,46 @@ def test_every_kind_of_source(run: crlf.Run, photos: Path, tmp_path: Path):
     table = embed(run, "shapes", tmp_path / "t.parquet", "--overwrite", "--batch-size", "999")
     assert len(table) == 2500 and table["split"].to_pylist()[1999:2001] == ["train", "test"]
     assert np.allclose(matrix(table)[:64], own, atol=1e-5) and None not in table["class"].to_pylist()
+
+
+def test_sets_come_in_parts_with_their_own_labels():
+    train, test = (split.first(count) for split, count in zip(crlf.data.load("shapes"), (23, 11), strict=True))
+    source = stream.Sets("shapes", train, test, (3, 32, 32))
+    parts = list(source.parts(range(len(source)), 5))
+    assert [len(part.ids) for part in parts] == [5, 5, 5, 5, 3, 2, 5, 4]  # a part may end within a batch
+    for split, name in ((train, "train"), (test, "test")):
+        own = [part for part in parts if part.split == name]
+        assert [one for part in own for one in part.ids] == list(split.ids)
+        assert np.concatenate([part.labels for part in own]).tolist() == split.labels.tolist()
+        assert np.array_equal(np.concatenate([part.images for part in own]), split.images)
+
+
+def test_an_array_in_parts_has_the_names_of_its_rows(tmp_path: Path):
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", images)
+    parts = list(stream.Array(tmp_path / "a.npy", (3, 8, 8)).parts(range(2, 9), 3))
+    assert [name for part in parts for name in part.ids] == [f"a.npy/{row:05}" for row in range(2, 9)]
+    assert np.array_equal(np.concatenate([part.images for part in parts]), images[2:])
+
+
+def test_shards_are_joined_in_their_order(tmp_path: Path):
+    shards = [tmp_path / f"shard{rank}" for rank in range(3)]
+    for rank, shard in enumerate(shards):
+        with shard.open("wb") as file, Writer(file, 2, "here") as writer:
+            writer.add([f"{rank}/{i}" for i in range(rank + 1)], np.full((rank + 1, 2), rank, np.float32))
+    assert join(shards, tmp_path / "t.parquet") == 6
+    table = pq.read_table(tmp_path / "t.parquet")
+    assert table["id"].to_pylist() == ["0/0", "1/0", "1/1", "2/0", "2/1", "2/2"]
+    assert matrix(table)[:, 0].tolist() == np.load(tmp_path / "t.npy")[:, 0].tolist() == [0, 1, 1, 2, 2, 2]
+
+
+def test_every_image_of_a_large_run_is_in_its_table(run: crlf.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """More rows than a group has."""
+    monkeypatch.setattr("crlf.embedding.embed.GROUP", 10)
+    copy = crlf.Run(shutil.copytree(run.path, tmp_path / "copy"))
+    splits = dict(zip(("train", "test"), (part.first(64) for part in crlf.data.load("shapes")), strict=True))
+    write_table(copy, splits, "shapes")
+    assert pq.read_table(copy.file("embeddings.parquet")).equals(pq.read_table(run.file("embeddings.parquet")))
 
 
 def test_the_default_name_is_that_of_the_path(run: crlf.Run, photos: Path, tmp_path: Path, monkeypatch):

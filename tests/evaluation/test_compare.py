@@ -12,6 +12,7 @@ from terminal import refused
 import crlf
 from crlf import cli
 from crlf.evaluation.compare import shown
+from crlf.metrics.intervals import paired_interval
 from crlf.runs.files import save_array, write_json
 
 M = 600
@@ -76,6 +77,17 @@ def test_equal_runs_are_rarely_called_different(tmp_path: Path):
     assert wrong <= 3
     beyond = [v for row in found["classes"] for v in row["verdicts"] if v != "within noise"]
     assert len(beyond) <= 9  # of 87; without Bonferroni each is wrong in one of twenty
+
+
+def test_classes_share_the_level(tmp_path: Path):
+    """A gain that alone would be beyond noise, of 11 images to 3, is not when it is one of three classes'."""
+    a = np.arange(M) < 300
+    b = a.copy()
+    own = np.flatnonzero(LABELS == 1)
+    b[own[own >= 300][:11]], b[own[:3]] = True, False
+    found = crlf.compare(make(tmp_path / "a", a), make(tmp_path / "b", b))
+    assert paired_interval(a[own], b[own])[0] > 0 >= paired_interval(a[own], b[own], 1 - 0.05 / 3)[0]
+    assert [row["verdicts"] for row in found["classes"]] == [["within noise"]] * 3
 
 
 def test_three_runs_are_each_held_against_the_first(tmp_path: Path, base: np.ndarray):

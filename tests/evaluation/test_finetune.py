@@ -19,12 +19,13 @@ from terminal import refused
 
 import crlf
 from crlf import cli, data
+from crlf.augmentation import ViewSettings
 from crlf.data import PUBLISHED
 from crlf.data.files.decode import decode
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.errors import InputError
 from crlf.evaluation import classifier, labelled
-from crlf.evaluation.finetune import score, tune
+from crlf.evaluation.finetune import mild, score, tune
 from crlf.evaluation.labelled import some
 from crlf.evaluation.logistic_regression import fit_linear
 from crlf.recipe import Recipe
@@ -128,6 +129,13 @@ def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(ru
     moved = [name for name, value in before.items() if not torch.equal(value, first[f"encoder.{name}"])]
     assert set(moved) == set(before)
     assert {"accuracy", "linear_accuracy"} <= set(scores(one)) and "6 steps of 8" in scores(one)["protocol"]
+
+
+def test_mild_views_keep_half_of_the_image_and_its_colours():
+    views = mild(ViewSettings(crop_min=0.08, flip=0.3, blur=1.0, resolution=0.5))
+    assert (views.crop_min, views.flip, views.resolution) == (0.5, 0.3, 0.5)
+    assert (views.jitter, views.grayscale, views.blur) == (0, 0, 0)
+    assert mild(ViewSettings(crop_min=0.7)).crop_min == 0.7
 
 
 @pytest.mark.long

@@ -18,13 +18,14 @@ from crlf.data.loader import batch_rows
 from crlf.embedding.embed import embed_images
 from crlf.encoders import CNN, ENCODERS, Frozen
 from crlf.errors import InputError
-from crlf.evaluation import classifier, probe
+from crlf.evaluation import augmented, classifier, probe
 from crlf.evaluation.augmented import embed_views
 from crlf.evaluation.corruptions import CORRUPTIONS
 from crlf.evaluation.embedded import Embedded
 from crlf.evaluation.finetune import started
-from crlf.evaluation.logistic_regression import linear
+from crlf.evaluation.logistic_regression import choose_c, linear
 from crlf.evaluation.probe import PROBES, read
+from crlf.evaluation.robustness import corrupted_accuracy
 from crlf.methods.simclr import SimCLRSettings
 from crlf.recipe import Recipe
 from crlf.runs.files import save_array
@@ -189,7 +190,7 @@ def test_fine_tuning_is_asked_for_by_name(run: crlf.Run, short):
     assert run.scores["fine_tuning_accuracy"] > 0.5 and "AdamW" in run.scores["protocol"]["fine_tuning"]
 
 
-def test_robustness_is_the_linear_probe_on_what_is_saved_corrupted(embedded: Embedded):
+def test_robustness_is_the_linear_probe_on_what_is_saved_corrupted(embedded: Embedded, monkeypatch):
     found = PROBES["robustness"](embedded).scores
     table = found["robustness"]
     assert list(table) == list(CORRUPTIONS) and all(len(row) == 5 for row in table.values())
@@ -197,6 +198,14 @@ def test_robustness_is_the_linear_probe_on_what_is_saved_corrupted(embedded: Emb
     corrupted = torch.from_numpy(CORRUPTIONS["contrast"](SETS[1].images.numpy(), 5).copy())
     rows = embed_images(embedded.encoder, corrupted, embedded.recipe.normalisation)
     assert table["contrast"][4] == embedded.accuracy(embedded.linear[0].predict(rows))
+    seen: list[tuple[str, int]] = []
+    for name in ("noise", "contrast"):
+        monkeypatch.setitem(
+            CORRUPTIONS, name, lambda part, strength, name=name: seen.append((name, strength)) or part.copy()
+        )
+        corrupted_accuracy(embedded, name, 2)
+        corrupted_accuracy(embedded, name, 5)
+    assert seen == [("noise", 2), ("noise", 5), ("contrast", 2), ("contrast", 5)]
     clean = embedded.accuracy(embedded.linear[0].predict(embedded.test))
     assert table["contrast"][4] < clean and abs(table["jpeg"][0] - clean) < 0.2
 
@@ -215,6 +224,11 @@ def test_a_view_of_the_whole_image_changes_nothing(embedded: Embedded, monkeypat
     monkeypatch.setattr("crlf.evaluation.augmented.embed_views", lambda images, settings, i: embedded.train)
     accuracy = PROBES["augmented"](embedded).scores["augmented_accuracy"]
     assert accuracy == pytest.approx(embedded.accuracy(embedded.linear[0].predict(embedded.test)), abs=0.01)
+    asked: list[float] = []
+    fit = augmented.fit_linear
+    monkeypatch.setattr(augmented, "fit_linear", lambda x, y, c: asked.append(c * len(x)) or fit(x, y, c))
+    PROBES["augmented"](embedded)
+    assert asked == pytest.approx([choose_c(embedded.train, embedded.train_lbl)[0] * len(embedded.train)])
 
 
 def test_augmented_probe(embedded: Embedded):

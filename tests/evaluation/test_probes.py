@@ -13,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import crlf
 from crlf.errors import InputError
 from crlf.evaluation.embedded import Embedded
+from crlf.evaluation.labelled import chance
 from crlf.evaluation.logistic_regression import STRENGTHS, choose_c, fit_linear, held_out, rotate, standardise
 from crlf.evaluation.probe import PROBES, QUICK, chosen
 from crlf.metrics import cosine
@@ -206,6 +207,12 @@ def test_probe_writes_scores_with_their_protocols_and_the_predictions(run: crlf.
     assert set(scores["protocol"]) == set(QUICK) and scores["epochs"] == 3
     assert "C = " in scores["protocol"]["linear"] and "k = 10" in scores["protocol"]["knn"]
     assert run.scores == scores
+
+
+def test_chance_is_what_the_training_labels_alone_would_say():
+    """Where the most frequent test class is another one, it must not be known."""
+    train, test = np.array([3, 3, 3, 5, 5]), np.array([5, 5, 5, 3])
+    assert chance(train, test) == 0.25 and chance(test, train) == 0.4
 
 
 def test_test_labels_play_no_part_in_the_predictions(run: crlf.Run):

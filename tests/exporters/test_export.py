@@ -148,6 +148,17 @@ def test_the_comparison_finds_what_is_wrong(make, here, monkeypatch: pytest.Monk
     assert sorted(path.name for path in run.path.iterdir()) == ["encoder_simclr.pth", "recipe.json"]
 
 
+@pytest.mark.parametrize("scale, off, allowed", [(1.0, 0.9e-4, True), (1.0, 1.1e-4, False), (9.0, 8e-4, True)])
+def test_a_small_difference_is_one(monkeypatch: pytest.MonkeyPatch, scale: float, off: float, allowed: bool):
+    """A ten-thousandth: of the largest number, or of 1."""
+    own = torch.tensor([[scale, 0.0], [0.5, -0.1]])
+    made = formats.Exported(lambda images: own, "", "", "onnx", "")  # type: ignore[arg-type]
+    monkeypatch.setattr(export, "in_fresh_process", lambda images, folder: own.numpy() + np.float32([[0, off], [0, 0]]))
+    with contextlib.nullcontext() if allowed else pytest.raises(InputError, match=r"differs from the run by 1\.1e-04"):
+        found = export.compare(made, images(3, 4, 4), Path())
+        assert found == pytest.approx({"max_difference": off, "largest_number": scale}, rel=1e-3)
+
+
 def test_onnx_gives_the_runs_own_embeddings_for_any_batch(make, here):
     run = make("cnn")
     folder = crlf.export(run, format="onnx")

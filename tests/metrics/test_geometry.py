@@ -197,6 +197,15 @@ def test_dead_features_are_counted_whatever_the_scale():
         assert geometry.dead(other) == 0.25
 
 
+def test_a_feature_is_dead_below_a_thousandth():
+    """Of the root mean square of all: here 1, but for a hundredth."""
+    h = drawn(400, 100)
+    h = (h - h.mean(dim=0)) / h.std(dim=0)
+    for share, expected in ((1.2e-3, 0.0), (0.8e-3, 0.01)):
+        h[:, 0] = share * (h[:, 0] - h[:, 0].mean()) / h[:, 0].std()
+        assert geometry.dead(h) == pytest.approx(expected)
+
+
 def test_histograms_count_every_pair():
     cosines = torch.tensor([-1.0, -0.95, 0.05, 0.96, 1.0, 1.0000001])
     counts = geometry.histogram(cosines)

@@ -58,6 +58,15 @@ def test_time_is_in_proportion_to_epochs_and_a_budget_is_kept():
     assert budget.seconds == pytest.approx(120) and budget.epochs > 3
 
 
+def test_what_is_done_costs_nothing_more(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("crlf.training.cost.fastest", lambda act, device: 2.0)
+    data = load(TINY.data)[0].first(TINY.subset)
+    state = State(TINY, data, CPU)
+    whole, half, none = (estimate(TINY, data, state.method, [], done).seconds for done in (0.0, 0.5, 1.0))
+    assert whole == pytest.approx(3 * 4 * (2 * 64 / 32 + 2))  # epochs, steps, and of each: half a batch twice, a move
+    assert (half, none) == (pytest.approx(whole / 2), 0)
+
+
 def test_memory_grows_with_the_batch():
     small, large = (cost_of(dataclasses.replace(TINY, batch_size=size)).memory for size in (64, 256))
     assert large > small

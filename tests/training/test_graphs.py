@@ -119,6 +119,23 @@ def test_alike_matrices_are_orthogonalised_as_each_alone():
     torch.testing.assert_close(on_gpu, torch.stack([orthogonalise(m) for m in some]), rtol=2e-3, atol=2e-3)
 
 
+def test_a_few_steps_are_taken_as_they_are_and_the_rest_replayed():
+    """Three warm up, the fourth is recorded: `warm` says so to whoever measures the speed."""
+    calls: list[bool] = []
+
+    class Noting:
+        method, optimizers = torch.nn.Identity(), ()
+
+        def __call__(self, images: Any, numbers: Any, labels: Any, measured: bool = False) -> Any:
+            calls.append(measured)
+            return images.sum(), {}
+
+    take = Replayed(Noting(), Tape)
+    found = [take(torch.full((2,), i), torch.zeros(1), None)[0].item() for i in range(6)]
+    assert found == [0, 2, 4, 6, 8, 10]
+    assert calls == [True] * 4 and take.warm == 4
+
+
 def test_only_the_modes_that_say_so_replay():
     step = type("Plain", (), {"optimizers": ()})()
     assert replayed(step, "none", CPU) is step and replayed(step, "kernels", CPU) is step

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tiny_run import HOSTILE, fake_run, pictures
+from sklearn.metrics import confusion_matrix, recall_score
+from tiny_run import CIFAR, HOSTILE, fake_run, pictures
 
 from crlf.data.thumbnails import sample
 from crlf.errors import InputError
@@ -273,6 +274,21 @@ def test_the_sheet_holds_the_images(run: Run):
         middle = pixels[i // columns * 8 + 4, i % columns * 8 + 4]
         assert np.abs(middle - pictures(100)[row, 0, 0]).max() < 90, i  # WebP blurs colours over 8 pixels
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_the_confusion_table_is_scikit_learns(run: Run):
+    """A row is a class: what is said of each cell, and the share of each row that is right."""
+    labels, predicted = run.array("test_lbl.npy"), run.array("test_pred.npy").copy()
+    predicted[labels == 2] = 7  # so that rows and columns differ
+    save_array(run.file("test_pred.npy"), predicted)
+    page = read(run)
+    said = dict(re.findall(r'data-true=(\d+ data-said=\d+) aria-label="([^"]*)"', page.html))
+    counts = confusion_matrix(labels, predicted, labels=range(10))
+    for i, j in np.ndindex(10, 10):
+        words = f"{CIFAR[i]} recognised" if i == j else f"{CIFAR[i]} taken for {CIFAR[j]}"
+        assert said[f"{i} data-said={j}"] == f"{words}: {counts[i, j]}"
+    recalls = [f"{100 * r:.1f} %" for r in recall_score(labels, predicted, average=None)]
+    assert re.findall(r"<td class=recall>([^<]*)</td>", page.html) == recalls
 
 
 def test_the_most_confident_mistakes_come_first(run: Run):
