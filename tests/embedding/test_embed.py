@@ -21,7 +21,6 @@ import crlf
 from crlf import cli
 from crlf.data import stream
 from crlf.data.files.decode import decode
-from crlf.embedding.embed import write_table
 from crlf.embedding.table import GROUP, Table, Writer, join
 from crlf.errors import InputError
 from crlf.normalisation import Normalisation
@@ -194,15 +193,6 @@ def test_shards_are_joined_in_their_order(tmp_path: Path):
     table = pq.read_table(tmp_path / "t.parquet")
     assert table["id"].to_pylist() == ["0/0", "1/0", "1/1", "2/0", "2/1", "2/2"]
     assert matrix(table)[:, 0].tolist() == np.load(tmp_path / "t.npy")[:, 0].tolist() == [0, 1, 1, 2, 2, 2]
-
-
-def test_every_image_of_a_large_run_is_in_its_table(run: crlf.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """More rows than a group has."""
-    monkeypatch.setattr("crlf.embedding.embed.GROUP", 10)
-    copy = crlf.Run(shutil.copytree(run.path, tmp_path / "copy"))
-    splits = dict(zip(("train", "test"), (part.first(64) for part in crlf.data.load("shapes")), strict=True))
-    write_table(copy, splits, "shapes")
-    assert pq.read_table(copy.file("embeddings.parquet")).equals(pq.read_table(run.file("embeddings.parquet")))
 
 
 def test_the_default_name_is_that_of_the_path(run: crlf.Run, photos: Path, tmp_path: Path, monkeypatch):
