@@ -211,10 +211,10 @@ def test_labels_stay_with_their_images_in_a_subset_and_behind_rows_that_are_skip
         assert found.labels.tolist() == [LABELS[row] for row in kept]
 
 
-@pytest.mark.parametrize("subset", [0, 8])
+@pytest.mark.parametrize("subset", [0, 7])
 def test_labels_stay_with_their_images_in_a_subset_of_one_table(tmp_path: Path, subset: int):
     """A tenth of each class is held out of more rows than are asked for, and both parts are cut."""
-    labels = [(3 * i * i + i) % 4 for i in range(40)]  # in no order
+    labels = np.random.default_rng(1).permutation(LABELS).tolist()
     path = parquet(tmp_path / "a.parquet", {"image": STRUCTS, "label": labels})
     for part, most in zip(load(path, subset), (subset or 40, subset or 40), strict=True):
         rows = [int(name[-5:]) for name in part.ids]
