@@ -213,6 +213,15 @@ def test_a_lock_is_let_go_after_an_error_too(tmp_path: Path, monkeypatch: pytest
     crlf.pretrain(TINY, out=tmp_path, device="cpu", overwrite=True)
 
 
+def test_a_run_that_is_gone_locks_nothing(tmp_path: Path):
+    Run(tmp_path).lock()
+    Run(tmp_path).lock()
+    held = Run(tmp_path)
+    held.lock()
+    with pytest.raises(InputError, match="another process is training"):
+        Run(tmp_path).lock()
+
+
 def test_a_locked_run_travels_between_processes_without_its_lock(tmp_path: Path):
     run = Run(tmp_path)
     run.lock()
