@@ -84,13 +84,14 @@ def test_embeddings_flow_one_way(run: crlf.Run, tmp_path: Path, monkeypatch: pyt
     for path in (*copy.glob("*_emb.npy"), copy / "embeddings.parquet"):
         path.unlink()
     monkeypatch.setattr(np, "load", lambda *words, **more: pytest.fail(f"{words} was read"))
-    monkeypatch.setattr("crlf.embedding.table.GROUP", 24)
+    for module in ("table", "embed"):
+        monkeypatch.setattr(f"crlf.embedding.{module}.GROUP", 24)
     crlf.embed(copy, device="cpu", batch_size=10)
     monkeypatch.undo()
     for name in ("train_emb.npy", "test_emb.npy"):
         np.testing.assert_allclose(np.load(copy / name), run.array(name), atol=1e-5)
     table = pq.ParquetFile(copy / "embeddings.parquet")
-    assert [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)] == [30, 30, 24, 30, 14]
+    assert [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)] == [24, 24, 40, 24, 16]
     rows = [np.load(copy / name) for name in ("train_emb.npy", "test_emb.npy")]
     assert np.array_equal(matrix(table.read()), np.vstack(rows))
     assert table.read()["id"].to_pylist() == [*run.ids("train"), *run.ids("test")]
