@@ -206,6 +206,7 @@ def prepare() -> None:
     """What a process needs to know the names of the changes."""
     torch.set_num_threads(1)
     SOURCES.update({"held-out": held_out, "progressive": held_out})
+    PUBLISHED.update(dict.fromkeys(("held-out", "progressive"), PUBLISHED["cifar10"]))
     ENCODERS.update(NETWORKS)
     METHODS["averaged"] = Averaged
 
@@ -276,10 +277,10 @@ def accuracies(run: crlf.Run, recipe: Recipe, read: int = 3) -> dict[str, float]
     train, held = held_out()
     train = train.first(PROBED)
     assert train.labels is not None and held.labels is not None
-    frozen = load_encoder(run, recipe, train.images.shape[1:])
+    frozen, by = load_encoder(run, recipe, train.images.shape[1:]), run.recipe.normalisation
     frozen.encoder.read = read  # type: ignore[assignment]
-    x, y = embed_images(frozen, train.images, recipe.normalisation), train.labels.numpy()
-    test, truth = embed_images(frozen, held.images, recipe.normalisation), held.labels.numpy()
+    x, y = embed_images(frozen, train.images, by), train.labels.numpy()
+    test, truth = embed_images(frozen, held.images, by), held.labels.numpy()
     predicted = {
         "linear_%": fit_linear(x, y, 1 / (1e-3 * len(x)), tolerance=1e-6).predict(test),
         "kNN_%": knn_predict(x, y, test),

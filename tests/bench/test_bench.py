@@ -124,7 +124,7 @@ def ablation():
     """The module, prepared; its additions to the tables go at the end."""
     from bench import ablation
 
-    tables = (ablation.SOURCES, ablation.ENCODERS, ablation.METHODS)
+    tables = (ablation.PUBLISHED, ablation.SOURCES, ablation.ENCODERS, ablation.METHODS)
     before, threads = [dict(table) for table in tables], torch.get_num_threads()
     ablation.prepare()
     yield ablation
