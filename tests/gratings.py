@@ -38,8 +38,9 @@ def gratings(count: int, seed: int, size: int = 16, classes: int = 6) -> ImageSe
 
 def moderate(name: str, **other: float):
     """Settings that learn in seconds: a target that follows slowly would hardly have moved."""
-    quick = {"target_momentum": 0.5} if hasattr(METHODS[name].Settings, "target_momentum") else {}
-    return narrow(name, 32, **{**quick, **other})
+    moderate_sizes = {"target_momentum": 0.5, "hidden": 64, "predictor": 64, **other}
+    settings = METHODS[name].Settings
+    return narrow(name, 32, **{k: v for k, v in moderate_sizes.items() if hasattr(settings, k) or k in other})
 
 
 def no_predictor(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
