@@ -1,15 +1,16 @@
 """SimCLR in one command: learn from images without labels, then show what was learned."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 import crlf
 from crlf.cli import command_line
-from crlf.runtime import distributed
 
 
 def simclr(
-    recipe: crlf.Recipe = crlf.RECIPES["default"],
+    recipe: crlf.Recipe,
     *,
     out: str | Path = "simclr_output",
     data_dir: str | Path | None = None,
@@ -32,6 +33,8 @@ def simclr(
     run = crlf.pretrain(
         recipe, out=out, data_dir=data_dir, device=device, resume=resume, overwrite=overwrite, track=track
     )
+    from crlf.runtime import distributed  # here, so that --help does not wait for torch
+
     if distributed.rank() > 0:
         return  # torchrun's other processes have trained along; what is left is little
     crlf.embed(run, data_dir=data_dir, device=device)

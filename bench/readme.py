@@ -26,6 +26,7 @@ RUNS = {
     "cifar10-seed": "`python simclr_train.py --recipe seed` (the original project's settings, this network)",
 }
 
+GPU_TABLES = (("smoke", ""), ("speed", "loop"), ("record", "result"), ("search", "race"), ("long", "result"))
 SPEEDS = ("throughput", "views", "step", "loading", "loss-memory", "probes", "search", "memory", "newton-schulz")
 
 
@@ -110,6 +111,27 @@ def filled(page: str, name: str, table: str) -> str:
     return re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", page, flags=re.S)
 
 
+def speedrun(records: Path, found: dict[str, dict[str, Any]]) -> str:
+    """The page of the GPU records: the plan, the launches, and what each part of the GPU program found."""
+    page = filled(SPEEDRUN.read_text(encoding="utf-8"), "plan", markdown(plan.table()))
+    page = filled(page, "launches", rows(found, "launches"))
+    for part, table in GPU_TABLES:
+        page = filled(page, f"gpu-{part}", gpu_table(records, part, table))
+    return page
+
+
+def gpu_table(records: Path, part: str, table: str) -> str:
+    """One table of a part of the GPU program: the rows of all its records, and where they were measured."""
+    lines = map(json.loads, records.read_text(encoding="utf-8").splitlines()) if records.exists() else []
+    kept = [record for record in lines if record["bench"] == f"gpu-program {part}"]
+    found = [row for record in kept for row in record["rows"] if row.get("table", "") == table]
+    if not found:
+        return "not measured"
+    where = dict.fromkeys(f"{r['device']}, torch {r['torch']}, {r['date']}, commit {r['commit']}" for r in kept)
+    bare = [{name: value for name, value in row.items() if name != "table"} for row in found]
+    return "\n".join([markdown(bare), "", *(f"{line}." for line in where)])
+
+
 def pages(records: Path) -> dict[Path, str]:
     """Each page that holds tables, as it should be."""
     found = latest(records)
@@ -120,9 +142,7 @@ def pages(records: Path) -> dict[Path, str]:
         RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", rows(found, "ablation")),
         FINETUNING: filled(FINETUNING.read_text(encoding="utf-8"), "finetuning", rows(found, "finetuning")),
         SCALING: filled(filled(SCALING.read_text(encoding="utf-8"), "plans", plans), "parts", parts),
-        SPEEDRUN: filled(
-            filled(SPEEDRUN.read_text(encoding="utf-8"), "plan", markdown(plan.table())), "gpu", rows(found, "gpu")
-        ),
+        SPEEDRUN: speedrun(records, found),
         RELIABILITY: filled(
             filled(RELIABILITY.read_text(encoding="utf-8"), "soak", rows(found, "soak")),
             "short-runs",

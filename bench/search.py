@@ -14,7 +14,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from bench.timing import in_turn
 from crlf.embedding.table import GROUP
-from crlf.inference.search import lengths, nearest
+from crlf.inference.search import nearest
+from crlf.metrics.cosine import unit
 
 ROWS, WIDTH, K = 200_000, 512, 10
 QUESTIONS = (1, 1000)
@@ -31,7 +32,7 @@ def faiss_index(rows: np.ndarray) -> Any:
 def measure(rounds: int = 5, count: int = ROWS) -> list[dict[str, Any]]:
     random = np.random.default_rng(0)
     rows = random.normal(size=(count, WIDTH)).astype(np.float32)
-    rows /= lengths(rows)
+    rows = unit(rows).numpy()
     queries = rows[: max(QUESTIONS)]
 
     def parts() -> Iterator[np.ndarray]:

@@ -38,9 +38,10 @@ def measure(rounds: int = 5) -> list[dict[str, Any]]:
 def compare(precision: str, rounds: int) -> list[dict[str, Any]]:
     recipe = dataclasses.replace(RECIPES["default"], epochs=1, precision=precision)
     data = load(recipe.data)[0].first(STEPS * recipe.batch_size)
+    recipe = recipe.resolved(data)
     device = torch.device("cpu")
     state, bare_state = State(recipe, data, device), State(recipe, data, device)
-    make, stream = Views(recipe.augmentation), generator("cpu", "bench")
+    make, stream = Views(recipe.augmentation, recipe.normalisation), generator("cpu", "bench")
     ready = make(data.images[: recipe.batch_size], stream, recipe.views)
     loops: list[float] = []
 

@@ -14,10 +14,12 @@ from crlf.data import ImageSet
 from crlf.methods import METHODS, simsiam
 from crlf.methods.base import Method, unit
 from crlf.methods.byol import BYOL
+from crlf.normalisation import Normalisation
 
 VIEWS = ViewSettings(
     resolution=1.0, crop_min=0.6, flip=0.0, jitter=0.0, grayscale=0.0
 )  # a mirror image has another class
+NORMALISATION = Normalisation(mean=(0.5,), std=(0.2,))
 
 
 def gratings(count: int, seed: int, size: int = 16, classes: int = 6) -> ImageSet:
@@ -36,8 +38,9 @@ def gratings(count: int, seed: int, size: int = 16, classes: int = 6) -> ImageSe
 
 def moderate(name: str, **other: float):
     """Settings that learn in seconds: a target that follows slowly would hardly have moved."""
-    quick = {"target_momentum": 0.5} if hasattr(METHODS[name].Settings, "target_momentum") else {}
-    return narrow(name, 32, **{**quick, **other})
+    moderate_sizes = {"target_momentum": 0.5, "hidden": 64, "predictor": 64, **other}
+    settings = METHODS[name].Settings
+    return narrow(name, 32, **{k: v for k, v in moderate_sizes.items() if hasattr(settings, k) or k in other})
 
 
 def no_predictor(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:

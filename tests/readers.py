@@ -111,8 +111,8 @@ def files_of_a_run(data: bytes, folder: Path) -> None:
     run.path.mkdir(exist_ok=True)
     for name in (RECIPE, SCORES, LOG, CLASSES):
         run.file(name).write_bytes(data)
-    for act in (lambda: run.recipe, lambda: run.scores):
-        assert isinstance(refused_or(act), str | dict)
+    for act in (lambda: run.settings, lambda: run.recipe, lambda: run.scores):
+        assert isinstance(refused_or(act), str | dict | crlf.Recipe)
     assert all(isinstance(row, dict) for row in run.log())
     assert isinstance(refused_or(lambda: run.classes), str | list)
     refused_or(lambda: finite(run.scores))

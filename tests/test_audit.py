@@ -8,7 +8,7 @@ import pytest
 
 def test_all_that_is_needed_is_found():
     found = audit.needed()
-    assert {"torch", "numpy", "pillow", "tyro"} <= set(map(str.lower, found)) and "pytest" not in found
+    assert {"torch", "numpy", "pillow", "tqdm"} <= set(map(str.lower, found)) and "pytest" not in found
     assert len(found) > 30  # and what these need
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import terminal
 import torch
 
 import crlf
-from crlf import cli, encoders
+from crlf import encoders
 from crlf.data import memmap
 from crlf.data.files import arrays, decode_cache, listing
 from crlf.embedding import embed
@@ -325,12 +326,9 @@ def test_a_file_that_goes_while_it_is_looked_for_is_skipped(tmp_path: Path):
     assert pixels is None and outcome.skipped == "it cannot be read: No such file or directory"
 
 
-def test_one_line_and_code_2_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_one_line_and_code_2_on_the_command_line(tmp_path: Path):
     path = tmp_path / "images.npy"
     np.save(path, np.zeros((160, 3, 32, 32), np.uint8))
-    words = [str(path), "--out", str(tmp_path / "run"), "--device", "cpu"]
-    assert cli.command_line(crlf.pretrain, words, "crlf pretrain") == 2
-    assert (
-        capsys.readouterr().err == f"crlf pretrain: error: images of '{path}' must differ, but all 160 are the same\n"
-    )
+    line = terminal.refused("pretrain", str(path), "--out", str(tmp_path / "run"), "--device", "cpu")
+    assert line == f"crlf pretrain: error: images of '{path}' must differ, but all 160 are the same"
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from torch import nn
 
 from crlf import encoders
 from crlf.errors import InputError
-from crlf.optim import LARS, OPTIMIZERS, Muon, OptimSettings, orthogonalise, schedule, set_rates, split
+from crlf.optim import LARS, OPTIMIZERS, Muon, OptimSettings, orthogonalise, rates, schedule, set_rates, split
 
 
 def test_schedule_in_closed_form():
@@ -138,6 +138,23 @@ def test_lars_leaves_norms_and_biases_undecayed():
     assert weight[0, 0] < 1 - 1e-5 and torch.equal(bias, torch.ones(2))
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_sgd_is_nesterovs(momentum: float):
+    """v <- m v + g, w <- w - lr (g + m v); Sutskever et al. 2013, as torch writes it. Its decay is in g."""
+    g = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(4, 3, generator=g))
+    expected, v = weight.detach().clone(), torch.zeros(4, 3)
+    settings = OptimSettings(optimizer="sgd", lr=0.1, momentum=momentum, weight_decay=0.2)
+    (optimizer,) = OPTIMIZERS["sgd"]([("weight", weight)], settings)
+    for _ in range(3):
+        weight.grad = torch.randn(4, 3, generator=g)
+        gradient = weight.grad + 0.2 * expected
+        v = momentum * v + gradient
+        expected = expected - 0.1 * (gradient + momentum * v)
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), expected)
+
+
 def test_the_learning_rate_is_scaled_to_the_batch_for_sgd_and_lars_alone():
     for name in OPTIMIZERS:
         settings = OptimSettings(optimizer=name, lr=0.3)
@@ -185,6 +202,14 @@ def test_every_optimizer_holds_each_weight_once_and_lowers_a_loss(name: str):
             optimizer.step()
             optimizer.zero_grad()
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_rates_are_a_warm_up_for_the_learning_rate_alone():
+    settings = OptimSettings(warmup=0.2, final_lr=0.5, final_weight_decay=3.0)
+    assert rates(settings, 0.0) == {"lr": 0, "decay": 1}
+    assert rates(settings, 0.1) == pytest.approx({"lr": 0.5, "decay": 3 - 2 * (1 + math.cos(math.pi / 10)) / 2})
+    assert rates(settings, 0.6) == pytest.approx({"lr": 0.75, "decay": 3 - 2 * (1 + math.cos(0.6 * math.pi)) / 2})
+    assert rates(settings, 1.0) == {"lr": 0.5, "decay": 3}
 
 
 def test_set_rates_scales_each_groups_own_peak():

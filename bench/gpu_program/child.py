@@ -13,7 +13,7 @@ from bench.gpu_program.program import Emit, Part
 from crlf.runtime.allocator import keep_freed_memory
 from crlf.runtime.devices import pick_device
 
-SHARES: dict[str, float | None] = {"look": 10, "smoke": 20, "speed": 60, "record": 240, "search": 160, "long": None}
+SHARES: dict[str, float | None] = {"look": 20, "smoke": 20, "speed": 60, "record": 240, "search": 160, "long": None}
 
 
 def part(

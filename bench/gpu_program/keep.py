@@ -15,7 +15,7 @@ from crlf.errors import InputError
 
 RECORDS = Path(__file__).parent.parent / "records.jsonl"
 FIGURES = Path(__file__).parent.parent.parent / "docs"
-NAMED = "gpu-program"
+NAMED = "gpu-program"  # of the records, and a word for the part
 
 
 def main(argv: list[str]) -> int:

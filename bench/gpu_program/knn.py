@@ -6,22 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crlf.augmentation import ViewSettings, normalise
 from crlf.metrics.knn import HEADLINE, vote
+from crlf.normalisation import Normalisation, normalise
 from crlf.training.monitor import evaluating
 
 
 @torch.no_grad()
-def embed(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch: int = 1000) -> Tensor:
+def embed(encoder: nn.Module, images: Tensor, by: Normalisation, batch: int = 1000) -> Tensor:
     """uint8 (N, C, H, W) on the encoder's device -> float32 (N, D) there, in evaluation mode."""
     with evaluating(encoder):
-        return torch.cat([encoder(normalise(part, settings)).float() for part in images.split(batch)])
+        return torch.cat([encoder(normalise(part, by)).float() for part in images.split(batch)])
 
 
 def accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = HEADLINE) -> float:
     """The share of test embeddings (M, D) whose k nearest of (N, D), by cosine, vote for their label."""
-    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    near = torch.cat([(part @ train.T).topk(min(k, len(train)), dim=1).indices for part in test.split(2000)])  # (M, k)
+    with torch.autocast(train.device.type, enabled=False):  # a look within a training is under its autocast
+        train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+        near = torch.cat(
+            [(part @ train.T).topk(min(k, len(train)), dim=1).indices for part in test.split(2000)]
+        )  # (M, k)
     voted = vote(train_labels[near].cpu(), int(train_labels.max()) + 1)
     return (voted == test_labels.cpu()).double().mean().item()
 

@@ -66,12 +66,12 @@ class Look:
             if self.c.sizes.data == "cifar10" and floor <= share < floor + 1.5 / LOOKS and found < least:
                 where = f"after {share:.0%} of the run, below {100 * least:.0f} %"
                 raise Cut(f"kNN among training images is {100 * found:.1f} % {where}")
-        if self.c.clock.left() < self.c.sizes.ending / 5:
+        if share < 1 and self.c.clock.left() < self.c.sizes.ending / 5:
             raise Cut("no time is left")
         return {"knn_accuracy": found}
 
     def accuracy(self, encoder: nn.Module) -> float:
-        rows: Tensor = knn.embed(encoder, self.images, self.recipe.augmentation)
+        rows: Tensor = knn.embed(encoder, self.images, self.recipe.normalisation)
         n = self.asked
         return knn.accuracy(rows[n:], self.labels[n:], rows[:n], self.labels[:n])
 
@@ -93,6 +93,7 @@ def attempt(c: Context, seed: int, budget: float) -> dict[str, Any]:
     began = time.perf_counter()
     recipe = planned(c, seed, budget)
     data = load_for_pretraining(recipe.data, None, recipe.images, c.sizes.subset)
+    recipe = recipe.resolved(data)
     state = State(recipe, data, c.device)
     with tempfile.TemporaryDirectory(dir=c.state) as folder:
         run = claim(folder, recipe.to_dict(), resume=False, overwrite=False)

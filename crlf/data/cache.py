@@ -15,7 +15,8 @@ from typing import IO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from crlf.runs.files import let_go
+from crlf.errors import InputError
+from crlf.runtime.locks import let_go
 from crlf.text import say
 
 DAY = 86_400  # seconds
@@ -23,8 +24,16 @@ LOCK = ".lock"
 
 
 def cache_dir(data_dir: str | Path | None = None) -> Path:
-    """The folder that holds the data: `data_dir`, else what CRLF_CACHE names, else ~/.cache/crlf."""
-    return Path(os.path.expanduser(data_dir or os.environ.get("CRLF_CACHE") or "~/.cache/crlf"))
+    """The folder that holds the data: `data_dir`, else what CRLF_CACHE names, else ~/.cache/crlf.
+
+    Raises:
+        InputError: ~ stands for no folder, as in a container whose user has no name and no HOME.
+    """
+    named = os.fspath(data_dir or os.environ.get("CRLF_CACHE") or "~/.cache/crlf")
+    place = os.path.expanduser(named)
+    if place == named and named.startswith("~"):
+        raise InputError(f"the cache {named!r} needs a home folder, and HOME is not set: set CRLF_CACHE to a folder")
+    return Path(place)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 
 from crlf.data.files import listing
 from crlf.data.files.decode_cache import csv_text, look_into
@@ -28,7 +27,7 @@ HEAD = ("file", "class", "probability", "skipped")
 
 def classify(
     run: Run | str | Path,
-    images: tyro.conf.Positional[Sequence[str]],
+    images: Sequence[str],
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -111,7 +110,7 @@ def told(loaded: Loaded, files: Sequence[File], batch_size: int) -> Iterator[tup
 def judged(loaded: Loaded, files: Sequence[File], looked: Sequence[tuple]) -> Iterator[tuple[str, str, float, str]]:
     pixels = [image for image, _ in looked if image is not None]
     stacked = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
-    p = classifier.probabilities(loaded.model, stacked, loaded.recipe.augmentation) if pixels else np.empty((0, 1))
+    p = classifier.probabilities(loaded.model, stacked, loaded.recipe.normalisation) if pixels else np.empty((0, 1))
     rows = iter(p)
     for file, (image, outcome) in zip(files, looked, strict=True):
         if image is None:

@@ -11,15 +11,14 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 
 from crlf.data.lookup import of_file, pictures
 from crlf.embedding.table import Table
 from crlf.errors import InputError
 from crlf.inference.encoder import load
+from crlf.metrics.cosine import top_k, unit
 from crlf.runs.files import write_bytes
 from crlf.runs.run import TABLE, Run
 from crlf.visualization.figures.search_results import Tile, gallery
@@ -39,9 +38,9 @@ class Neighbour:
 
 def search(
     run: Run | str | Path,
-    images: tyro.conf.Positional[tuple[str | Path, ...]] = (),
+    images: tuple[str | Path, ...] = (),
     *,
-    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
+    k: int = 10,
     among: str | Path | None = None,
     figure: str | Path | None = None,
     data_dir: str | Path | None = None,
@@ -107,23 +106,8 @@ def nearest(queries: np.ndarray, parts: Iterable[np.ndarray], k: int) -> tuple[n
         Rows, int64 (Q, k), and similarities, float32 (Q, k), the greatest first; equal ones in the order of the rows.
         The similarity to a row of zeros is 0.
     """
-    q = queries / lengths(queries)
-    best: np.ndarray = np.empty((len(q), 0), np.float32)
-    rows: np.ndarray = np.empty((len(q), 0), np.int64)
-    first = 0
-    for part in parts:
-        near = q @ (part / lengths(part)).T  # (Q, n)
-        own = np.broadcast_to(np.arange(first, first + len(part)), near.shape)
-        best, rows = np.hstack([best, near]), np.hstack([rows, own])
-        order = np.argsort(-best, axis=1, kind="stable")[:, :k]
-        best, rows = (np.take_along_axis(both, order, axis=1) for both in (best, rows))
-        first += len(part)
-    return rows, best
-
-
-def lengths(rows: np.ndarray) -> np.ndarray:
-    """(n, D) -> (n, 1); a row of zeros has a length of almost none, and its cosines are 0."""
-    return np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    found = top_k(unit(queries), map(unit, parts), k)
+    return found.rows.numpy(), found.cosines.numpy()
 
 
 def look_up(table: Table, rows: np.ndarray, similarities: np.ndarray) -> list[list[Neighbour]]:

@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from crlf.errors import InputError
+from crlf.metrics.cosine import top_k, unit
 
 HEADLINE = 10  # the k of knn_accuracy
 TEMPERATURE = 0.1  # of the weighted vote
-CHUNK_BYTES = 2**28  # what the similarities of one chunk of images may take
 
 
 class Neighbours(NamedTuple):
@@ -33,11 +32,8 @@ def nearest(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray, 
         raise InputError(f"k must be in 1..{len(train_emb)}, the number of training images, not {k}")
     classes, target = np.unique(train_lbl, return_inverse=True)
     labels = torch.from_numpy(target.astype(np.int64))
-    train = F.normalize(torch.from_numpy(train_emb), dim=1)
-    test = F.normalize(torch.from_numpy(test_emb), dim=1)
-    found = [(chunk @ train.T).topk(k, dim=1) for chunk in test.split(chunk_rows(len(train)))]
-    places, cosines = torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
-    return Neighbours(labels[places], cosines, classes)
+    found = top_k(unit(test_emb), [unit(train_emb)], k)
+    return Neighbours(labels[found.rows], found.cosines, classes)
 
 
 def knn_predict(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray, k: int = 10) -> np.ndarray:
@@ -56,11 +52,6 @@ def knn_predict(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarr
     """
     neighbours, _, classes = nearest(train_emb, train_lbl, test_emb, k)
     return classes[vote(neighbours, len(classes)).numpy()].astype(np.int64)
-
-
-def chunk_rows(train: int) -> int:
-    """Test images in a chunk, so that its similarities to the training images fit in CHUNK_BYTES."""
-    return max(1, CHUNK_BYTES // (4 * train))
 
 
 def vote(neighbours: Tensor, classes: int) -> Tensor:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from filelock import BaseFileLock
 
 from crlf.errors import InputError, first_line
 
@@ -71,14 +70,6 @@ def _umask() -> int:
 def write_bytes(path: Path, data: bytes, before: Path | None = None) -> None:
     with replacing(path, before) as file:
         file.write(data)
-
-
-def let_go(lock: BaseFileLock) -> None:
-    """Release a lock and take its file away, the file first: filelock looks whether what it locked is still there."""
-    if lock.is_locked:
-        with contextlib.suppress(OSError):  # Windows keeps a file that is open
-            os.unlink(lock.lock_file)
-    lock.release()
 
 
 def read_json(path: Path, kind: type) -> Any:

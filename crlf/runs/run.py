@@ -9,13 +9,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 
 from crlf.errors import InputError, first_line
-from crlf.runs.files import check_zip, let_go, read_json, write_json
+from crlf.runs.files import check_zip, read_json, write_json
+from crlf.runtime.locks import let_go
+
+if TYPE_CHECKING:
+    from crlf.recipe import Recipe
 
 RECIPE, SCORES, LOG, CLASSES = "recipe.json", "scores.json", "log.jsonl", "classes.json"
 ENCODER, LOSS = "encoder_simclr.pth", "loss.npy"
@@ -95,7 +99,17 @@ class Run:
         return self.path / name
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Recipe:
+        """Every setting of the run.
+
+        Raises:
+            InputError: recipe.json is damaged, or holds a setting that is unknown or wrong.
+        """
+        return read_recipe(self.file(RECIPE))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plain values in recipe.json, whatever they are: for what only shows them, and needs no torch."""
         return read_json(self.file(RECIPE), dict)
 
     @property
@@ -183,6 +197,13 @@ class Run:
         return [name for name in FILES if self.file(name).exists()]
 
 
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a JSON file, such as a run's recipe.json."""
+    from crlf.recipe import Recipe  # here, for it brings torch
+
+    return Recipe.from_dict(read_json(path, dict))
+
+
 def claim(
     path: str | os.PathLike[str],
     recipe: dict[str, Any],
@@ -212,7 +233,7 @@ def claim(
     if resume:
         if RECIPE not in held:
             raise InputError(f"{where} holds no run to resume")
-        for name, here, there in difference(recipe, complete(run.recipe)):
+        for name, here, there in difference(recipe, complete(run.settings)):
             raise InputError(f"{name} is {here!r}, but the run to resume in {str(run.path)!r} has {there!r}")
         run.lock()
         clear(run)

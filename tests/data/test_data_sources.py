@@ -135,6 +135,7 @@ def test_a_damaged_cache_is_fetched_again(damage: str, key: str, server: Server,
     assert file.read_bytes() == data
 
 
+@pytest.mark.long
 def test_two_processes_at_once_fetch_once(server: Server, cache: Path):
     server.pause = 1.0
     program = (

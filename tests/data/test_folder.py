@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from terminal import refused
 from tiny_images import encoded, pixels
 
 from crlf import cli, data
@@ -380,11 +381,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case: str, tmp_path: Path, capsys):
+def test_bad_input_is_one_line(case: str, tmp_path: Path):
     make, name, reason = BAD[case]
     make(tmp_path)  # type: ignore[operator]
-    assert cli.main(["pretrain", str(tmp_path / name), "--out", str(tmp_path / "run")]) == 2
-    [line] = capsys.readouterr().err.strip().splitlines()
+    line = refused("pretrain", str(tmp_path / name), "--out", str(tmp_path / "run"))
     assert reason in line and (name in line or len(name) > 1000)
     assert not (tmp_path / "run").exists()
 
@@ -403,11 +403,10 @@ def test_bad_input_is_one_line(case: str, tmp_path: Path, capsys):
         (["photos", "--batch-size", "9"], "batch_size must be at most the 8 training images, not 9"),
     ],
 )
-def test_settings_that_do_not_fit(arguments: list[str], reason: str, tmp_path: Path, capsys, monkeypatch):
+def test_settings_that_do_not_fit(arguments: list[str], reason: str, tmp_path: Path, monkeypatch):
     put(tmp_path / "photos", [f"{i}.png" for i in range(8)])
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["pretrain", *arguments, "--out", "run"]) == 2
-    assert reason in capsys.readouterr().err.strip().splitlines()[-1]
+    assert reason in refused("pretrain", *arguments, "--out", "run", alone=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -479,11 +478,10 @@ def test_a_row_is_the_embedding_of_its_file(tmp_path: Path, monkeypatch: pytest.
     run = stages(monkeypatch, tmp_path)
     rows = dict(zip(json.loads((run / "train_ids.json").read_text()), np.load(run / "train_emb.npy"), strict=True))
     from crlf.embedding.embed import embed_images, load_encoder
-    from crlf.recipe import Recipe
     from crlf.runs.run import Run
 
-    recipe = Recipe.from_dict(Run.open(run).recipe)
+    recipe = Run.open(run).recipe
     encoder = load_encoder(Run.open(run), recipe, torch.Size((3, 32, 32)))
     for name in ("03.png", "15.png"):
         image = torch.from_numpy(decode((tmp_path / "my photos" / name).read_bytes(), 32))[None]
-        assert np.allclose(embed_images(encoder, image, recipe.augmentation)[0], rows[name], atol=1e-5)
+        assert np.allclose(embed_images(encoder, image, recipe.normalisation)[0], rows[name], atol=1e-5)

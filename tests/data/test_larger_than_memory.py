@@ -13,11 +13,10 @@ import pytest
 import torch
 
 import crlf
-from crlf.augmentation import ViewSettings
 from crlf.data import loader
 from crlf.data.loader import epoch_order
 from crlf.recipe import Recipe
-from crlf.runs.run import ENCODER, LOSS
+from crlf.runs.run import ENCODER, LOSS, Run
 from crlf.runtime import devices
 
 CPU = torch.device("cpu")
@@ -37,6 +36,24 @@ def test_a_batch_is_its_rows(kind: type, first: int):
         for step in range(first, 20):
             assert torch.equal(found[step], IMAGES[rows_of(step)])
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("kind", [loader.Resident, loader.ReadAhead])
+def test_a_batch_is_its_rows_after_a_jump(kind: type):
+    """As a run that goes on elsewhere: what was read ahead is of other steps."""
+    with kind(IMAGES, rows_of, CPU) as found:
+        for step in (0, 1, 7, 2, 4, 3, 17, 7):
+            assert torch.equal(found[step], IMAGES[rows_of(step)]), step
+
+
+def test_an_epoch_is_whole_batches_of_all_different_rows():
+    """50 images in batches of 8: six batches, and two images are left out, others in each epoch."""
+    epochs = [[loader.batch_rows(6 * epoch + i, 50, 8, seed=3) for i in range(6)] for epoch in range(4)]
+    for number, epoch in enumerate(epochs):
+        assert [len(rows) for rows in epoch] == [8] * 6
+        assert torch.equal(torch.cat(epoch), epoch_order(3, number, 50)[:48])
+    assert len({frozenset(torch.cat(epoch).tolist()) for epoch in epochs}) > 1
+    assert Recipe(data="shapes", batch_size=8).steps_per_epoch(50) == 6
 
 
 def test_reading_is_ahead_of_the_step():
@@ -92,7 +109,7 @@ def test_training_has_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 CHILD = """
 import json, resource, sys
 from pathlib import Path
-import numpy as np, torch, torch._dynamo, sklearn.linear_model
+import numpy as np, torch, torch._dynamo, sklearn.linear_model, pyarrow.parquet
 import crlf
 from crlf.embedding import embed
 from crlf.training import pretrain
@@ -126,6 +143,7 @@ print(json.dumps({"steps": run.log()[-1]["step"], "grown": held("RssAnon") - bef
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and /proc are Linux's")
 def test_a_set_larger_than_the_memory_limit(tmp_path: Path):
     path = tmp_path / "large.npy"
@@ -140,5 +158,6 @@ def test_a_set_larger_than_the_memory_limit(tmp_path: Path):
     assert found["steps"] == 203 and np.isfinite(found["loss"])
     assert found["grown"] < 140_000_000 < path.stat().st_size
     rows = np.load(tmp_path / "run" / "train_emb.npy")
-    mean, std = ViewSettings().mean, ViewSettings().std
-    assert np.allclose(rows, (np.load(path, mmap_mode="r")[:, :, 0, 0] / 255 - mean) / std, atol=1e-5)
+    by = Run(tmp_path / "run").recipe.normalisation
+    assert np.allclose([by.mean, by.std], [[0.5] * 3, [0.29] * 3], atol=0.01)  # measured, of uniform numbers
+    assert np.allclose(rows, (np.load(path, mmap_mode="r")[:, :, 0, 0] / 255 - by.mean) / by.std, atol=1e-5)

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from terminal import refused
 from tiny_images import encoded, pixels
 
-from crlf import cli, data
+from crlf import data
 from crlf.data import ImageSettings
 from crlf.data.files import decode_cache, tables
 from crlf.data.files.decode import decode
@@ -189,6 +190,38 @@ def test_a_test_split_is_the_test_set(tmp_path: Path, test_name: str):
     assert images_of(test) == FILES[30:] and test.labels.tolist() == LABELS[30:]
 
 
+def test_validation_images_are_left_alone_where_there_are_test_images(tmp_path: Path):
+    for name, part in (("train", slice(0, 20)), ("validation", slice(20, 30)), ("test", slice(30, 40))):
+        parquet(tmp_path / f"{name}.parquet", {"image": STRUCTS[part], "label": LABELS[part]})
+    train, test = load(tmp_path)
+    assert images_of(train) == FILES[:20] and images_of(test) == FILES[30:]
+
+
+@pytest.mark.parametrize("broken", [(), (2,), (0, 4, 33)])
+@pytest.mark.parametrize("subset", [0, 6])
+def test_labels_stay_with_their_images_in_a_subset_and_behind_rows_that_are_skipped(
+    tmp_path: Path, broken: tuple[int, ...], subset: int
+):
+    cells = [b"no image" if row in broken else content for row, content in enumerate(FILES)]
+    for name, part in (("train", slice(0, 30)), ("test", slice(30, 40))):
+        parquet(tmp_path / f"{name}.parquet", {"image": cells[part], "label": LABELS[part]})
+    for found, rows in zip(load(tmp_path, subset, max_skipped=0.5), (range(30), range(30, 40)), strict=True):
+        kept = [row for row in rows if row not in broken][: subset or None]
+        assert images_of(found) == [FILES[row] for row in kept]
+        assert found.labels.tolist() == [LABELS[row] for row in kept]
+
+
+@pytest.mark.parametrize("subset", [0, 7])
+def test_labels_stay_with_their_images_in_a_subset_of_one_table(tmp_path: Path, subset: int):
+    """A tenth of each class is held out of more rows than are asked for, and both parts are cut."""
+    labels = np.random.default_rng(1).permutation(LABELS).tolist()
+    path = parquet(tmp_path / "a.parquet", {"image": STRUCTS, "label": labels})
+    for part, most in zip(load(path, subset), (subset or 40, subset or 40), strict=True):
+        rows = [int(name[-5:]) for name in part.ids]
+        assert 0 < len(part) <= most and images_of(part) == [FILES[row] for row in rows]
+        assert part.labels.tolist() == [labels[row] for row in rows]
+
+
 def test_columns_can_be_named(tmp_path: Path):
     columns = {"left": FILES, "right": FILES[::-1], "label": LABELS, "colour": ["ab"[i % 2] for i in range(40)]}
     path = parquet(tmp_path / "a.parquet", columns)
@@ -254,9 +287,8 @@ def test_a_data_set_by_name(tmp_path: Path, offline: None, monkeypatch: pytest.M
     as_made(*load("hf:my set:default"))
 
 
-def test_a_name_that_is_not_there(tmp_path: Path, offline: None, capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["pretrain", "hf:no/such", "--out", str(tmp_path / "run")]) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
+def test_a_name_that_is_not_there(tmp_path: Path, offline: None):
+    line = refused("pretrain", "hf:no/such", "--out", str(tmp_path / "run"), alone=False)
     assert "data 'hf:no/such' cannot be loaded: " in line and not (tmp_path / "run").exists()
 
 
@@ -303,12 +335,11 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_bad_input_is_one_line(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make, arguments, reason = BAD[case]
     make(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["pretrain", *arguments, "--out", "run"]) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1].replace(f"{tmp_path}{os.sep}", "")
+    line = refused("pretrain", *arguments, "--out", "run", alone=False).replace(f"{tmp_path}{os.sep}", "")
     assert line.startswith("crlf pretrain: error: ") and reason in line
     assert not (tmp_path / "run").exists()
 

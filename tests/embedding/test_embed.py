@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from terminal import refused
 
 import crlf
 from crlf import cli
-from crlf.augmentation import ViewSettings
 from crlf.data import stream
 from crlf.data.files.decode import decode
-from crlf.embedding.table import GROUP, Table, Writer
+from crlf.embedding.table import GROUP, Table, Writer, join
 from crlf.errors import InputError
+from crlf.normalisation import Normalisation
 from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER, RECIPE
 from crlf.runtime import distributed
@@ -71,6 +73,28 @@ def test_the_table_of_a_run_is_its_arrays(run: crlf.Run):
     classes = crlf.data.load("shapes")[0].classes
     assert table["label"].to_pylist() == labels and table["class"].to_pylist() == [classes[i] for i in labels]
     assert table["id"].to_pylist()[:2] == ["train/00000", "train/00001"]
+
+
+def test_embeddings_flow_one_way(run: crlf.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The table and the arrays are written in one pass: what was just written is not read again, nor held as a whole.
+
+    A group of the table goes out as soon as it is full, and may hold rows of both splits.
+    """
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    for path in (*copy.glob("*_emb.npy"), copy / "embeddings.parquet"):
+        path.unlink()
+    monkeypatch.setattr(np, "load", lambda *words, **more: pytest.fail(f"{words} was read"))
+    monkeypatch.setattr("crlf.embedding.table.GROUP", 24)
+    crlf.embed(copy, device="cpu", batch_size=10)
+    monkeypatch.undo()
+    for name in ("train_emb.npy", "test_emb.npy"):
+        np.testing.assert_allclose(np.load(copy / name), run.array(name), atol=1e-5)
+    table = pq.ParquetFile(copy / "embeddings.parquet")
+    assert [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)] == [24] * 5 + [8]
+    rows = [np.load(copy / name) for name in ("train_emb.npy", "test_emb.npy")]
+    assert np.array_equal(matrix(table.read()), np.vstack(rows))
+    assert table.read()["id"].to_pylist() == [*run.ids("train"), *run.ids("test")]
 
 
 def test_a_table_is_written_in_groups_and_keeps_its_order(tmp_path: Path):
@@ -140,6 +164,37 @@ def test_every_kind_of_source(run: crlf.Run, photos: Path, tmp_path: Path):
     assert np.allclose(matrix(table)[:64], own, atol=1e-5) and None not in table["class"].to_pylist()
 
 
+def test_sets_come_in_parts_with_their_own_labels():
+    train, test = (split.first(count) for split, count in zip(crlf.data.load("shapes"), (23, 11), strict=True))
+    source = stream.Sets("shapes", train, test, (3, 32, 32))
+    parts = list(source.parts(range(len(source)), 5))
+    assert [len(part.ids) for part in parts] == [5, 5, 5, 5, 3, 2, 5, 4]  # a part may end within a batch
+    for split, name in ((train, "train"), (test, "test")):
+        own = [part for part in parts if part.split == name]
+        assert [one for part in own for one in part.ids] == list(split.ids)
+        assert np.concatenate([part.labels for part in own]).tolist() == split.labels.tolist()
+        assert np.array_equal(np.concatenate([part.images for part in own]), split.images)
+
+
+def test_an_array_in_parts_has_the_names_of_its_rows(tmp_path: Path):
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", images)
+    parts = list(stream.Array(tmp_path / "a.npy", (3, 8, 8)).parts(range(2, 9), 3))
+    assert [name for part in parts for name in part.ids] == [f"a.npy/{row:05}" for row in range(2, 9)]
+    assert np.array_equal(np.concatenate([part.images for part in parts]), images[2:])
+
+
+def test_shards_are_joined_in_their_order(tmp_path: Path):
+    shards = [tmp_path / f"shard{rank}" for rank in range(3)]
+    for rank, shard in enumerate(shards):
+        with shard.open("wb") as file, Writer(file, 2, "here") as writer:
+            writer.add([f"{rank}/{i}" for i in range(rank + 1)], np.full((rank + 1, 2), rank, np.float32))
+    assert join(shards, tmp_path / "t.parquet") == 6
+    table = pq.read_table(tmp_path / "t.parquet")
+    assert table["id"].to_pylist() == ["0/0", "1/0", "1/1", "2/0", "2/1", "2/2"]
+    assert matrix(table)[:, 0].tolist() == np.load(tmp_path / "t.npy")[:, 0].tolist() == [0, 1, 1, 2, 2, 2]
+
+
 def test_the_default_name_is_that_of_the_path(run: crlf.Run, photos: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert crlf.embed(run, photos, device="cpu") == Path("my photos_embeddings.parquet")
@@ -155,7 +210,7 @@ def test_settings_of_the_recipe_are_kept(tmp_path: Path):
     random = np.random.default_rng(1)
     np.save(tmp_path / "wide.npy", random.integers(0, 256, (40, 20, 30, 3), dtype=np.uint8))
     scaled = Recipe(data=str(tmp_path / "wide.npy"), images=crlf.data.ImageSettings(image_size=16), batch_size=8,
-                    views=2, epochs=1, augmentation=ViewSettings(mean=(0.2,), std=(0.7,)))  # fmt: skip
+                    views=2, epochs=1, normalisation=Normalisation(mean=(0.2,), std=(0.7,)))  # fmt: skip
     own = crlf.embed(crlf.pretrain(scaled, out=tmp_path / "run", device="cpu"), device="cpu")
     table = embed(own, tmp_path / "wide.npy", tmp_path / "t.parquet", "--batch-size", "500")
     assert np.array_equal(matrix(table), own.array("train_emb.npy"))
@@ -180,6 +235,7 @@ def test_no_more_than_a_few_parts_are_held(photos: Path, monkeypatch: pytest.Mon
     assert len(looked) <= 10 * (5 + stream.AHEAD) and used == 5
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_images(run: crlf.Run, tmp_path: Path):
     """Measured: 5,000 more images, 15 MB of pixels and 36 MB of embeddings, take less than half of that more."""
     program = (
@@ -220,6 +276,7 @@ def torchrun(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(started.args, started.returncode, out, err)
 
 
+@pytest.mark.long
 def test_two_processes_give_the_bits_of_one(run: crlf.Run, photos: Path, tmp_path: Path):
     one = embed(run, photos, tmp_path / "one.parquet", "--batch-size", "4")
     program = tmp_path / "program.py"
@@ -263,7 +320,7 @@ def broken_shape(run: crlf.Run, folder: Path) -> Path:
     return copy
 
 
-def test_what_cannot_be_embedded_is_one_line(run: crlf.Run, photos: Path, tmp_path: Path, capsys):
+def test_what_cannot_be_embedded_is_one_line(run: crlf.Run, photos: Path, tmp_path: Path):
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.txt").write_text("hi")
     (tmp_path / "there.npy").write_bytes(b"mine")
@@ -294,11 +351,9 @@ def test_what_cannot_be_embedded_is_one_line(run: crlf.Run, photos: Path, tmp_pa
     }
     for words, expected in cases.items():
         out = [] if "--out" in words else ["--out", str(tmp_path / "t.parquet")]
-        assert cli.main(["embed", str(run.path), *words, *out]) == 2, words
-        [line] = capsys.readouterr().err.strip().splitlines()
-        assert expected in line, (expected, line)
-    assert cli.main(["embed", str(old), str(photos), "--out", str(tmp_path / "t.parquet")]) == 2
-    assert "has no image_shape: `crlf embed" in capsys.readouterr().err
+        assert expected in refused("embed", str(run.path), *words, *out)
+    line = refused("embed", str(old), str(photos), "--out", str(tmp_path / "t.parquet"))
+    assert "has no image_shape: `crlf embed" in line
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before  # nothing half-written
 
 

@@ -15,20 +15,23 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from terminal import refused
 
 import crlf
 from crlf import cli, data
+from crlf.augmentation import ViewSettings
+from crlf.data import PUBLISHED
 from crlf.data.files.decode import decode
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.errors import InputError
 from crlf.evaluation import classifier, labelled
-from crlf.evaluation.finetune import score, tune
+from crlf.evaluation.finetune import mild, score, tune
 from crlf.evaluation.labelled import some
 from crlf.evaluation.logistic_regression import fit_linear
 from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER, Run, claim
 
-TINY = Recipe(data="shapes", subset=256, batch_size=64, views=2, epochs=1)
+TINY = Recipe(data="shapes", subset=256, batch_size=64, views=2, epochs=1, normalisation=PUBLISHED["shapes"])
 SHAPE = (3, 32, 32)
 
 
@@ -75,10 +78,10 @@ def test_a_linear_classifier_is_scikit_learns_on_the_runs_embeddings(run: Run, s
     """Its head holds the standardisation and the probe; the encoder is the run's, weight for weight."""
     train, test = data.load(str(shapes), None, data.ImageSettings(image_size=32))
     encoder = load_encoder(run, TINY, torch.Size(SHAPE))
-    x, z = (embed_images(encoder, part.images, TINY.augmentation) for part in (train, test))
+    x, z = (embed_images(encoder, part.images, TINY.normalisation) for part in (train, test))
     c = 1 / (1e-3 * len(x))  # too few images to choose it: scores.json says so
     loaded = classifier.load(linear)
-    ours = classifier.probabilities(loaded.model, test.images, TINY.augmentation)
+    ours = classifier.probabilities(loaded.model, test.images, TINY.normalisation)
     probe = fit_linear(x, train.labels.numpy(), c)
     assert np.allclose(ours, probe.logits(z).softmax(dim=1), atol=1e-4)
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000, tol=1e-8))
@@ -102,6 +105,17 @@ def test_scores_are_those_of_the_held_out_images(linear: Path):
     assert "108 labelled images" in found["protocol"] and "held out" in found["protocol"]
 
 
+def test_balanced_accuracy_is_the_mean_of_the_classes(monkeypatch: pytest.MonkeyPatch):
+    """Six images of a class, all right, two of another, one right, and none of a third."""
+    labels, said = np.array([0] * 6 + [1] * 2), np.array([0] * 6 + [1, 2])
+    monkeypatch.setattr(classifier, "probabilities", lambda *arguments: np.eye(3)[said])
+    nothing = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
+    images = labelled.Labelled(nothing, labels[:0], nothing, labels, ("a", "b", "c"), "")
+    found = score(torch.nn.Identity(), images, TINY)
+    assert found["accuracy"] == 7 / 8 and found["balanced_accuracy"] == 3 / 4
+    assert found["class_accuracy"] == {"a": 1, "b": 0.5}
+
+
 def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(run: Run, shapes: Path, tmp_path: Path):
     full = {"mode": "full", "epochs": 2, "batch_size": 8, "labels_per_class": 8, "device": "cpu"}
     one, same, other = (
@@ -117,6 +131,14 @@ def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(ru
     assert {"accuracy", "linear_accuracy"} <= set(scores(one)) and "6 steps of 8" in scores(one)["protocol"]
 
 
+def test_mild_views_keep_half_of_the_image_and_its_colours():
+    views = mild(ViewSettings(crop_min=0.08, flip=0.3, blur=1.0, resolution=0.5))
+    assert (views.crop_min, views.flip, views.resolution) == (0.5, 0.3, 0.5)
+    assert (views.jitter, views.grayscale, views.blur) == (0, 0, 0)
+    assert mild(ViewSettings(crop_min=0.7)).crop_min == 0.7
+
+
+@pytest.mark.long
 def test_tuning_learns_by_itself(run: Run):
     """From a head of zeros, which knows nothing, in 150 steps."""
     train, test = data.load("shapes")
@@ -202,7 +224,7 @@ def test_the_table_of_classes(linear: Path, tmp_path: Path, capsys: pytest.Captu
     assert [row[0] for row in rows[6:]] == [str(path.relative_to(tmp_path)) for path in source]
     loaded = classifier.load(linear)
     pixels = torch.from_numpy(np.stack([decode(path.read_bytes(), 32) for path in source]))
-    expected = classifier.probabilities(loaded.model, pixels, loaded.recipe.augmentation)
+    expected = classifier.probabilities(loaded.model, pixels, loaded.recipe.normalisation)
     for row, p in zip(rows[6:], expected, strict=True):
         assert row[1] == loaded.classes[p.argmax()] and float(row[2]) == pytest.approx(p.max(), abs=1e-4)
     assert capsys.readouterr().out == ""
@@ -254,10 +276,10 @@ def test_a_batch_is_as_one_by_one(linear: Path, shapes: Path):
         (["few", "--out", "taken"], "output folder 'taken' holds a classifier: --overwrite replaces it"),
         (["few", "--out", "run"], "output folder 'run' holds a run: a classifier needs a folder of its own"),
         (["few", "--out", "flat.npy/c"], "output folder 'flat.npy/c' cannot be made: 'flat.npy' is a file"),
-        ([], "data"),
+        ([], "DATA is missing"),
     ],
 )
-def test_bad_input_is_one_line(arguments: list[str], reason: str, run: Run, tmp_path: Path, capsys, monkeypatch):
+def test_bad_input_is_one_line(arguments: list[str], reason: str, run: Run, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run.path, "run")
     put(Path("few"), 4)
@@ -267,16 +289,15 @@ def test_bad_input_is_one_line(arguments: list[str], reason: str, run: Run, tmp_
     Path("taken").mkdir()
     Path("taken/classifier.json").write_text("{}")
     before = sorted(str(path) for path in Path(".").rglob("*"))
-    assert cli.main(["finetune", "run", *arguments]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert reason in said[-1] and said[-1].startswith("crlf finetune: error: ") and "Traceback" not in "".join(said)
+    line = refused("finetune", "run", *arguments, alone=False)
+    assert reason in line and line.startswith("crlf finetune: error: ")
     assert sorted(str(path) for path in Path(".").rglob("*")) == before, "nothing is half-written"
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["c"], "image"),
+        (["c"], "IMAGES is missing"),
         (["c", "nowhere.png"], "image 'nowhere.png' does not exist"),
         (["c", "text"], "none of 1 files is an image; the first is 'text': it is no JPEG"),
         (["c", "empty"], "data folder 'empty' is empty"),
@@ -293,7 +314,7 @@ def test_bad_input_is_one_line(arguments: list[str], reason: str, run: Run, tmp_
     ],
 )
 def test_classifying_bad_input_is_one_line(
-    arguments: list[str], reason: str, linear: Path, tmp_path: Path, capsys, monkeypatch
+    arguments: list[str], reason: str, linear: Path, tmp_path: Path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     for name in ("c", "bad json", "bad recipe", "bad classes", "fewer classes", "bad weights"):
@@ -306,8 +327,7 @@ def test_classifying_bad_input_is_one_line(
     Path("empty").mkdir()
     Path("text").write_text("hi")
     Image.new("RGB", (40, 40)).save("a.png")
-    assert cli.main(["classify", *arguments, "--device", "cpu"]) == 2
-    [line] = capsys.readouterr().err.strip().splitlines()
+    line = refused("classify", *arguments, "--device", "cpu")
     assert reason in line and line.startswith("crlf classify: error: ")
     assert Path("text").read_text() == "hi"
 

@@ -17,7 +17,8 @@ from crlf.evaluation.calibration import calibration_error
 from crlf.evaluation.clustering import cluster_accuracy
 from crlf.evaluation.corruptions import CORRUPTIONS
 from crlf.evaluation.embedded import Embedded
-from crlf.evaluation.few_labels import draw, few_label
+from crlf.evaluation.few_labels import draw, few_label, over_draws
+from crlf.evaluation.logistic_regression import linear
 from crlf.evaluation.probe import PROBES
 from crlf.evaluation.retrieval import average_precision
 from crlf.metrics.intervals import interval, paired_interval
@@ -145,10 +146,16 @@ def test_calibration_error_is_torchmetrics():
         warnings.simplefilter("ignore")
         from torchmetrics.functional.classification import multiclass_calibration_error
     logits = torch.from_numpy(3 * np.random.default_rng(0).normal(size=(2000, 6)))
-    probabilities, labels = logits.softmax(dim=1).float(), torch.from_numpy(np.arange(2000) % 6)
-    theirs = multiclass_calibration_error(probabilities, labels, num_classes=6, n_bins=15, norm="l1")
+    probabilities = logits.softmax(dim=1).float()
+    labels = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(0))[:, 0]
     confidence, predicted = (t.numpy() for t in probabilities.max(dim=1))
-    assert calibration_error(confidence, predicted == labels.numpy()) == pytest.approx(theirs.item(), abs=1e-6)
+    ours = calibration_error(confidence, predicted == labels.numpy())
+
+    def theirs(bins: int) -> float:
+        return multiclass_calibration_error(probabilities, labels, num_classes=6, n_bins=bins, norm="l1").item()
+
+    assert ours == pytest.approx(theirs(15), abs=1e-6)
+    assert all(abs(ours - theirs(bins)) > 1e-3 for bins in (10, 14, 16, 20)), "the number of bins shows"
 
 
 def test_calibration_error_by_hand():
@@ -181,6 +188,16 @@ def test_more_labels_are_better_and_the_spread_is_over_draws():
     assert [row["labels"] for row in table.values()][:4] == [5, 25, 50, 250]
     means = [table[f"{n} a class"]["mean"] for n in (1, 5, 50)]
     assert 0.2 < means[0] < means[1] < means[2] and 0 < table["1 a class"]["sd"] < 0.2
+
+
+def test_few_labels_are_all_that_a_draw_knows():
+    """The penalty too is chosen among them: the numbers are those of a linear probe on nothing else."""
+    x, y = TRAIN
+    draws = [draw(y, 50, seed) for seed in range(5)]
+    accuracies = [(linear(x[rows], y[rows], TEST[0]).predictions == TEST[1]).mean() for rows in draws]
+    found = over_draws(embedded(), 50)
+    expected = {"labels": 250, "mean": np.mean(accuracies), "sd": stats.tstd(accuracies)}
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_few_label_leaves_out_what_the_classes_do_not_have():

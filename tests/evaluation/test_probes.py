@@ -13,10 +13,12 @@ from sklearn.neighbors import KNeighborsClassifier
 import crlf
 from crlf.errors import InputError
 from crlf.evaluation.embedded import Embedded
-from crlf.evaluation.logistic_regression import choose_c, fit_linear, held_out, rotate, standardise
+from crlf.evaluation.labelled import chance
+from crlf.evaluation.logistic_regression import STRENGTHS, choose_c, fit_linear, held_out, rotate, standardise
 from crlf.evaluation.probe import PROBES, QUICK, chosen
-from crlf.metrics import knn
-from crlf.metrics.knn import chunk_rows, knn_predict
+from crlf.metrics import cosine
+from crlf.metrics.cosine import chunk_rows
+from crlf.metrics.knn import knn_predict
 from crlf.runs.files import save_array, write_json
 
 
@@ -71,6 +73,24 @@ def test_the_choice_of_c_is_made_on_held_out_training_images():
     assert set(held).isdisjoint(kept) and len(held) + len(kept) == len(y)
     assert np.allclose(np.bincount(y[held]) / np.bincount(y), 0.1, atol=0.01)  # of each class
     assert "held-out training images" in choose_c(x, y)[1]
+
+
+def test_the_choice_of_c_is_scikit_learns_without_the_held_out_images():
+    """Many features of noise: where an image is among the fitted ones it is told right, and any C looks perfect."""
+    x, y = TRAIN
+    random = np.random.default_rng(0)
+    noisy = np.concatenate([x[:300], random.normal(size=(300, 400)).astype(np.float32)], axis=1)
+    held, kept = held_out(y[:300])
+    accuracies = []
+    for strength in STRENGTHS:
+        features, mean, scale = (t.numpy().astype(np.float64) for t in standardise(torch.from_numpy(noisy[kept])))
+        theirs = LogisticRegression(C=1 / (strength * len(kept)), tol=1e-6, max_iter=5000).fit(features, y[kept])
+        accuracies.append(theirs.score((noisy[held] - mean) / scale, y[held]))
+    best = int(np.argmax(accuracies))
+    assert 0.3 < accuracies[best] < 0.9, "neither chance nor what was learned by heart"
+    c, how = choose_c(noisy, y[:300])
+    assert c == pytest.approx(1 / (STRENGTHS[best] * 300))
+    assert f"on {len(held)} held-out training images ({100 * accuracies[best]:.1f} %)" in how
 
 
 def test_noise_asks_for_a_stronger_penalty_than_signal():
@@ -151,7 +171,7 @@ def test_the_tie_goes_to_the_nearest():
 
 def test_chunks_do_not_change_the_result_and_bound_the_memory(monkeypatch: pytest.MonkeyPatch):
     whole = knn_predict(*TRAIN, TEST[0])
-    monkeypatch.setattr(knn, "CHUNK_BYTES", 4 * 1500 * 7)
+    monkeypatch.setattr(cosine, "CHUNK_BYTES", 4 * 1500 * 7)
     assert chunk_rows(1500) == 7
     assert (knn_predict(*TRAIN, TEST[0]) == whole).all()
     monkeypatch.undo()
@@ -187,6 +207,12 @@ def test_probe_writes_scores_with_their_protocols_and_the_predictions(run: crlf.
     assert set(scores["protocol"]) == set(QUICK) and scores["epochs"] == 3
     assert "C = " in scores["protocol"]["linear"] and "k = 10" in scores["protocol"]["knn"]
     assert run.scores == scores
+
+
+def test_chance_is_what_the_training_labels_alone_would_say():
+    """Where the most frequent test class is another one, it must not be known."""
+    train, test = np.array([3, 3, 3, 5, 5]), np.array([5, 5, 5, 3])
+    assert chance(train, test) == 0.25 and chance(test, train) == 0.4
 
 
 def test_test_labels_play_no_part_in_the_predictions(run: crlf.Run):

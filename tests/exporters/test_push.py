@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import terminal
 
 import crlf
 from crlf import cli
@@ -118,47 +119,44 @@ def test_public_is_asked_for(here: Hub, run: Run):
     assert here.repositories == {"someone/encoder": False}
 
 
-def refused(capsys: pytest.CaptureFixture[str], run: Run, *arguments: str) -> str:
-    assert cli.main(["push", str(run.path), *arguments]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0]
+def refused(run: Run, *arguments: str) -> str:
+    return terminal.refused("push", str(run.path), *arguments)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "some one/encoder", "someone/a--b", "", "ü/x", "x" * 97])
-def test_a_name_that_no_repository_can_have(name: str, here: Hub, run: Run, capsys):
-    assert refused(capsys, run, name).startswith(f"crlf push: error: name {name!r} is not one of a repository: ")
+def test_a_name_that_no_repository_can_have(name: str, here: Hub, run: Run):
+    assert refused(run, name).startswith(f"crlf push: error: name {name!r} is not one of a repository: ")
     assert here.repositories == {}
 
 
-def test_without_a_token(here: Hub, run: Run, capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_without_a_token(here: Hub, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert "needs a token of the Hugging Face hub: `hf auth login`" in refused(capsys, run, "someone/encoder")
+    assert "needs a token of the Hugging Face hub: `hf auth login`" in refused(run, "someone/encoder")
 
 
 @pytest.mark.parametrize("status, expected", [(401, "refuses the token"), (403, "refuses the token"), (500, "500")])
-def test_a_hub_that_refuses(status: int, expected: str, here: Hub, run: Run, capsys):
+def test_a_hub_that_refuses(status: int, expected: str, here: Hub, run: Run):
     here.status = status
-    line = refused(capsys, run, "someone/encoder")
+    line = refused(run, "someone/encoder")
     assert "'someone/encoder' was not pushed: " in line and expected in line and here.files == {}
 
 
-def test_without_a_network(run: Run, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_network(run: Run, monkeypatch: pytest.MonkeyPatch):
     with Hub() as closed:
         pass
     monkeypatch.setenv("HF_ENDPOINT", closed.url)
     monkeypatch.setenv("HF_TOKEN", "hf_test")
-    line = refused(capsys, run, "someone/encoder")
+    line = refused(run, "someone/encoder")
     assert line == f"crlf push: error: 'someone/encoder' was not pushed: {closed.url} cannot be reached"
 
 
-def test_without_the_library(run: Run, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_without_the_library(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert refused(capsys, run, "a/b").endswith("crlf push needs huggingface_hub: pip install 'crlf[hub]'")
+    assert refused(run, "a/b").endswith("crlf push needs huggingface_hub: pip install 'crlf[hub]'")
 
 
-def test_an_export_that_fails_is_not_pushed(here: Hub, run: Run, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_an_export_that_fails_is_not_pushed(here: Hub, run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(push, "export", crlf.export)
-    assert "'onxx' is not known" in refused(capsys, run, "a/b", "--format", "onxx")
+    assert "'onxx' is not known" in refused(run, "a/b", "--format", "onxx")
     assert here.repositories == {}

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
+from terminal import refused
 
 import crlf
 from crlf import cli
 from crlf.data import load
 from crlf.data.lookup import pictures
-from crlf.embedding.table import Writer
-from crlf.inference.search import nearest
+from crlf.embedding.table import Table, Writer
+from crlf.inference.search import look_up, nearest
 from crlf.recipe import Recipe
 from crlf.visualization.figures.search_results import ACROSS, Tile, gallery, short
 
@@ -81,6 +82,20 @@ def test_an_image_of_the_run_finds_itself(run: crlf.Run, photo: Path, capsys):
     assert [one.id[:5] for one in found] == ["train" if row < 64 else "test/" for row in expected]
 
 
+def test_names_are_right_behind_the_first_group_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("crlf.embedding.table.GROUP", 4)
+    with (tmp_path / "t.parquet").open("wb") as file, Writer(file, 3, "") as writer:
+        for first in range(0, 14, 5):  # groups of 5, 5 and 4 rows
+            names = [f"image {row}" for row in range(first, min(first + 5, 14))]
+            labels = np.array([int(name[6:]) % 3 for name in names])
+            writer.add(names, np.zeros((len(names), 3), np.float32), "train", labels, "abc")
+    rows = np.array([[13, 0, 7], [4, 5, 13], [9, 10, 3]])
+    with Table(tmp_path / "t.parquet") as table:
+        found = look_up(table, rows, np.zeros((3, 3)))
+    assert [[one.row for one in line] for line in found] == rows.tolist()
+    assert all((one.id, one.label) == (f"image {one.row}", "abc"[one.row % 3]) for line in found for one in line)
+
+
 def test_one_image_in_python_and_several_on_the_command_line(run: crlf.Run, photo: Path, capsys):
     assert len(crlf.search(run, photo, device="cpu")) == 1  # type: ignore[arg-type]
     capsys.readouterr()
@@ -143,7 +158,7 @@ def test_a_gallery_has_a_line_for_ten_neighbours():
 # Bad input
 
 
-def test_what_cannot_be_searched_is_one_line(run: crlf.Run, photo: Path, tmp_path: Path, capsys):
+def test_what_cannot_be_searched_is_one_line(run: crlf.Run, photo: Path, tmp_path: Path):
     (tmp_path / "text.parquet").write_text("no table")
     with (tmp_path / "short.parquet").open("wb") as file, Writer(file, 3, "") as writer:
         writer.add(["a"], np.ones((1, 3), np.float32))
@@ -164,13 +179,11 @@ def test_what_cannot_be_searched_is_one_line(run: crlf.Run, photo: Path, tmp_pat
         (str(photo), "--figure", str(tmp_path / "no" / "g.png")): "cannot be written",
     }
     for words, expected in cases.items():
-        assert cli.main(["search", str(run.path), *words, "--device", "cpu"]) == 2, words
-        [line] = capsys.readouterr().err.strip().splitlines()
-        assert expected in line, (expected, line)
+        found = "--figure" in words and "no" in Path(words[-1]).parts  # what was found is said before it is drawn
+        assert expected in refused("search", str(run.path), *words, "--device", "cpu", alone=not found)
 
 
-def test_a_run_that_was_not_embedded(tmp_path: Path, photo: Path, capsys):
+def test_a_run_that_was_not_embedded(tmp_path: Path, photo: Path):
     made = crlf.pretrain(TINY, out=tmp_path / "run", device="cpu")
-    capsys.readouterr()
-    assert cli.main(["search", str(made.path), str(photo), "--device", "cpu"]) == 2
-    assert f"embeddings.parquet' is missing: `crlf embed {made.path}` makes it" in capsys.readouterr().err
+    line = refused("search", str(made.path), str(photo), "--device", "cpu")
+    assert f"embeddings.parquet' is missing: `crlf embed {made.path}` makes it" in line

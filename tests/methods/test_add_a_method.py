@@ -47,6 +47,7 @@ def test_it_is_under_80_lines():
     assert len(lines) < 80 and len(LINE.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_its_own_test_and_the_contract_pass(followed: Path):
     files = [f"tests/methods/test_{name}.py" for name in ("methods", "method_learning", "alignment")]
     passed = re.search(
@@ -66,11 +67,12 @@ def test_its_row_is_written_into_the_docs(followed: Path):
     assert "| `alignment` | Alignment and uniformity |" in (followed / "docs/methods.md").read_text()
 
 
+@pytest.mark.long
 def test_its_command_starts_it(followed: Path):
     program, *flags = COMMAND.split()[1:]
     few = ["--data", "shapes", "--subset", "64", "--batch-size", "32", "--views", "2", "--epochs", "1"]
     ran(followed, program, *flags, *few, "--device", "cpu", "--out", "run")
     run = Run(followed / "run")
-    assert run.recipe["method"] == "alignment" and run.recipe["head"]["uniformity"] == 0.5
+    assert run.settings["method"] == "alignment" and run.settings["head"]["uniformity"] == 0.5
     assert {"alignment", "uniformity"} <= set(run.log()[-1])
     assert "Alignment and uniformity on shapes" in run.file("report.html").read_text()

@@ -9,7 +9,7 @@ import dataclasses
 
 import pytest
 import torch
-from gratings import VIEWS, gradient_to_both_sides, gratings, moderate, no_predictor
+from gratings import NORMALISATION, VIEWS, gradient_to_both_sides, gratings, moderate, no_predictor
 from torch import Tensor
 
 import crlf
@@ -39,7 +39,7 @@ def tables(monkeypatch: pytest.MonkeyPatch, sets: tuple[ImageSet, ImageSet]) -> 
 
 
 def knn(encoder: torch.nn.Module, sets: tuple[ImageSet, ImageSet]) -> float:
-    train, test = (embed_images(encoder.eval(), part.images, VIEWS) for part in sets)
+    train, test = (embed_images(encoder.eval(), part.images, NORMALISATION) for part in sets)
     predicted = knn_predict(train, sets[0].labels.numpy(), test)
     return float((predicted == sets[1].labels.numpy()).mean())
 
@@ -49,7 +49,7 @@ def test_it_beats_an_untrained_encoder(name: str, tables: None, sets: tuple[Imag
     """In 8 epochs, or in 16: some start slowly (BYOL)."""
     recipe = Recipe(
         method=name, data="gratings", encoder="tiny", batch_size=64, views=2,
-        augmentation=VIEWS, optim=OptimSettings(lr=0.03), head=moderate(name),
+        augmentation=VIEWS, normalisation=NORMALISATION, optim=OptimSettings(lr=0.03), head=moderate(name),
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
@@ -89,7 +89,7 @@ def trained(name: str, images: Tensor, monkeypatch: pytest.MonkeyPatch, spoil=No
     for step in range(steps):
         g = torch.Generator().manual_seed(step)
         rows = torch.randint(len(images), (64,), generator=g)
-        views = Views(VIEWS)(images[rows], g, 2).chunk(2)
+        views = Views(VIEWS, NORMALISATION)(images[rows], g, 2).chunk(2)
         optimizer.zero_grad()
         method(views)[0].backward()
         optimizer.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import pickle
 import random
 import subprocess
@@ -165,7 +166,7 @@ def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path: Path, monkey
 
 def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path):
     run = crlf.pretrain(TINY, out=tmp_path, device="cpu")
-    recipe = run.recipe
+    recipe = run.settings
     del recipe["micro_batch"]
     write_json(run.file(RECIPE), recipe)
     values = run.tensors(CHECKPOINT)
@@ -237,3 +238,22 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path):
         path.write_text("half")
     crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
     assert not any(path.exists() for path in left) and own.exists()
+
+
+def test_protocols_of_several_stages_are_kept_beside_each_other(tmp_path: Path):
+    run = Run(tmp_path)
+    run.update_scores(epochs=3, protocol={"embedding": "a", "linear": "old"})
+    run.update_scores(chance=0.1, protocol={"linear": "new"})
+    assert run.scores == {"epochs": 3, "chance": 0.1, "protocol": {"embedding": "a", "linear": "new"}}
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else a loss of power could leave an empty file under the name of a whole one."""
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append("sync") or sync(handle))
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append(f"to {Path(b).name}") or replace(a, b))
+    checkpoints.save(Run(tmp_path), VALUES)
+    assert done == ["sync", "to checkpoint.pt", "sync"]
+    checkpoints.save(Run(tmp_path), VALUES)
+    assert done[3:] == ["sync", "to checkpoint-before.pt", "to checkpoint.pt", "sync"]

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from crlf.recipe import Recipe
 from crlf.training import budget
 from crlf.training.budget import ByClock, BySteps
 
@@ -77,3 +78,14 @@ def test_steps_are_exact():
     assert not by_steps.over(49) and by_steps.over(50)
     assert [step for step in range(1, 51) if by_steps.due(step)] == [20, 40]
     assert by_steps.left(10, 5.0) == 20 and by_steps.steps(10) == 50
+
+
+def test_minutes_count_from_the_start_of_the_run(monkeypatch: pytest.MonkeyPatch):
+    """Ten seconds went by before training began: they are spent."""
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: 110.0)
+    course = budget.course_of(Recipe(data="shapes", minutes=2), 10, 0, 0.0, 0.0, started=100.0)
+    assert isinstance(course, ByClock) and course.budget == 110 and course.left(1, 30.0) == 80
+    resumed = budget.course_of(Recipe(data="shapes", minutes=2), 10, 4, 0.3, 40.0, started=None)
+    assert isinstance(resumed, ByClock) and (resumed.budget, resumed.share(4)) == (120, 0.3)
+    by_epochs = budget.course_of(Recipe(data="shapes", epochs=7), 10, 0, 0.0, 0.0, started=100.0)
+    assert isinstance(by_epochs, BySteps) and by_epochs.total == 70

@@ -11,6 +11,7 @@ from small_methods import narrow
 from tape import Tape
 
 from crlf.augmentation import Views
+from crlf.data import PUBLISHED
 from crlf.encoders import CNN
 from crlf.errors import InputError
 from crlf.methods import METHODS
@@ -40,13 +41,14 @@ LABELS = torch.arange(8) % 3
 def trained(method: str, optimizer: str, replay: bool, **settings: Any) -> tuple[list[Any], dict[str, torch.Tensor]]:
     """The losses of some steps, and all weights, buffers and moments at the end."""
     recipe = Recipe(
-        method=method, views=2, batch_size=8, precision="float32", optim=OptimSettings(optimizer=optimizer, **settings)
-    )
+        method=method, views=2, batch_size=8, precision="float32", normalisation=PUBLISHED["cifar10"],
+        optim=OptimSettings(optimizer=optimizer, **settings),
+    )  # fmt: skip
     torch.manual_seed(0)
     model = METHODS[method](CNN(3, widths=(4, 8, 8), read=2), narrow(method)).train()
     movers = OPTIMIZERS[optimizer](list(model.named_parameters()), recipe.optim)
     keep_rates_in_tensors(movers, CPU)
-    make_view = Views(recipe.augmentation)
+    make_view = Views(recipe.augmentation, recipe.normalisation)
     step = Step(recipe, model, movers, make_view, CPU)
     take, losses = Replayed(step, Tape) if replay else step, []
     for i in range(STEPS):
@@ -115,6 +117,23 @@ def test_alike_matrices_are_orthogonalised_as_each_alone():
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     on_gpu = _newton_schulz(torch.stack(some) / torch.stack(some).norm(dim=(1, 2), keepdim=True))
     torch.testing.assert_close(on_gpu, torch.stack([orthogonalise(m) for m in some]), rtol=2e-3, atol=2e-3)
+
+
+def test_a_few_steps_are_taken_as_they_are_and_the_rest_replayed():
+    """Three warm up, the fourth is recorded: `warm` says so to whoever measures the speed."""
+    calls: list[bool] = []
+
+    class Noting:
+        method, optimizers = torch.nn.Identity(), ()
+
+        def __call__(self, images: Any, numbers: Any, labels: Any, measured: bool = False) -> Any:
+            calls.append(measured)
+            return images.sum(), {}
+
+    take = Replayed(Noting(), Tape)
+    found = [take(torch.full((2,), i), torch.zeros(1), None)[0].item() for i in range(6)]
+    assert found == [0, 2, 4, 6, 8, 10]
+    assert calls == [True] * 4 and take.warm == 4
 
 
 def test_only_the_modes_that_say_so_replay():

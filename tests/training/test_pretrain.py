@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -20,11 +21,22 @@ from crlf.data.loader import epoch_order
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.errors import InputError
 from crlf.methods import METHODS
+from crlf.methods.base import training_flops
+from crlf.methods.byol import BYOL, BYOLSettings
+from crlf.optim import OptimSettings, schedule
 from crlf.recipe import Recipe
+from crlf.runs import checkpoints
+from crlf.runs.files import save_tensors
 from crlf.runs.run import CHECKPOINT, ENCODER
 from crlf.runtime.interrupts import Interrupted
+from crlf.training import budget
+from crlf.training.loop import stream_of
+from crlf.training.progress import Progress
+from crlf.training.state import State
 
-TINY = Recipe(data="shapes", subset=192, batch_size=64, epochs=2)  # three steps an epoch
+TINY = Recipe(
+    data="shapes", subset=192, batch_size=64, epochs=2, normalisation=data.PUBLISHED["shapes"]
+)  # three steps an epoch
 
 
 def weights(run: crlf.Run) -> dict[str, torch.Tensor]:
@@ -63,16 +75,20 @@ def interrupt(loss: torch.Tensor, number: int = signal.SIGINT) -> torch.Tensor:
 def test_the_run_folder_holds_what_the_design_names(straight: crlf.Run):
     loss = straight.array("loss.npy")
     assert loss.dtype == np.float64 and loss.shape == (2,) and np.isfinite(loss).all()
-    assert Recipe.from_dict(straight.recipe) == TINY
+    assert straight.recipe == TINY
     assert all(not tensor.requires_grad and tensor.device.type == "cpu" for tensor in weights(straight).values())
     log = straight.log()
     assert log[-1]["step"] == 6 and log[-1]["epoch"] == 2
-    assert straight.array("views.npy").shape == (10, 1 + TINY.views, 3, 24, 24)
+    shown, first = straight.array("views.npy"), data.load("shapes")[0].images[:10].float()
+    assert shown.shape == (10, 1 + TINY.views, 3, 24, 24)
+    original = torch.nn.functional.interpolate(first, (24, 24), mode="bilinear", antialias=True)
+    assert np.abs(shown[:, 0] - original.numpy()).max() < 1 < np.abs(shown[:, 1] - original.numpy()).max()
     scores = straight.scores
     assert scores["views_seen"] == 6 * 64 * TINY.views and scores["epochs"] == 2 and scores["seed"] == 0
     assert scores["method"] == "simclr" and scores["encoder"] == "cnn" and scores["device"].startswith("cpu")
     assert scores["images_per_second"] == pytest.approx(6 * 64 / scores["train_seconds"])
-    assert 0 < scores["pflop"] < 1
+    method = State(TINY, data.load("shapes")[0].first(192), torch.device("cpu")).method
+    assert scores["pflop"] == pytest.approx(scores["views_seen"] * training_flops(method, 4, 3, 24, 24) / 1e15)
 
 
 def test_the_same_seed_gives_the_same_bits(straight: crlf.Run, tmp_path: Path):
@@ -125,6 +141,101 @@ def test_a_resumed_run_equals_a_straight_one(straight, tmp_path, monkeypatch, st
     assert same_bits(weights(run), weights(straight))
     steps = [row["step"] for row in run.log()]
     assert steps == sorted(set(steps)) and steps[-1] == 6
+
+
+def test_each_row_of_the_log_is_of_its_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its loss is the mean since the row before, and its rate that of its last step, at the step's middle."""
+    told: list[float] = []
+    at_step(monkeypatch, 99, lambda loss: loss)
+    original = METHODS["simclr"].loss
+
+    def noting(self, *projections):
+        loss, stats = original(self, *projections)
+        told.append(loss.item())
+        return loss, stats
+
+    monkeypatch.setattr(METHODS["simclr"], "loss", noting)
+    monkeypatch.setattr(budget, "LOG_EVERY", 2)
+    recipe = dataclasses.replace(TINY, optim=OptimSettings(warmup=0.5))
+    run = crlf.pretrain(recipe, out=tmp_path, device="cpu")
+    rows, told = run.log(), told[:6]
+    assert [row["step"] for row in rows] == [2, 3, 4, 6]
+    means = [np.mean(told[:2]), told[2], told[3], np.mean(told[4:6])]
+    assert [row["loss"] for row in rows] == pytest.approx(means, rel=1e-5)
+    assert run.array("loss.npy") == pytest.approx([np.mean(told[:3]), np.mean(told[3:])], rel=1e-5)
+    lrs = [recipe.optim.lr * schedule((row["step"] - 0.5) / 6, 0.5) for row in rows]
+    assert [row["lr"] for row in rows] == pytest.approx(lrs)
+
+
+def test_every_step_and_every_seed_has_views_of_its_own(straight: crlf.Run):
+    state = State(TINY, data.load("shapes")[0].first(192), torch.device("cpu"))
+    numbers = []
+    for seed, step in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        state.step = step
+        numbers.append(torch.rand(8, generator=stream_of(dataclasses.replace(TINY, seed=seed), state)))
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(numbers, 2))
+
+
+def test_a_stop_saves_at_once_and_an_epoch_only_where_that_is_cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each checkpoint takes a minute here: after the first one only a stop, or the end, is worth another."""
+    saved: list[int] = []
+    clock = itertools.count(0, 60)
+    monkeypatch.setattr("crlf.training.state.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(checkpoints, "save", lambda run, values: saved.append(values["step"]))
+    state = State(TINY, data.load("shapes")[0].first(192), torch.device("cpu"))
+    for step, at_once in ((3, False), (6, False), (7, True), (9, False)):
+        state.step = step
+        state.save(crlf.Run(tmp_path), at_once)
+    assert saved == [3, 7]
+    monkeypatch.undo()
+    told: list[tuple[int, bool]] = []
+    monkeypatch.setattr(State, "save", lambda self, run, at_once: told.append((self.step, at_once)))
+    at_step(monkeypatch, 4, interrupt)
+    with pytest.raises(Interrupted):
+        crlf.pretrain(TINY, out=tmp_path / "run", device="cpu")
+    assert told == [(3, False), (5, True)]
+
+
+def test_a_resumed_log_goes_on_behind_its_checkpoint(tmp_path: Path):
+    """A process that was killed had logged more than it had saved."""
+    run = crlf.Run(tmp_path)
+    run.file("log.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 6)))
+    with Progress(run, budget.BySteps(6), 3, 64, 3, lambda row: None) as progress:
+        assert [row["step"] for row in run.log()] == [1, 2, 3]
+        progress.log(4, torch.tensor([2.0]), 1.0, 0.1, {})
+    assert [row["step"] for row in run.log()] == [1, 2, 3, 4]
+
+
+def test_seconds_go_on_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, interrupt)
+        with pytest.raises(Interrupted):
+            crlf.pretrain(TINY, out=tmp_path, device="cpu")
+    run = crlf.Run(tmp_path)
+    save_tensors(run.file(CHECKPOINT), run.tensors(CHECKPOINT) | {"seconds": 5000.0})
+    crlf.pretrain(TINY, out=tmp_path, device="cpu", resume=True)
+    assert 5000 < run.scores["train_seconds"] < 5100
+    assert all(5000 < row["seconds"] < 5100 for row in run.log() if row["step"] > 4)
+
+
+def test_the_method_is_told_after_each_step_how_far_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A target that follows the weights without momentum is, in the end, the weights."""
+    told: list[float] = []
+    follow = BYOL.after_step
+
+    def noting(self: BYOL, progress: float) -> None:
+        told.append(progress)
+        follow(self, progress)
+
+    monkeypatch.setattr(BYOL, "after_step", noting)
+    head = BYOLSettings(hidden=16, projection=8, target_momentum=0.0, target_momentum_end=0.0)
+    run = crlf.pretrain(dataclasses.replace(TINY, method="byol", head=head, views=2), out=tmp_path, device="cpu")
+    assert told == pytest.approx([step / 6 for step in range(1, 7)])
+    method = run.tensors(CHECKPOINT)["method"]
+    ours = {name.removeprefix("encoder."): value for name, value in method.items() if name.startswith("encoder.")}
+    weights = [name for name in ours if f"target.networks.0.{name}" in method and "running" not in name]
+    assert len(weights) > 8
+    assert all(torch.equal(ours[name], method[f"target.networks.0.{name}"]) for name in weights if "num_" not in name)
 
 
 @pytest.mark.parametrize("method", ["mocov2", "dino", "nnclr", "supcon"])
@@ -309,9 +420,9 @@ def test_row_i_is_image_i_whatever_stands_beside_it(embedded: crlf.Run):
     encoder = load_encoder(embedded, TINY, images.shape[1:])
     rows = embedded.array("train_emb.npy")
     order = torch.randperm(192, generator=torch.Generator().manual_seed(0))
-    shuffled = embed_images(encoder, images[order], TINY.augmentation, batch_size=50)
+    shuffled = embed_images(encoder, images[order], TINY.normalisation, batch_size=50)
     np.testing.assert_allclose(shuffled, rows[order.numpy()], atol=1e-5)
-    alone = embed_images(encoder, images[7:8], TINY.augmentation)
+    alone = embed_images(encoder, images[7:8], TINY.normalisation)
     np.testing.assert_allclose(alone[0], rows[7], atol=1e-5)
     distance = torch.cdist(torch.from_numpy(rows), torch.from_numpy(rows)).numpy() + 1e9 * np.eye(192)
     assert distance.min() > 1e-3  # so that a swapped row would have shown
@@ -324,7 +435,7 @@ def test_embedding_changes_no_weight_and_no_statistic(name: str):
     frozen = crlf.encoders.Frozen(encoder, mirror=True)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
-    embed_images(frozen, images, TINY.augmentation, batch_size=8)
+    embed_images(frozen, images, TINY.normalisation, batch_size=8)
     assert same_bits(before, encoder.state_dict())
     assert all(p.grad is None for p in encoder.parameters())
 
@@ -332,7 +443,7 @@ def test_embedding_changes_no_weight_and_no_statistic(name: str):
 def test_embedding_in_training_mode_is_refused():
     encoder = crlf.encoders.build("cnn", 3, 32)
     with pytest.raises(AssertionError, match="evaluation mode"):
-        embed_images(encoder.train(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TINY.augmentation)
+        embed_images(encoder.train(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TINY.normalisation)
 
 
 def test_embed_twice_gives_the_same_bits(embedded: crlf.Run):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from terminal import refused
 
 import crlf
 from crlf import cli
@@ -90,25 +91,18 @@ def test_embedding_atlas_is_given_the_table(make, tmp_path: Path, monkeypatch: p
         crlf.explore(run)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert cli.main(["explore", *arguments]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0]
-
-
-def test_what_cannot_be_explored(make, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_be_explored(make, monkeypatch: pytest.MonkeyPatch):
     run, _ = make()
     run.release()
     where = str(run.path)
-    assert "split must be train or test, not 'val'" in refused(capsys, where, "--table-only", "--split", "val")
+    assert "split must be train or test, not 'val'" in refused("explore", where, "--table-only", "--split", "val")
     save_array(run.file("test_emb.npy"), np.zeros((2, 5), np.float32))
-    assert "has 2 rows, but 'drawn' has 3 test images: `crlf embed" in refused(capsys, where, "--table-only")
+    assert "has 2 rows, but 'drawn' has 3 test images: `crlf embed" in refused("explore", where, "--table-only")
     os.unlink(run.file("test_emb.npy"))
-    assert f"`crlf embed {where}` makes it" in refused(capsys, where, "--table-only")
+    assert f"`crlf embed {where}` makes it" in refused("explore", where, "--table-only")
     for module in ("embedding_atlas", "pyarrow"):
         monkeypatch.setitem(sys.modules, module, None)
-        assert f"{module}" in (line := refused(capsys, where)) and line.endswith(": pip install 'crlf[explore]'")
+        assert f"{module}" in (line := refused("explore", where)) and line.endswith(": pip install 'crlf[explore]'")
     assert sorted(os.listdir(where)) == ["recipe.json", "train_emb.npy"]
 
 

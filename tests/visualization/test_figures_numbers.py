@@ -40,7 +40,7 @@ def test_loss_title(tiny: Run):
 
 def test_loss_title_of_a_single_epoch(tmp_path: Path):
     run = fake_run(tmp_path)
-    write_json(run.file(RECIPE), {**run.recipe, "epochs": 1})
+    write_json(run.file(RECIPE), {**run.settings, "epochs": 1})
     save_array(run.file(LOSS), np.array([3.4]))
     rows = run.log()[:5]
     run.file(LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -60,9 +60,9 @@ def test_loss_of_an_unfinished_run(tmp_path: Path):
 
 def test_other_methods_have_a_loss_without_a_name(tmp_path: Path):
     run = fake_run(tmp_path)
-    write_json(run.file(RECIPE), {**run.recipe, "method": "byol", "head": {}})
+    write_json(run.file(RECIPE), {**run.settings, "method": "byol", "head": {}})
     assert title("loss_curve", run) == "Loss: 3.41 → 2.92 over 3 epochs (10 steps each)"
-    assert curves.chance_loss(run.recipe) == []
+    assert curves.chance_loss(run.settings) == []
 
 
 @pytest.mark.parametrize(("views", "batch"), [(2, 2), (2, 256), (4, 7)])
@@ -237,11 +237,37 @@ def test_every_point_has_its_place_and_the_look_of_its_class(tiny: Run):
     assert {text.get_text() for text in axes.texts} == set(CIFAR)
 
 
+def test_each_name_is_joined_to_a_point_of_its_own_class(tiny: Run):
+    for name in ("pca_embedding", "tsne_embedding"):
+        axes = FIGURES[name](tiny).axes[0]
+        points = [(place, part) for part in axes.collections for place in places(part.get_offsets())]
+        colour_at = {place: to_rgb(part.get_facecolor()[0][:3]) for place, part in points}
+        dots, leads = axes.lines[::2], axes.lines[1::2]
+        assert [text.get_text() for text in axes.texts] == list(CIFAR)
+        for k, (text, dot, lead) in enumerate(zip(axes.texts, dots, leads, strict=True)):
+            colour, marker = style.look(k)
+            assert (dot.get_marker(), to_rgb(dot.get_color())) == (marker, to_rgb(colour))
+            [mark] = places(dot.get_xydata())
+            assert colour_at[mark] == to_rgb(colour)
+            assert places(lead.get_xydata()) == [mark, *places([text.get_position()])]
+
+
 def test_a_name_stands_in_a_cluster_not_between_two():
     random = np.random.default_rng(0)
     two = np.concatenate([random.normal(0, 0.1, (60, 2)), random.normal(10, 0.1, (50, 2))])
     assert np.abs(embedding_maps.densest(random.permutation(two))).max() < 1
     assert embedding_maps.densest(np.array([[3.0, 4.0]])).tolist() == [3.0, 4.0]
+
+
+def test_originals_are_on_top_and_named_so(tiny: Run):
+    tiles, axes = tiny.array("views.npy"), FIGURES["views"](tiny).axes[0]
+    drawn = axes.get_images()[0].get_array()
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["original", "view 1", "view 2"]
+    for row, place in enumerate(axes.get_yticks()):
+        top = round(place - 3.5)
+        for i in range(10):
+            assert (drawn[top : top + 8, 9 * i : 9 * i + 8] == tiles[i, row].transpose(1, 2, 0)).all(), (row, i)
 
 
 def test_views_are_laid_out_an_image_a_column():

@@ -25,7 +25,7 @@ def rows(n: int = 300, D: int = 7) -> np.ndarray:
 
 
 def test_neighbours_are_scikit_learns(monkeypatch: pytest.MonkeyPatch):
-    unit = projections.unit(rows(1500))  # more than one block
+    unit = projections.unit(rows(1500)).numpy()  # more than one block
     near, cosine = projections.neighbours(unit, 8)
     distance, expected = NearestNeighbors(n_neighbors=9, metric="cosine", algorithm="brute").fit(unit).kneighbors(unit)
     assert (near == expected[:, 1:]).mean() > 0.999  # ties
@@ -42,7 +42,7 @@ def test_few_images_have_as_many_neighbours_as_there_are(n: int):
 def test_clusters_are_those_that_are_there_the_largest_first():
     truth = np.repeat([0, 1, 2], [50, 30, 20])
     centres = np.eye(3)[truth] * 5
-    found = projections.cluster(projections.unit(centres + 0.1 * rows(100, 3)), 3)
+    found = projections.cluster(projections.unit(centres + 0.1 * rows(100, 3)).numpy(), 3)
     assert adjusted_rand_score(truth, found) == 1
     assert (found == truth).all()
 

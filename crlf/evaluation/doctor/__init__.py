@@ -9,6 +9,7 @@ from crlf.errors import InputError
 from crlf.evaluation.doctor.case import Case, Finding
 from crlf.evaluation.doctor.checks import CHECKS
 from crlf.runs.run import Run
+from crlf.runtime.terminal import columns
 
 
 def doctor(run: Run | str | Path, *, data_dir: str | Path | None = None) -> list[Finding]:
@@ -55,5 +56,6 @@ def text(found: list[Finding], looked_at: int, unseen: dict[str, list[str]]) -> 
 
 
 def lines(sentence: str) -> list[str]:
-    """Indented, in a width that a terminal has."""
-    return textwrap.wrap(sentence, 110, initial_indent="   ", subsequent_indent="   ", break_long_words=False)
+    """Indented, as wide as the terminal, but not too wide to read."""
+    width = min(110, columns(otherwise=110))
+    return textwrap.wrap(sentence, width, initial_indent="   ", subsequent_indent="   ", break_long_words=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crlf.errors import InputError
 from crlf.evaluation.doctor.case import Case, Finding
-from crlf.metrics.knn import nearest
+from crlf.metrics.cosine import top_k, unit
 from crlf.text import percent
 
 COPIES = 0.01  # share of the training images that may be copies
@@ -66,7 +66,7 @@ def leakage(case: Case) -> Finding | None:
 
 def nearest_rows(train: np.ndarray, test: np.ndarray) -> Tensor:
     """The training image of the highest cosine for each test image: float32 (N, D), (M, D) -> int64 (M,)."""
-    return nearest(train, np.arange(len(train)), test, 1).labels[:, 0]
+    return top_k(unit(test), [unit(train)], 1).rows[:, 0]
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:

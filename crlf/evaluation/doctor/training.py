@@ -27,14 +27,12 @@ SAMPLE = 512  # images that statistics are taken of
 
 
 def collapse(case: Case) -> Finding | None:
-    """Features that do not tell images apart, by `crlf.training.monitor`."""
+    """Features that do not tell images apart, by `crlf.metrics.geometry`."""
     found = diagnose(case.health) if case.health["step"] >= SETTLED else None
     if found is None:
         return None
-    what, _, rest = found.removeprefix("collapse: ").partition(" (")
-    evidence, _, advice = rest.partition("); ")
     where = f"at step {case.health['step']:,} of training"
-    return Finding("collapse", f"collapse: {what}", f"{evidence}, {where}", advice.removeprefix("try "))
+    return Finding("collapse", f"collapse: {found.what}", f"{found.evidence()}, {where}", found.advice)
 
 
 def loss(case: Case) -> Finding | None:
@@ -115,7 +113,8 @@ def batch_norm(case: Case) -> Finding | None:
     images = case.splits[0].images
     order = torch.randperm(len(images), generator=generator("cpu", "doctor", case.recipe.seed))[:SAMPLE]
     encoder = load_encoder(case.run, case.recipe, images.shape[1:]).encoder
-    views = Views(case.recipe.augmentation)(images[order], generator("cpu", "doctor views", case.recipe.seed))
+    make_view = Views(case.recipe.augmentation, case.recipe.normalisation)
+    views = make_view(images[order], generator("cpu", "doctor views", case.recipe.seed))
     found = statistics(encoder, views)
     if not found:
         return None

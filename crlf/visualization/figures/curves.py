@@ -22,7 +22,7 @@ def loss_curve(run: Run) -> Figure:
     rows = [row for row in run.log() if isinstance(row.get("loss"), float) and row.get("epoch")]
     if not rows and not means.size:
         raise NotDrawn(f"{str(run.file(LOG))!r} holds no loss yet: `crlf pretrain` writes it")
-    recipe = run.recipe
+    recipe = run.settings
     done = float(max(len(means), *(row["epoch"] for row in rows[-1:]), 0))
     caption = "Logged values are means over the steps since the one before. " if rows else ""
     figure = sheet((8, 4.6), loss_title(recipe, rows, means, done), caption + tag(recipe))
@@ -79,7 +79,7 @@ def health(run: Run) -> Figure:
         "From two views each of some training images, no label; h is the embedding, z what the loss compares. Last two "
         "panels: cosines at the end, and singular values of h as shares of the first: a slow fall is a high rank. "
     )
-    figure = sheet((8, 12 if narrow() else 6.2), health_title(rows), caption + tag(run.recipe))
+    figure = sheet((8, 12 if narrow() else 6.2), health_title(rows), caption + tag(run.settings))
     panels = list(figure.subplots(*((3, 2) if narrow() else (2, 3))).flat)
     for axes, (measure, label) in zip(panels, HEALTH.items(), strict=False):
         over_epochs(axes, rows, measure)

@@ -21,6 +21,7 @@ import zipfile
 import zlib
 
 import numpy as np
+import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
@@ -30,6 +31,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from crlf.data import thumbnails
 from crlf.data.files.arrays import require_room
 from crlf.errors import InputError, first_line
+from crlf.metrics.cosine import top_k, unit
 from crlf.runs.files import write_bytes
 from crlf.runs.run import MAPS, Run
 from crlf.visualization.figures.run_arrays import NotDrawn, embedded
@@ -79,7 +81,7 @@ def kept(run: Run, embeddings: np.ndarray) -> dict[str, np.ndarray] | None:
 def chart(embeddings: np.ndarray, clusters: int) -> dict[str, np.ndarray]:
     """Every map of finite embeddings, float (N, D), N at least 2."""
     rows = sample(len(embeddings))
-    shown = unit(embeddings[rows])
+    shown = unit(embeddings[rows]).numpy()
     near, cosine = neighbours(shown, min(NEAR, len(rows) - 1))
     made = {"rows": rows, "pca": principal(embeddings, 2)[1][rows].astype(np.float32)}
     if len(rows) >= 3 and np.ptp(shown, axis=0).any():
@@ -90,22 +92,13 @@ def chart(embeddings: np.ndarray, clusters: int) -> dict[str, np.ndarray]:
     return made | {"near": near, "cosine": cosine, "cluster": cluster(shown, clusters), "checksum": checksum}
 
 
-def unit(embeddings: np.ndarray) -> np.ndarray:
-    """Rows of length 1: float (n, D) -> float (n, D); a row of zeros stays."""
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-
-
 def neighbours(shown: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Of each row of length 1, float (n, D), the k others of the highest cosine: int32 (n, k), float32 (n, k)."""
-    near, cosines = [], []
-    for start in range(0, len(shown), 1000):
-        similar = shown[start : start + 1000] @ shown.T  # (1000, n)
-        similar[np.arange(len(similar)), start + np.arange(len(similar))] = -np.inf
-        best = np.argpartition(-similar, k - 1, axis=1)[:, :k]
-        order = np.take_along_axis(-similar, best, axis=1).argsort(axis=1, kind="stable")
-        near.append(np.take_along_axis(best, order, axis=1).astype(np.int32))
-        cosines.append(np.take_along_axis(similar, near[-1], axis=1).astype(np.float32))
-    return np.concatenate(near), np.concatenate(cosines)
+    rows = torch.from_numpy(shown).float()
+    found = top_k(rows, [rows], k + 1)
+    own = found.rows == torch.arange(len(rows))[:, None]  # among copies it need not be the first, nor be there
+    kept = own.int().argsort(dim=1, stable=True)[:, :k]
+    return found.rows.gather(1, kept).int().numpy(), found.cosines.gather(1, kept).numpy()
 
 
 def cluster(shown: np.ndarray, k: int) -> np.ndarray:
@@ -133,7 +126,7 @@ def tsne(embeddings: np.ndarray) -> tuple[np.ndarray, float]:
     Returns:
         float32 (n, 2), and the perplexity.
     """
-    _, reduced = principal(unit(embeddings), 50)
+    _, reduced = principal(unit(embeddings).numpy(), 50)
     if not np.ptp(reduced, axis=0).any():
         raise NotDrawn(f"all {len(reduced)} embeddings point the same way: they have no neighbours to keep")
     perplexity = perplexity_of(len(reduced))

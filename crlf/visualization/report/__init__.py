@@ -6,6 +6,10 @@ Whatever comes from a file is escaped.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from crlf.runs.files import write_bytes
@@ -20,9 +24,23 @@ def report(run: Run | str | Path) -> Path:
     Returns:
         The file that was written.
     """
-    from crlf.visualization.report.page import page  # here, so that `import crlf` does not wait for Bokeh
+    with some_home():
+        from crlf.visualization.report.page import page  # here, so that `import crlf` does not wait for Bokeh
 
     run = Run.open(run)
     path = run.file(REPORT)
     write_bytes(path, page(run).encode("utf-8", "xmlcharrefreplace"))
     return path
+
+
+@contextlib.contextmanager
+def some_home() -> Iterator[None]:
+    """Let HOME name a folder: Bokeh looks for its settings there when it is imported, and fails where there is none."""
+    if os.path.expanduser("~") != "~":
+        yield
+        return
+    with tempfile.TemporaryDirectory() as os.environ["HOME"]:
+        try:
+            yield
+        finally:
+            del os.environ["HOME"]

@@ -36,8 +36,9 @@ class Panel:
 def curves(run: Run) -> tuple[Section | None, dict[str, Any]]:
     """The section, and the plots in it."""
     log = [row for row in run.log() if isinstance(row.get("epoch"), float)]
-    level: tuple[float | None, str] = next(iter(chance_loss(run.recipe)), (None, ""))
-    panels = [panel("loss", loss_name(run.recipe), "lower is better" + dashed(*level), log, {"loss": "loss"}, level[0])]
+    level: tuple[float | None, str] = next(iter(chance_loss(run.settings)), (None, ""))
+    reading = "lower is better" + dashed(*level)
+    panels = [panel("loss", loss_name(run.settings), reading, log, {"loss": "loss"}, level[0])]
     votes = sorted({key for row in log for key in row if "knn" in key and isinstance(row[key], float)})
     if votes:
         lines = {key.replace("_", " "): key for key in votes}

@@ -29,7 +29,7 @@ from crlf.visualization.report.verdict import missing, verdict, what_labels_add
 
 def page(run: Run) -> str:
     """The report as HTML."""
-    recipe, scores = run.recipe, run.scores
+    recipe, scores = run.settings, run.scores
     method, data = (str(recipe.get(key, "?")) for key in ("method", "data"))
     images = shown(run)
     training, plots = curves(run)

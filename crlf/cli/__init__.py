@@ -1,0 +1,168 @@
+"""The command line: the commands are functions of the same names and arguments.
+
+Bad input ends in one line on stderr and exit code 2; Ctrl-C in 130, SIGTERM in 143, a reader who went away in 141.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import crlf
+from crlf.cli import flags, stand_ins
+from crlf.errors import InputError, unknown
+from crlf.runtime import terminal
+from crlf.runtime.allocator import keep_freed_memory
+
+COMMANDS = {
+    "pretrain": ("crlf.training.pretrain", "learn an encoder from images without labels"),
+    "embed": ("crlf.embedding.embed", "turn the images of a run, or new ones, into embeddings"),
+    "search": ("crlf.inference.search", "find the images that are nearest to an image"),
+    "probe": ("crlf.evaluation.probe", "measure the embeddings: linear classifier, nearest neighbours and more"),
+    "finetune": ("crlf.evaluation.finetune", "make a classifier of a run's encoder and labelled images"),
+    "classify": ("crlf.inference.classify", "tell the classes of images"),
+    "draw": ("crlf.visualization.figures", "draw the figures of a run"),
+    "report": ("crlf.visualization.report", "write the report of a run, one HTML file"),
+    "compare": ("crlf.evaluation.compare", "hold runs against each other: what differs, and what is noise"),
+    "doctor": ("crlf.evaluation.doctor", "look for reasons of a low score, and say what to try"),
+    "explore": ("crlf.visualization.explore", "open embeddings and their images in the browser, by embedding-atlas"),
+    "export": ("crlf.exporters.export", "write the encoder for timm, ONNX or torch.export, with a model card"),
+    "push": ("crlf.exporters.push", "export the encoder and upload it to the Hugging Face hub"),
+    "summary": ("crlf.visualization.summary", "print what a run reached and where its files lie"),
+}  # torch is imported with a command's module, not before
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `crlf` command: the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    prepare(arguments, argv)
+    name = arguments[0] if arguments else "--help"
+    if name in COMMANDS:
+        return ended(f"crlf {name}", lambda: call(command(name), arguments[1:], f"crlf {name}"))
+    return ended("crlf", lambda: greet(name))
+
+
+def command_line(function: Callable[..., Any], argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Call a function with the arguments of a command line: its words are those that Python takes by position.
+
+    A parameter named `recipe` becomes its settings' flags; `--recipe NAME` or `--recipe FILE.json` is what they start
+    from, and with `--resume` it is the run's own.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    prepare(arguments, argv)
+    prog = prog or Path(sys.argv[0]).name
+    return ended(prog, lambda: call(function, arguments, prog))
+
+
+def prepare(arguments: list[str], argv: Sequence[str] | None) -> None:
+    """Spare a process that only prints help the import of torch."""
+    if argv is None and asks_for_help(arguments):
+        stand_ins.install()
+
+
+def asks_for_help(arguments: list[str]) -> bool:
+    return any(word in flags.HELP for word in takewhile("--".__ne__, arguments))
+
+
+def ended(prog: str, action: Callable[[], None]) -> int:
+    """Do it, and say in one line why it failed: the exit code."""
+    try:
+        with terminal.outlets():
+            try:
+                action()
+            except InputError as error:
+                terminal.say(f"{prog}: error: {error}")
+                return 2
+            except KeyboardInterrupt as error:
+                terminal.say(f"{prog}: {str(error) or 'interrupted'}")
+                return getattr(error, "exit_code", 130)
+    except terminal.Unwritable as end:
+        return end.exit_code(prog)
+    return 0
+
+
+def command(name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(COMMANDS[name][0]), name)
+
+
+def greet(name: str) -> None:
+    if name == "--version":
+        print(f"crlf {crlf.__version__}")
+    elif name in flags.HELP:
+        print(overview())
+    else:
+        raise unknown("command", name, COMMANDS)
+
+
+def overview() -> str:
+    """The help of the whole, as wide as the terminal."""
+    fill = partial(textwrap.fill, width=terminal.columns() - 2, subsequent_indent=" " * 13)
+    rows = [fill(text, initial_indent=f"  {name:<10} ") for name, (_, text) in COMMANDS.items()]
+    head = ["usage: crlf COMMAND [options]", "", "Learn from images without labels.", "", "commands:"]
+    last = "crlf COMMAND --help lists the options of a command. python simclr_train.py does all of them in a row."
+    return "\n".join([*head, *rows, "", fill(last, subsequent_indent="")])
+
+
+def call(function: Callable[..., Any], arguments: list[str], prog: str) -> None:
+    """Call a function with what the arguments say, or print its help."""
+    recipe, takes_recipe = None, flags.RECIPE in inspect.signature(function).parameters
+    if takes_recipe:
+        recipe, arguments = start(function, arguments)
+    if asks_for_help(arguments):
+        print(flags.help_of(function, recipe, prog), end="")
+        return
+    words, values = flags.read(function, recipe, arguments, prog)
+    named = {name: value for name, value in values.items() if "." not in name}
+    if takes_recipe:
+        named[flags.RECIPE] = flags.changed(recipe, values)
+    keep_freed_memory()
+    function(*words, **named)
+
+
+def start(function: Callable[..., Any], arguments: list[str]) -> tuple[Any, list[str]]:
+    """The recipe that the flags start from, and the arguments without `--recipe`."""
+    from crlf.methods import METHODS
+    from crlf.recipe import RECIPES
+    from crlf.runs.run import RECIPE, read_recipe
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--recipe", nargs="?", const="")
+    known, rest = flags.parse(first, arguments)
+    rest = with_data(rest)
+    for flag in ("--out", "--method"):
+        first.add_argument(flag, nargs="?")
+    first.add_argument("--resume", action="store_true")
+    asked, _ = flags.parse(first, rest)
+    name, out = known["recipe"], asked["out"] or inspect.signature(function).parameters["out"].default
+    if name is None and asked["resume"] and (Path(out) / RECIPE).is_file():
+        recipe = read_recipe(Path(out) / RECIPE)
+    elif name is None or name in RECIPES:
+        recipe = RECIPES[name or "default"]
+    elif name.endswith(".json"):
+        recipe = read_recipe(Path(name))
+    else:
+        raise unknown("recipe", name, RECIPES)
+    if asked["method"] in METHODS and asked["method"] != recipe.method:
+        recipe = dataclasses.replace(recipe, method=asked["method"], head=METHODS[asked["method"]].Settings())
+    return recipe, rest
+
+
+def with_data(arguments: list[str]) -> list[str]:
+    """`--data` before a first word that is no flag: `crlf pretrain PATH` names what to learn from."""
+    if not arguments or arguments[0].startswith("-"):
+        return arguments
+    if any(word.partition("=")[0] == "--data" for word in arguments):
+        raise InputError(f"data is given twice, as {arguments[0]!r} and with --data: give it once")
+    return ["--data", *arguments]
