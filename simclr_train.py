@@ -7,7 +7,6 @@ from pathlib import Path
 
 import crlf
 from crlf.cli import command_line
-from crlf.runtime import distributed
 
 
 def simclr(
@@ -34,6 +33,7 @@ def simclr(
     run = crlf.pretrain(
         recipe, out=out, data_dir=data_dir, device=device, resume=resume, overwrite=overwrite, track=track
     )
+    from crlf.runtime import distributed  # here, so that --help does not wait for torch
 
     if distributed.rank() > 0:
         return  # torchrun's other processes have trained along; what is left is little

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 import crlf
 from bench.timing import mean_and_spread
 from crlf.augmentation import Views, ViewSettings
-from crlf.data import SOURCES, ImageSet, load
+from crlf.data import PUBLISHED, SOURCES, ImageSet, load
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.encoders import CNN, ENCODERS, EmbeddingSettings
 from crlf.evaluation.logistic_regression import fit_linear
 from crlf.methods import METHODS
 from crlf.methods.simclr import SimCLR, SimCLRSettings
 from crlf.metrics.knn import knn_predict
+from crlf.normalisation import Normalisation
 from crlf.optim import OptimSettings
 from crlf.recipe import Recipe
 from crlf.training import loop
@@ -133,9 +134,9 @@ class Averaged(SimCLR):
 class Progressive(Views):
     """Views of 16 pixels in the first half of the steps."""
 
-    def __init__(self, settings: ViewSettings, steps: int = 45_000 // 128):
-        super().__init__(settings)
-        self.left, self.small = steps // 2, Views(replace(settings, resolution=0.5))
+    def __init__(self, settings: ViewSettings, normalisation: Normalisation, steps: int = 45_000 // 128):
+        super().__init__(settings, normalisation)
+        self.left, self.small = steps // 2, Views(replace(settings, resolution=0.5), normalisation)
 
     def of_part(self, *args: Any) -> tuple[Tensor, ...]:
         self.left -= 1
@@ -165,7 +166,7 @@ EMBEDDINGS: dict[str, tuple[EmbeddingSettings, int]] = {  # and the stages that 
 
 def changes() -> dict[str, Recipe]:
     """The recipes, by what they change."""
-    base = Recipe(data="held-out", epochs=1, views=2)
+    base = Recipe(data="held-out", epochs=1, views=2, normalisation=PUBLISHED["cifar10"])
 
     def views(**settings: Any) -> Recipe:
         return replace(base, augmentation=ViewSettings(**settings))
@@ -205,6 +206,7 @@ def prepare() -> None:
     """What a process needs to know the names of the changes."""
     torch.set_num_threads(1)
     SOURCES.update({"held-out": held_out, "progressive": held_out})
+    PUBLISHED.update(dict.fromkeys(("held-out", "progressive"), PUBLISHED["cifar10"]))
     ENCODERS.update(NETWORKS)
     METHODS["averaged"] = Averaged
 
@@ -263,9 +265,10 @@ def trained(name: str, recipe: Recipe) -> list[dict[str, Any]]:
         run = crlf.pretrain(recipe, out=folder, device="cpu")
         loop.Views = Views  # type: ignore[misc]
         pflop = run.scores["pflop"]
-        rows = [{"change": name, **accuracies(run, recipe), "PFLOP": pflop}]
+        rows = [{"change": name, **accuracies(run, run.recipe), "PFLOP": pflop}]
         for other, (settings, read) in EMBEDDINGS.items() if name == BASE else ():
-            rows.append({"change": other, **accuracies(run, replace(recipe, embedding=settings), read), "PFLOP": pflop})
+            read_so = replace(run.recipe, embedding=settings)
+            rows.append({"change": other, **accuracies(run, read_so, read), "PFLOP": pflop})
     return rows
 
 
@@ -274,10 +277,10 @@ def accuracies(run: crlf.Run, recipe: Recipe, read: int = 3) -> dict[str, float]
     train, held = held_out()
     train = train.first(PROBED)
     assert train.labels is not None and held.labels is not None
-    frozen = load_encoder(run, recipe, train.images.shape[1:])
+    frozen, by = load_encoder(run, recipe, train.images.shape[1:]), run.recipe.normalisation
     frozen.encoder.read = read  # type: ignore[assignment]
-    x, y = embed_images(frozen, train.images, recipe.augmentation), train.labels.numpy()
-    test, truth = embed_images(frozen, held.images, recipe.augmentation), held.labels.numpy()
+    x, y = embed_images(frozen, train.images, by), train.labels.numpy()
+    test, truth = embed_images(frozen, held.images, by), held.labels.numpy()
     predicted = {
         "linear_%": fit_linear(x, y, 1 / (1e-3 * len(x)), tolerance=1e-6).predict(test),
         "kNN_%": knn_predict(x, y, test),

@@ -71,6 +71,7 @@ def compare(recipe: Recipe, device: torch.device, steps: int, rounds: int, peak:
     count, batch = steps * recipe.batch_size, recipe.batch_size
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     data = ImageSet(images, None, (), [str(i) for i in range(count)])
+    recipe = recipe.resolved(data)
     state, bare = State(recipe, data, device), State(recipe, data, device)
 
     def whole() -> float:
@@ -79,7 +80,8 @@ def compare(recipe: Recipe, device: torch.device, steps: int, rounds: int, peak:
             train(Run(folder), recipe, data, state)
         return state.seconds - state.first_step
 
-    ready = Views(recipe.augmentation)(images[:batch].to(device), generator(device, "bench"), recipe.views)
+    make_view = Views(recipe.augmentation, recipe.normalisation)
+    ready = make_view(images[:batch].to(device), generator(device, "bench"), recipe.views)
     warm = Replayed.warm if recipe.compile in GRAPHS else Step.warm * (recipe.compile != "none")
     with bare_network(bare, recipe, ready.chunk(recipe.views), steps - warm) as network:
         seconds = each_in_turn({"CRLF's loop": whole, "bare network": network}, rounds)
@@ -105,7 +107,7 @@ class Ready(Views):
     """The same views at every step."""
 
     def __init__(self, recipe: Recipe, views: Sequence[Tensor]):
-        super().__init__(recipe.augmentation)
+        super().__init__(recipe.augmentation, recipe.normalisation)
         self.views = tuple(views)
 
     def of_part(self, *args: Any) -> tuple[Tensor, ...]:
@@ -136,7 +138,9 @@ def stages(recipe: Recipe, device: torch.device, steps: int) -> dict[str, float]
     """Milliseconds of each stage of a plain step, waiting for the device after each: the median over the steps."""
     images = torch.randint(0, 256, (recipe.batch_size, 3, 32, 32), dtype=torch.uint8)
     data = ImageSet(images, None, (), [str(i) for i in range(len(images))])
-    state, make_view, pixels = State(recipe, data, device), Views(recipe.augmentation), images.to(device)
+    recipe = recipe.resolved(data)
+    state, pixels = State(recipe, data, device), images.to(device)
+    make_view = Views(recipe.augmentation, recipe.normalisation)
     in_precision = autocast(recipe.precision, device)
     taken: dict[str, list[float]] = {name: [] for name in ("views_ms", "forward_ms", "backward_ms", "optimizer_ms")}
 

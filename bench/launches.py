@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.plan import PEAK
 from crlf import encoders, optim
 from crlf.augmentation import Views, view_size
+from crlf.data import PUBLISHED
 from crlf.methods import METHODS
 from crlf.methods.base import training_flops
 from crlf.recipe import RECIPES
@@ -57,7 +58,8 @@ def counted(name: str, recipe_name: str, batch: int, images: int = 4) -> dict[st
     method = METHODS[recipe.method](encoders.build(name, 3, 32), recipe.head).train()
     movers = optim.OPTIMIZERS[recipe.optim.optimizer](list(method.named_parameters()), recipe.optim)
     optim.keep_rates_in_tensors(movers, torch.device("cpu"))  # Adam's fused kernel, as in a graph
-    make_view, pixels = Views(recipe.augmentation), torch.zeros(images, 3, 32, 32, dtype=torch.uint8)
+    make_view = Views(recipe.augmentation, PUBLISHED["cifar10"])
+    pixels = torch.zeros(images, 3, 32, 32, dtype=torch.uint8)
     row: dict[str, Any] = {"encoder": name}
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -43,7 +43,7 @@ def score(recipe: Recipe) -> dict[str, float]:
         run = crlf.pretrain(recipe, out=folder, device="cpu")
         scores = run.scores
         return {
-            **accuracies(run, recipe),
+            **accuracies(run, run.recipe),
             "train seconds": scores["train_seconds"],
             "epochs": scores["epochs"],
         }

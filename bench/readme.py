@@ -1,4 +1,7 @@
-"""The tables of the README, written from the records: `python -m bench readme`. A test fails when they disagree."""
+"""The tables of the README and the docs, from the records and from the code: `python -m bench readme` writes them.
+
+A test fails when they disagree.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from typing import Any
 
 from bench import plan, scaling
 from bench.timing import mean_and_spread
+from crlf.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
-README, RECIPE, METHODS = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
+README, RECIPE, METHODS_PAGE = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
 FINETUNING, SCALING = ROOT / "docs" / "fine-tune.md", ROOT / "docs" / "scaling.md"
 SPEEDRUN = ROOT / "docs" / "speedrun.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
@@ -93,6 +97,15 @@ def rows(found: dict[str, dict[str, Any]], name: str) -> str:
     return markdown(found[name]["rows"]) if name in found else "not measured"
 
 
+def methods() -> str:
+    """What each method's class says of it."""
+    lines = ["| name | method | in half a sentence | needs | source |", "|---|---|---|---|---|"]
+    for name, kind in METHODS.items():
+        source, _, address = kind.paper.rpartition(", ")
+        lines.append(f"| `{name}` | {kind.title} | {kind.gist} | {kind.needs} | [{source}]({address}) |")
+    return "\n".join(lines)
+
+
 def filled(page: str, name: str, table: str) -> str:
     """The page with a table between its markers `<!-- NAME -->` and `<!-- end -->`."""
     return re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", page, flags=re.S)
@@ -135,7 +148,9 @@ def pages(records: Path) -> dict[Path, str]:
             "short-runs",
             rows(found, "short-runs"),
         ),
-        METHODS: filled(METHODS.read_text(encoding="utf-8"), "methods", rows(found, "methods")),
+        METHODS_PAGE: filled(
+            filled(METHODS_PAGE.read_text(encoding="utf-8"), "table", methods()), "methods", rows(found, "methods")
+        ),
     }
 
 

@@ -39,9 +39,10 @@ def compare(precision: str, rounds: int) -> list[dict[str, Any]]:
     keep_freed_memory()
     recipe = dataclasses.replace(RECIPES["default"], epochs=1, precision=precision)
     data = load(recipe.data)[0].first(STEPS * recipe.batch_size)
+    recipe = recipe.resolved(data)
     device = torch.device("cpu")
     state, bare_state = State(recipe, data, device), State(recipe, data, device)
-    make, stream = Views(recipe.augmentation), generator("cpu", "bench")
+    make, stream = Views(recipe.augmentation, recipe.normalisation), generator("cpu", "bench")
     ready = make(data.images[: recipe.batch_size], stream, recipe.views)
     loops: list[float] = []
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from bench.timing import each_in_turn, median_ratio
-from bench.views import pipeline
+from bench.views import CIFAR10, pipeline
 from crlf.augmentation import Views, ViewSettings
 from crlf.data import load
 from crlf.encoders import build
@@ -98,7 +98,7 @@ class KorniaPairs:
             K.RandomHorizontalFlip(p=s.flip),
             K.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.jitter),
             K.RandomGrayscale(p=s.grayscale),
-            K.Normalize(torch.tensor(s.mean), torch.tensor(s.std)),
+            K.Normalize(torch.tensor(CIFAR10.mean), torch.tensor(CIFAR10.std)),
         )
 
     def __iter__(self) -> Iterator[Pair]:
@@ -111,7 +111,7 @@ class OurPairs:
     """CRLF's views, in batches."""
 
     def __init__(self, images: Tensor, size: int):
-        self.images, self.view = images, Views(ViewSettings(resolution=SHARES[size]))
+        self.images, self.view = images, Views(ViewSettings(resolution=SHARES[size]), CIFAR10)
 
     def __iter__(self) -> Iterator[Pair]:
         stream = generator("cpu", "bench")
@@ -166,8 +166,9 @@ class Ours:
 
     def __init__(self, images: Tensor, size: int, compiled: bool = False, precision: str = "auto"):
         views = ViewSettings(resolution=SHARES[size])
-        self.recipe = Recipe(views=2, batch_size=BATCH, epochs=1, augmentation=views, precision=precision)
+        recipe = Recipe(views=2, batch_size=BATCH, epochs=1, augmentation=views, precision=precision)
         self.data = dataclasses.replace(load("cifar10")[0].first(len(images)), images=images)
+        self.recipe = recipe.resolved(self.data)
         self.state = State(self.recipe, self.data, CPU)
         if compiled:
             self.state.method.compile()

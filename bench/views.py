@@ -16,11 +16,12 @@ from torchvision.transforms import v2
 
 from bench.timing import in_turn, median_ratio
 from crlf.augmentation import Views, ViewSettings
-from crlf.data import load
+from crlf.data import PUBLISHED, load
 from crlf.runtime.devices import keep_freed_memory
 from crlf.runtime.seeding import generator
 
 BATCH = 256
+CIFAR10 = PUBLISHED["cifar10"]
 
 
 class Transformed(Dataset[torch.Tensor]):
@@ -47,7 +48,7 @@ def pipeline(settings: ViewSettings, *first: v2.Transform, size: int = 32) -> v2
             v2.RandomGrayscale(settings.grayscale),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(settings.mean), list(settings.std)),
+            v2.Normalize(list(CIFAR10.mean), list(CIFAR10.std)),
         ]
     )
 
@@ -56,7 +57,7 @@ def measure(rounds: int = 5) -> list[dict[str, Any]]:
     keep_freed_memory()
     settings = ViewSettings(resolution=1.0)
     images = load("cifar10")[0].images
-    make, stream = Views(settings), generator("cpu", "bench")
+    make, stream = Views(settings, CIFAR10), generator("cpu", "bench")
     batches = images[: 16 * BATCH].split(BATCH)
 
     def ours() -> None:

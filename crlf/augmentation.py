@@ -16,7 +16,6 @@ Shapes: B images, C channels, H and W their height and width, h and w those of t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from crlf.errors import InputError
+from crlf.normalisation import Normalisation, constants
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, with torchvision's digits
 NUMBERS = 35  # uniform ones in a view, drawn in one call: a small one costs as much
@@ -60,10 +60,6 @@ class ViewSettings:
     """Its smallest standard deviation, in pixels."""
     blur_max: float = 2.0
     """Its largest standard deviation, in pixels."""
-    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
-    """Taken from each channel, in 0..1. Those of CIFAR-10."""
-    std: tuple[float, ...] = (0.247, 0.2435, 0.2616)
-    """What each channel is then divided by."""
 
     def __post_init__(self) -> None:
         for name in ("crop_min", "flip", "jitter", "grayscale", "blur"):
@@ -75,8 +71,6 @@ class ViewSettings:
         _check(0.1 <= self.resolution <= 4, "resolution", "in 0.1..4", self.resolution)
         _check(self.blur_kernel % 2 == 1 and self.blur_kernel > 0, "blur_kernel", "odd", self.blur_kernel)
         _check(0 < self.blur_min <= self.blur_max < math.inf, "blur_min", "in 0..blur_max", self.blur_min)
-        _check(len(self.mean) == len(self.std) > 0, "std", "as long as mean", self.std)
-        _check(all(s > 0 for s in self.std), "std", "above 0", self.std)
 
 
 class Parameters(NamedTuple):
@@ -99,8 +93,8 @@ class Parameters(NamedTuple):
 class Views:
     """Draws views of each image; called with the same generator state it gives the same bits."""
 
-    def __init__(self, settings: ViewSettings):
-        self.settings = settings
+    def __init__(self, settings: ViewSettings, normalisation: Normalisation):
+        self.settings, self.normalisation = settings, normalisation
         self.apply = apply  # crlf.training.compile puts a faster one here
 
     def __call__(self, images: Tensor, generator: torch.Generator, count: int = 1) -> Tensor:
@@ -108,7 +102,8 @@ class Views:
 
         uint8 (B, C, H, W) and a generator on the same device -> float32 (V B, C, h, w), channels last.
         """
-        return self.apply(images, draw(images.shape, self.settings, generator, count), self.settings)
+        p = draw(images.shape, self.settings, generator, count)
+        return self.apply(images, p, self.settings, self.normalisation)
 
     def numbers(self, batch: int, views: int, generator: torch.Generator) -> Tensor:
         """All that is random in so many views of each image of a batch: float (NUMBERS, B V), uniform in 0..1."""
@@ -128,7 +123,8 @@ class Views:
         """
         drawn = parameters(torch.Size((batch, *images.shape[1:])), self.settings, numbers)
         own = slice(views * part.start, views * part.stop)
-        return self.apply(images, Parameters(*(values[own] for values in drawn)), self.settings).chunk(views)
+        p = Parameters(*(values[own] for values in drawn))
+        return self.apply(images, p, self.settings, self.normalisation).chunk(views)
 
 
 def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator, count: int = 1) -> Parameters:
@@ -176,7 +172,7 @@ def _crop_boxes(H: int, W: int, smallest: float, u: Tensor) -> tuple[Tensor, Ten
     return top, left, height, width
 
 
-def apply(images: Tensor, p: Parameters, settings: ViewSettings) -> Tensor:
+def apply(images: Tensor, p: Parameters, settings: ViewSettings, normalisation: Normalisation) -> Tensor:
     """Make the views that the parameters describe: uint8 (B, C, H, W) -> float32 (V B, C, h, w), channels last."""
     B, C, H, W = images.shape
     h, w = (view_size(side, settings) for side in (H, W))
@@ -189,7 +185,7 @@ def apply(images: Tensor, p: Parameters, settings: ViewSettings) -> Tensor:
     x = rows.view(B, -1, H) @ x  # (B, V h, C W): one product for all views of an image, and no copy for the channels
     x = x.view(-1, h * C, W) @ columns.mT  # (B V, h C, w)
     x = x.view(-1, h, C, w).transpose(1, 2).flatten(2)  # (B V, C, h w)
-    matrix, offset = colour_matrix(p, x.mean(dim=2) / 255, settings)
+    matrix, offset = colour_matrix(p, x.mean(dim=2) / 255, normalisation)
     x = torch.baddbmm(offset[:, :, None], matrix / 255, x).view(B, -1, C, h, w)  # (B, V, C, h, w)
     return x.permute(1, 0, 3, 4, 2).contiguous().flatten(0, 1).permute(0, 3, 1, 2)  # (V B, C, h, w)
 
@@ -245,7 +241,7 @@ def blur_matrix(sigma: Tensor, size: int, kernel: int) -> Tensor:
     return matrix.scatter_add_(2, index, weights[:, None].expand_as(index).contiguous())
 
 
-def colour_matrix(p: Parameters, average: Tensor, settings: ViewSettings) -> tuple[Tensor, Tensor]:
+def colour_matrix(p: Parameters, average: Tensor, normalisation: Normalisation) -> tuple[Tensor, Tensor]:
     """Compose jitter in its drawn order, grayscale and normalisation: x -> matrix @ x + offset.
 
     Contrast needs the mean of the grey image at its turn; every step before it is affine, so that mean follows from
@@ -278,7 +274,7 @@ def colour_matrix(p: Parameters, average: Tensor, settings: ViewSettings) -> tup
         mean_gray = luma @ (affine @ mean_colour)  # (B, 1)
         affine = steps[:, k] @ affine
         affine[:, :, C] += towards_gray[:, k, None] * mean_gray
-    mean, std = _channel_statistics(settings, average, C)
+    mean, std = normalisation.of_channels(average, C)
     affine = torch.where(p.gray[:, None, None], gray, eye) / std[:, None] @ affine
     return affine[:, :, :C], affine[:, :, C] - mean / std
 
@@ -294,34 +290,8 @@ def hue_matrix(turns: Tensor) -> Tensor:
     return angle.cos() * eye + (1 - angle.cos()) / 3 + angle.sin() / math.sqrt(3) * cross
 
 
-def normalise(images: Tensor, settings: ViewSettings) -> Tensor:
-    """An image as it is: uint8 (B, C, H, W) -> float32 (B, C, H, W), normalised, channels last."""
-    x = images.float().div_(255).contiguous(memory_format=torch.channels_last)
-    mean, std = _channel_statistics(settings, x, x.shape[1])
-    return x.sub_(mean[:, None, None]).div_(std[:, None, None])
-
-
-def denormalise(views: Tensor, settings: ViewSettings) -> Tensor:
-    """The inverse, to look at: float (..., C, h, w) -> uint8 (..., C, h, w), clamped."""
-    mean, std = _channel_statistics(settings, views, views.shape[-3])
-    return ((views * std[:, None, None] + mean[:, None, None]) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
 def _scale(factors: Tensor, matrix: Tensor) -> Tensor:
     return factors[:, None, None] * matrix
-
-
-def _channel_statistics(settings: ViewSettings, like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel: float (C,); a single value is every channel's."""
-    if len(settings.mean) not in (1, channels):
-        rule = f"one value, or as many as the images have channels, {channels}"
-        raise InputError(f"mean and std must have {rule}, not {len(settings.mean)}: such as --mean 0.5 --std 0.25")
-    return constants(settings.mean, like).expand(channels), constants(settings.std, like).expand(channels)
-
-
-def constants(values: Sequence[float], like: Tensor) -> Tensor:
-    """Float (n,), of these numbers, where another tensor is. A GPU fills them in: to copy them there it would wait."""
-    return torch.stack([like.new_full((), value) for value in values])
 
 
 def _check(holds: bool, name: str, rule: str, value: object) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from crlf import encoders
 from crlf.augmentation import ViewSettings
-from crlf.data import ImageSettings, named
+from crlf.data import PUBLISHED, ImageSet, ImageSettings, named
 from crlf.encoders import EmbeddingSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
 from crlf.methods.simclr import SimCLRSettings
+from crlf.normalisation import Normalisation, measured
 from crlf.optim import OptimSettings
-from crlf.runs.files import read_json
 from crlf.runtime.devices import MODES, PRECISIONS
 
 LIMITS = {
@@ -68,6 +67,7 @@ class Recipe:
     """End the run when its features collapse; without it a warning says so."""
     images: ImageSettings = field(default_factory=ImageSettings)
     augmentation: ViewSettings = field(default_factory=ViewSettings)
+    normalisation: Normalisation = field(default_factory=Normalisation)
     optim: OptimSettings = field(default_factory=OptimSettings)
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     head: Any = None
@@ -101,6 +101,15 @@ class Recipe:
             raise InputError(f"batch_size must be at most the {images} training images, not {self.batch_size}")
         return images // self.batch_size
 
+    def resolved(self, data: ImageSet) -> Recipe:
+        """The recipe as a run keeps it: with the mean and the deviation of its training images, where it gives none.
+
+        Those are the published ones of a data set known by name, and measured on any other.
+        """
+        if self.normalisation.known:
+            return self
+        return dataclasses.replace(self, normalisation=PUBLISHED.get(self.data) or measured(data.images))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as recipe.json holds them."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -112,12 +121,14 @@ class Recipe:
         Raises:
             InputError: an unknown setting, or a value of the wrong type or range.
         """
+        values = moved(values)
         method = values.get("method", "simclr")
         if not isinstance(method, str) or method not in METHODS:
             raise unknown("method", str(method), METHODS)
         sections = {
             "images": ImageSettings,
             "augmentation": ViewSettings,
+            "normalisation": Normalisation,
             "optim": OptimSettings,
             "embedding": EmbeddingSettings,
             "head": METHODS[method].Settings,
@@ -127,9 +138,13 @@ class Recipe:
         return _build(cls, plain, "", built)
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a JSON file, such as a run's recipe.json."""
-    return Recipe.from_dict(read_json(path, dict))
+def moved(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an older recipe, which had the mean and the deviation among those of the views."""
+    views = values.get("augmentation")
+    if "normalisation" in values or not isinstance(views, dict) or not {"mean", "std"} & views.keys():
+        return values
+    own = {name: views[name] for name in ("mean", "std") if name in views}
+    return values | {"augmentation": {k: v for k, v in views.items() if k not in own}, "normalisation": own}
 
 
 def _build(cls: Any, values: Any, prefix: str, built: dict[str, Any] | None = None) -> Any:

@@ -6,6 +6,8 @@ import sys
 
 from tqdm import tqdm
 
+PYTHON_ONLY = "not on the command line"  # the mark of a parameter that crlf.cli.flags leaves out
+
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: sizes are tiny, and more threads only wait
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,26 @@ from crlf import data, encoders
 from crlf.encoders import CNN
 from crlf.errors import InputError
 
+MARKERS = {"long": "minutes", "system": "longer, or much to install"}  # of what is left out by default
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
 CACHE = data.cache_dir()  # before any test points CRLF_CACHE elsewhere
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count what was left out, by its marker."""
+    for item in items:
+        for marker in MARKERS:
+            if item.get_closest_marker(marker):
+                left_out = item.config.stash.setdefault(LEFT_OUT, {})
+                left_out[marker] = left_out.get(marker, 0) + 1
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Name it in the last line."""
+    left_out = config.stash.get(LEFT_OUT, {})
+    if left_out and (reporter := config.pluginmanager.get_plugin("terminalreporter")):
+        each = [f"{count} {marker} ({MARKERS[marker]}): -m {marker}" for marker, count in left_out.items()]
+        reporter.write_line(f"left out: {'; '.join(each)}")
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
-from small_methods import NARROW
+from small_methods import narrow
 from torch import Tensor, nn
 
 from crlf.augmentation import ViewSettings
@@ -15,11 +14,12 @@ from crlf.data import ImageSet
 from crlf.methods import METHODS, simsiam
 from crlf.methods.base import Method, unit
 from crlf.methods.byol import BYOL
+from crlf.normalisation import Normalisation
 
-WIDER = {**NARROW, "hidden": 64, "projection": 32, "bottleneck": 16, "predictor": 64, "prototypes": 24, "queue": 256}
 VIEWS = ViewSettings(
     resolution=1.0, crop_min=0.6, flip=0.0, jitter=0.0, grayscale=0.0
 )  # a mirror image has another class
+NORMALISATION = Normalisation(mean=(0.5,), std=(0.2,))
 
 
 def gratings(count: int, seed: int, size: int = 16, classes: int = 6) -> ImageSet:
@@ -37,9 +37,10 @@ def gratings(count: int, seed: int, size: int = 16, classes: int = 6) -> ImageSe
 
 
 def moderate(name: str, **other: float):
-    fields = {field.name for field in dataclasses.fields(METHODS[name].Settings)}
-    chosen = {**WIDER, "target_momentum": 0.5, **other}
-    return METHODS[name].Settings(**{k: v for k, v in chosen.items() if k in fields})
+    """Settings that learn in seconds: a target that follows slowly would hardly have moved."""
+    moderate_sizes = {"target_momentum": 0.5, "hidden": 64, "predictor": 64, **other}
+    settings = METHODS[name].Settings
+    return narrow(name, 32, **{k: v for k, v in moderate_sizes.items() if hasattr(settings, k) or k in other})
 
 
 def no_predictor(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from crlf.data.files import shards
 from crlf.data.files.decode import decode
 from crlf.errors import InputError
 from crlf.recipe import RECIPES
-from crlf.runs.files import finite, seal
+from crlf.runs.files import finite
 from crlf.runs.run import CHECKPOINT, CLASSES, LOG, RECIPE, SCORES
 
 
@@ -111,8 +111,8 @@ def files_of_a_run(data: bytes, folder: Path) -> None:
     run.path.mkdir(exist_ok=True)
     for name in (RECIPE, SCORES, LOG, CLASSES):
         run.file(name).write_bytes(data)
-    for act in (lambda: run.recipe, lambda: run.scores):
-        assert isinstance(refused_or(act), str | dict)
+    for act in (lambda: run.settings, lambda: run.recipe, lambda: run.scores):
+        assert isinstance(refused_or(act), str | dict | crlf.Recipe)
     assert all(isinstance(row, dict) for row in run.log())
     assert isinstance(refused_or(lambda: run.classes), str | list)
     refused_or(lambda: finite(run.scores))
@@ -133,7 +133,7 @@ def array(data: bytes, folder: Path) -> None:
 def weights() -> list[bytes]:
     buffer = io.BytesIO()
     torch.save({"weight": torch.arange(8.0), "step": 3}, buffer)
-    return [seal(buffer.getvalue()), buffer.getvalue()]
+    return [buffer.getvalue()]
 
 
 def tensors(data: bytes, folder: Path) -> None:

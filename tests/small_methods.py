@@ -12,15 +12,16 @@ from crlf.encoders import CNN
 from crlf.methods import METHODS
 from crlf.methods.base import Method
 
-NARROW = {"hidden": 16, "projection": 8, "bottleneck": 4, "predictor": 16, "prototypes": 12, "queue": 20}
+SIZE = 16  # of each layer, queue and set of prototypes
 LABELS = torch.arange(8) % 3
 EVERY = pytest.mark.parametrize("name", METHODS)
 
 
-def narrow(name: str, **other: float):
-    """The settings of a small method."""
-    fields = {field.name for field in dataclasses.fields(METHODS[name].Settings)}
-    return METHODS[name].Settings(**{k: v for k, v in NARROW.items() if k in fields} | other)
+def narrow(name: str, size: int = SIZE, **other: float):
+    """The settings of a small method: every whole number that is large is a width or a length."""
+    fields = dataclasses.fields(METHODS[name].Settings)
+    sizes = {field.name: size for field in fields if isinstance(field.default, int) and field.default > 100}
+    return METHODS[name].Settings(**{**sizes, **other})
 
 
 def small(name: str, seed: int = 0, **other: float) -> Method:

@@ -1,4 +1,4 @@
-"""A page followed to the letter, the commands and programs of "Use the encoder"; and one that names every method."""
+"""The commands and programs of "Use the encoder", followed to the letter."""
 
 from __future__ import annotations
 
@@ -11,19 +11,10 @@ from PIL import Image
 
 import crlf
 from crlf import cli
-from crlf.methods import METHODS
 from crlf.recipe import Recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_methods_page_names_every_method(name: str):
-    page = (DOCS / "methods.md").read_text(encoding="utf-8")
-    assert f"| `{name}` |" in page
-
-
-# Use the encoder
 
 USE = (DOCS / "use-the-encoder.md").read_text(encoding="utf-8")
 

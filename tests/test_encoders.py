@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crlf import encoders
 from crlf.augmentation import ViewSettings
-from crlf.data import SOURCES, ImageSet
+from crlf.data import PUBLISHED, SOURCES, ImageSet
 from crlf.data.datasets import shapes
 from crlf.embedding.embed import embed
 from crlf.encoders import ENCODERS, EmbeddingSettings
@@ -259,10 +259,9 @@ def tinted(channels: int) -> tuple[ImageSet, ImageSet]:
 )
 def test_a_run_with_each_family(name: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setitem(SOURCES, "tinted", lambda data_dir: tinted(channels))
-    augmentation = ViewSettings() if channels == 3 else ViewSettings(mean=(0.5,), std=(0.25,))
     recipe = Recipe(
         encoder=name, data="tinted", subset=16, epochs=1, batch_size=8, views=2,
-        augmentation=augmentation, optim=OptimSettings(optimizer="sgd", lr=0.01),
+        optim=OptimSettings(optimizer="sgd", lr=0.01),
     )  # fmt: skip
     run = embed(pretrain(recipe, out=tmp_path / "run", device="cpu"), device="cpu")
     rows = np.load(run.file("train_emb.npy"))
@@ -274,5 +273,5 @@ def test_a_run_with_each_family(name: str, channels: int, tmp_path: Path, monkey
 
 def test_statistics_of_another_number_of_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(SOURCES, "tinted", lambda data_dir: tinted(4))
-    line = refused(Recipe(data="tinted", batch_size=16), tmp_path / "run")
+    line = refused(Recipe(data="tinted", batch_size=16, normalisation=PUBLISHED["cifar10"]), tmp_path / "run")
     assert line.startswith("mean and std must have one value, or as many as the images have channels, 4, not 3")

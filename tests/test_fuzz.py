@@ -23,6 +23,8 @@ from readers import READERS, WHOLE, refused_or
 from crlf import cli
 from crlf.recipe import RECIPES, Recipe
 
+pytestmark = pytest.mark.long
+
 TARGETS = 9
 INPUTS = int(os.environ.get("CRLF_FUZZ", 2000)) // TARGETS
 FLOOD = 1_500_000_000  # bytes by which the process may grow

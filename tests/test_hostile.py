@@ -156,7 +156,7 @@ def test_a_nest_of_brackets(tmp_path: Path):
     run = Run(tmp_path)
     for name in (RECIPE, SCORES, LOG):
         run.file(name).write_text("[" * 100_000)
-    for read in (lambda: run.recipe, lambda: run.scores):
+    for read in (lambda: run.settings, lambda: run.recipe, lambda: run.scores):
         with pytest.raises(InputError, match="cannot be read as JSON"):
             read()
     assert run.log() == []
@@ -217,7 +217,7 @@ def test_links_in_a_run_folder_lead_nowhere(copy: Path, tmp_path: Path):
         victims[victim] = content
         (copy / name).unlink(missing_ok=True)
         (copy / name).symlink_to(victim)
-    longer = Recipe.from_dict(Run(copy).recipe | {"epochs": 2})
+    longer = Recipe.from_dict(Run(copy).settings | {"epochs": 2})
     crlf.pretrain(longer, out=copy, device="cpu", overwrite=True)
     crlf.embed(copy, device="cpu")
     crlf.probe(copy, device="cpu")
@@ -259,6 +259,7 @@ def test_cells_are_no_formulas(cell: str):
 # Secrets
 
 
+@pytest.mark.long
 def test_secrets_of_the_environment_go_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
     secret = "s3cr3t-of-the-environment"
     for name in ("HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"):

@@ -16,6 +16,7 @@ from torch import nn
 import crlf
 from crlf import encoders
 from crlf.augmentation import Views, ViewSettings
+from crlf.data import PUBLISHED
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import TEMPERATURE
@@ -108,7 +109,7 @@ def test_views_of_constant_images_are_finite():
     for value in (0, 128, 255):
         images = torch.full((64, 3, 32, 32), value, dtype=torch.uint8)
         for settings in (ViewSettings(), ViewSettings(blur=1.0, jitter=1.0, grayscale=1.0, crop_min=1e-6)):
-            assert Views(settings)(images, generator, 2).isfinite().all()
+            assert Views(settings, PUBLISHED["cifar10"])(images, generator, 2).isfinite().all()
 
 
 @pytest.mark.parametrize("side", [1, 2, 3])

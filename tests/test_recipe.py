@@ -52,9 +52,11 @@ def test_the_page_names_it(name: str):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_takes_a_step(name: str):
-    recipe, data = RECIPES[name], load("shapes")[0].first(1100)
+    data = load("shapes")[0].first(1100)
+    recipe = RECIPES[name].resolved(data)
     state = State(recipe, data, torch.device("cpu"))
-    views = Views(recipe.augmentation)(data.images[:4], torch.Generator().manual_seed(0), recipe.views)
+    make_view = Views(recipe.augmentation, recipe.normalisation)
+    views = make_view(data.images[:4], torch.Generator().manual_seed(0), recipe.views)
     loss, _ = loss_of(state.method, views.chunk(recipe.views), data.labels)
     loss.backward()
     before = [p.clone() for p in state.method.encoder.parameters() if p.requires_grad]

@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "crlf"
 ORDER = (
-    *("errors", "text", "runtime", "runs"),
-    *("augmentation", "encoders", "optim", "methods"),
-    *("data", "metrics", "recipe", "training"),
+    *("errors", "text", "runtime"),
+    *("normalisation", "augmentation", "encoders", "optim", "methods"),
+    *("data", "metrics", "recipe", "runs", "training"),
     *("embedding", "evaluation", "visualization", "inference", "exporters", "cli"),
 )  # each imports only what stands before it
 ONE_MEANING = {

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import terminal
-from crlf.visualization.report import some_home
 from PIL import Image
 from terminal import PIPES, PROGRAM, ROOT, Terminal, here, seen, there
 
@@ -21,6 +20,7 @@ from crlf import cli
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 from crlf.runtime.terminal import BROKEN_PIPE
+from crlf.visualization.report import some_home
 
 TINY = [
     "pretrain",
@@ -64,11 +64,6 @@ def test_what_is_wrong_is_one_line_in_a_process_of_its_own():
     code, said = there(Terminal(80, "colours"), [*PROGRAM, "pretrain", "shapes2"])
     assert code == 2 and said.startswith("crlf pretrain: error: data set 'shapes2' is not known: choose from cifar10, ")
     assert said.endswith(" Did you mean 'shapes'?\n") and said.count("\n") == 1 and "\x1b" not in said
-
-
-def test_the_one_command_refuses_in_one_line_too():
-    code, said = there(Terminal(60, "colours"), [sys.executable, "simclr_train.py", "--epoch", "3"])
-    assert (code, said) == (2, "simclr_train.py: error: flag '--epoch' is not known. Did you mean --epochs?\n")
 
 
 # Readers who go away, and full disks
@@ -157,7 +152,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     [
         ("CRLF pretrain --help | true", BROKEN_PIPE, ""),
         ("CRLF --version | true", BROKEN_PIPE, ""),
-        ("CRLF doctor nowhere 2>&1 | true", BROKEN_PIPE, ""),
+        ("CRLF pretain 2>&1 | true", BROKEN_PIPE, ""),
         ("CRLF summary {run} | true", BROKEN_PIPE, ""),
         (f"{sys.executable} simclr_train.py --help | true", BROKEN_PIPE, ""),
         ("CRLF --help > /dev/full", 2, "crlf: error: stdout " + FULL),
@@ -168,8 +163,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 )
 def test_in_a_shell(command: str, code: int, said: str, run: crlf.Run):
     """Python flushes once more when it ends: what is left in its streams must not bring the trouble back."""
-    command = command.format(run=run.path).replace("| true", "| (exec <&-; sleep 1)")  # a reader that is gone at once
-    done = shell(command)
+    done = shell(command.format(run=run.path))  # `true` is gone before Python has started
     assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
 
 

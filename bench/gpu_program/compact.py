@@ -60,6 +60,7 @@ def unpack(folder: Path, recipe: Recipe, run_folder: Path) -> Run:
     pieces = sorted(folder.glob(NAME.format(0).replace("00", "*")))
     values: dict[str, Any] = torch.load(io.BytesIO(b"".join(p.read_bytes() for p in pieces)), weights_only=True)
     data = load_for_pretraining(recipe.data, None, recipe.images, recipe.subset)
+    recipe = recipe.resolved(data)
     state = State(recipe, data, torch.device("cpu"))
     here = state.method.state_dict()
     restored = {name: value.to(here[name].dtype) for name, value in values["method"].items()}

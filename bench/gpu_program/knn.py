@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crlf.augmentation import ViewSettings, normalise
 from crlf.metrics.knn import HEADLINE, vote
+from crlf.normalisation import Normalisation, normalise
 from crlf.training.monitor import evaluating
 
 
 @torch.no_grad()
-def embed(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch: int = 1000) -> Tensor:
+def embed(encoder: nn.Module, images: Tensor, by: Normalisation, batch: int = 1000) -> Tensor:
     """uint8 (N, C, H, W) on the encoder's device -> float32 (N, D) there, in evaluation mode."""
     with evaluating(encoder):
-        return torch.cat([encoder(normalise(part, settings)).float() for part in images.split(batch)])
+        return torch.cat([encoder(normalise(part, by)).float() for part in images.split(batch)])
 
 
 def accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = HEADLINE) -> float:

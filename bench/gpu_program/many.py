@@ -49,10 +49,10 @@ class Training:
     """A short run in progress: images, weights and all on the device; nothing is saved."""
 
     def __init__(self, job: Job, data: ImageSet, device: torch.device):
-        recipe = job.recipe
-        self.job, self.data, self.device = job, data, device
+        recipe = job.recipe.resolved(data)
+        self.job, self.data, self.device = dataclasses.replace(job, recipe=recipe), data, device
         self.state = State(recipe, data, device)
-        self.make_view = Views(recipe.augmentation)
+        self.make_view = Views(recipe.augmentation, recipe.normalisation)
         step = Step(recipe, self.state.method.train(), self.state.optimizers, self.make_view, device)
         mode = recipe.compile if device.type == "cuda" else "none"
         self.take = replayed(step, mode, device)
@@ -84,7 +84,7 @@ class Training:
         encoder.load_state_dict(self.state.method.encoder.state_dict())
         frozen = Frozen(encoder, recipe.embedding.mirror).to(self.device)
         assert few.labels is not None and held.labels is not None
-        x, z = (knn.embed(frozen, part.images, recipe.augmentation) for part in (few, held))
+        x, z = (knn.embed(frozen, part.images, recipe.normalisation) for part in (few, held))
         y, truth = few.labels.to(self.device), held.labels.to(self.device)
         return {"knn_%": 100 * knn.accuracy(x, y, z, truth), "ridge_%": 100 * knn.ridge(x, y, z, truth)}
 
@@ -195,11 +195,11 @@ def stacked(job: Job, train: ImageSet, device: torch.device, steps: int, width: 
 
     Its convolutions become grouped ones. The optimizer is not in it, which favours it.
     """
-    recipe = job.recipe
+    recipe = job.recipe.resolved(train)
     models = [State(dataclasses.replace(recipe, seed=seed), train, device).method.train() for seed in range(width)]
     weights, statistics = torch.func.stack_module_state(list(models))
     called: Callable[..., Any] = torch.func.functional_call
-    make, model = Views(recipe.augmentation), models[0]
+    make, model = Views(recipe.augmentation, recipe.normalisation), models[0]
     views = torch.stack([make(train.images[: recipe.batch_size], generator(device, i), 2) for i in range(width)])
 
     def loss(weights: dict[str, Tensor], statistics: dict[str, Tensor], x: Tensor) -> Tensor:

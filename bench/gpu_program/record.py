@@ -71,7 +71,7 @@ class Look:
         return {"knn_accuracy": found}
 
     def accuracy(self, encoder: nn.Module) -> float:
-        rows: Tensor = knn.embed(encoder, self.images, self.recipe.augmentation)
+        rows: Tensor = knn.embed(encoder, self.images, self.recipe.normalisation)
         n = self.asked
         return knn.accuracy(rows[n:], self.labels[n:], rows[:n], self.labels[:n])
 
@@ -93,6 +93,7 @@ def attempt(c: Context, seed: int, budget: float) -> dict[str, Any]:
     began = time.perf_counter()
     recipe = planned(c, seed, budget)
     data = load_for_pretraining(recipe.data, None, recipe.images, c.sizes.subset)
+    recipe = recipe.resolved(data)
     state = State(recipe, data, c.device)
     with tempfile.TemporaryDirectory(dir=c.state) as folder:
         run = claim(folder, recipe.to_dict(), resume=False, overwrite=False)

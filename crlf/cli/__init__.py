@@ -132,8 +132,8 @@ def call(function: Callable[..., Any], arguments: list[str], prog: str) -> None:
 def start(function: Callable[..., Any], arguments: list[str]) -> tuple[Any, list[str]]:
     """The recipe that the flags start from, and the arguments without `--recipe`."""
     from crlf.methods import METHODS
-    from crlf.recipe import RECIPES, read_recipe
-    from crlf.runs.run import RECIPE
+    from crlf.recipe import RECIPES
+    from crlf.runs.run import RECIPE, read_recipe
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--recipe", nargs="?", const="")

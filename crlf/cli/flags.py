@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from crlf.cli.docstrings import argument_texts, attribute_texts, paragraph
 from crlf.errors import InputError, unknown
 from crlf.runtime.terminal import columns
+from crlf.text import PYTHON_ONLY
 
 RECIPE = "recipe"  # the parameter whose settings are flags
 START = "what the settings start from: one of crlf.recipe.RECIPES, or a recipe.json; flags change it"
@@ -76,13 +77,20 @@ class Word:
 def flags_of(function: Callable[..., Any], recipe: Any = None) -> list[Flag]:
     """The flags of a function, then those of the recipe that it starts from."""
     texts, hints = argument_texts(function), get_type_hints(function)
+    hidden = {name for name, hint in get_type_hints(function, include_extras=True).items() if python_only(hint)}
     named = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    named = [p for p in named if p.name not in hidden]
     own = [Flag(p.name, hints[p.name], p.default, texts.get(p.name, ""), "options") for p in named]
     if recipe is None:
         return own
     flags = [*own, Flag(RECIPE, str, "default", START, "recipe options"), *settings_of(recipe, RECIPE)]
     first = [dataclasses.replace(f, group=FIRST) for name in MOST_USED for f in flags if f.name == name]
     return first + [flag for flag in flags if flag.name not in MOST_USED]
+
+
+def python_only(hint: Any) -> bool:
+    """Whether a parameter is for Python alone: `Annotated[..., PYTHON_ONLY]`, since no word of a command can be it."""
+    return PYTHON_ONLY in getattr(hint, "__metadata__", ())
 
 
 def settings_of(settings: Any, place: str) -> Iterator[Flag]:

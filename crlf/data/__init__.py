@@ -8,14 +8,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from crlf.data import given
 from crlf.data.cache import cache_dir
 from crlf.data.datasets import cifar, shapes, stl10, svhn
 from crlf.data.files import folder, huggingface
 from crlf.data.files.folder import ImageSettings
 from crlf.data.image_set import ImageSet
 from crlf.errors import InputError, unknown
+from crlf.normalisation import Normalisation
 
-__all__ = ["SOURCES", "ImageSet", "ImageSettings", "cache_dir", "load", "load_for_pretraining", "named"]
+__all__ = ["PUBLISHED", "SOURCES", "ImageSet", "ImageSettings", "cache_dir", "load", "load_for_pretraining", "named"]
 
 SOURCES: dict[str, Callable[[str | Path | None], tuple[ImageSet, ImageSet]]] = {
     "cifar10": cifar.load,
@@ -24,18 +26,26 @@ SOURCES: dict[str, Callable[[str | Path | None], tuple[ImageSet, ImageSet]]] = {
     "svhn": svhn.load,
     "shapes": shapes.load,
 }
+PUBLISHED = {
+    "cifar10": Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)),
+    "cifar100": Normalisation(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+    "stl10": Normalisation(mean=(0.4409, 0.4279, 0.3868), std=(0.2683, 0.2610, 0.2687)),  # with its unlabelled images
+    "svhn": Normalisation(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970)),
+    "shapes": shapes.NORMALISATION,
+}  # of training images, as the literature has them; what is not here is measured (crlf.normalisation)
 UNLABELLED: dict[str, Callable[[str | Path | None], ImageSet]] = {
     "stl10": stl10.unlabelled,
 }  # the sources with images that are there for pretraining alone
 
 
 def named(data: str) -> str:
-    """What a recipe calls its data: a name of `SOURCES` or hf:NAME, or the whole path of images of one's own.
+    """What a recipe calls its data: a name of `SOURCES` or hf:NAME, the whole path of images of one's own, or words for
+    those that were given from Python (crlf.data.given).
 
     Raises:
         InputError: it is neither.
     """
-    if data in SOURCES:
+    if data in SOURCES or given.is_given(data):
         return data
     if data.startswith(huggingface.PREFIX):
         return huggingface.named(data)
@@ -60,6 +70,8 @@ def load(
         InputError: no source has that name, or its data are missing, damaged or out of reach.
     """
     data, settings = named(data), settings or ImageSettings()
+    if given.is_given(data):
+        raise given.refusal(data)
     if data not in SOURCES:
         if data_dir is not None:
             raise InputError(f"data_dir is for data sets known by name, and data is the path {data!r}")

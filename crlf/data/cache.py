@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from crlf.errors import InputError
+from crlf.runtime.locks import let_go
 from crlf.text import say
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-
 DAY = 86_400  # seconds
+LOCK = ".lock"
 
 
 def cache_dir(data_dir: str | Path | None = None) -> Path:
@@ -57,25 +54,20 @@ def workspace(cache: Path, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder, or wait for the process that does. The system lets go of it if a process dies.
-
-    Without locks, as on Windows, two processes at once both fetch: slower, and right, since each renames whole files.
-    """
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    """Hold a folder, or wait for the process that does. The system lets go of it if a process dies."""
+    held = FileLock(folder / LOCK)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            held.acquire(timeout=0)
+        except Timeout:
             say(f"waiting for another process that fills {str(folder)!r}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # some network disks have no locks
-            pass
+            held.acquire()
+    except OSError:  # some network disks have no locks: both then fill it, since each renames whole files
+        pass
+    try:
         yield
     finally:
-        os.close(handle)
+        let_go(held)
 
 
 def keep(arrays: Mapping[str, np.ndarray], folder: Path, temporary: Path, texts: Mapping[str, str]) -> None:

@@ -6,30 +6,37 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Annotated, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crlf import encoders
-from crlf.augmentation import ViewSettings, normalise
-from crlf.data import ImageSet, load, named
-from crlf.data.stream import Sets, Source, open_path
+from crlf.data import ImageSet, given, load, named
+from crlf.data.given import Given
+from crlf.data.stream import Sets, Source, open_path, require_shape
 from crlf.data.thumbnails import sample, thumbnails
 from crlf.embedding import shards
-from crlf.embedding.table import GROUP, Writer
+from crlf.embedding.table import Writer
 from crlf.errors import InputError
+from crlf.normalisation import Normalisation, normalise
 from crlf.recipe import Recipe
 from crlf.runs.files import replacing, save_array, save_rows, write_json
 from crlf.runs.run import CLASSES, ENCODER, SCORES, TABLE, THUMBNAILS, Run
 from crlf.runtime import distributed
 from crlf.runtime.devices import keep_freed_memory, pick_device
+from crlf.text import PYTHON_ONLY
 
 
 @overload
 def embed(
-    run: Run | str | Path, *, data_dir: str | Path | None = None, device: str = "auto", batch_size: int = 500
+    run: Run | str | Path,
+    *,
+    data: Given | tuple[Given, Given] | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 500,
 ) -> Run: ...
 
 
@@ -50,6 +57,7 @@ def embed(
     run: Run | str | Path,
     path: str | Path | None = None,
     *,
+    data: Annotated[Given | tuple[Given, Given] | None, PYTHON_ONLY] = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     data_dir: str | Path | None = None,
@@ -68,6 +76,7 @@ def embed(
         run: the run.
         path: new images: a folder, one image, or anything else that `crlf pretrain` takes. They are prepared as the
             training images were. Nothing in the run changes.
+        data: the training images, or (train, test), of a run that was given them from Python and keeps none.
         out: for new images, the table that is written: a .parquet file, with a .npy file of the embeddings alone beside
             it; by default named after the path, in the current folder.
         overwrite: replace what is there already under these names.
@@ -85,58 +94,68 @@ def embed(
     run, place = Run.open(run), distributed.own_device(pick_device(device))
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+    if data is not None and (path is not None or not given.is_given(run.recipe.data)):
+        raise InputError("data is for the images that a run was given from Python: name others by their path")
     if path is not None:
         return embed_new(run, str(path), Path(out or shards.named_after(path)), overwrite, data_dir, place, batch_size)
     if out is not None:
         raise InputError(f"out {str(out)!r} is for new images, and no path is given; a run's own go to its folder")
     if distributed.rank() > 0:
         return run  # a run's own files are written by one
-    return embed_own(run, data_dir, place, batch_size)
+    return embed_own(run, data, data_dir, place, batch_size)
 
 
-def embed_own(run: Run, data_dir: str | Path | None, place: torch.device, batch_size: int) -> Run:
+def embed_own(
+    run: Run,
+    data: Given | tuple[Given, Given] | None,
+    data_dir: str | Path | None,
+    place: torch.device,
+    batch_size: int,
+) -> Run:
     """Embed the training and the test images of a run."""
-    recipe = Recipe.from_dict(run.recipe)
+    recipe = run.recipe
     start = time.perf_counter()
-    splits = dict(zip(("train", "test"), load(recipe.data, data_dir, recipe.images, recipe.subset), strict=True))
-    encoder: encoders.Frozen | None = None
-    for name, split in splits.items():
-        if encoder is None:
-            encoder = load_encoder(run, recipe, split.images.shape[1:]).to(place)
-            run.update_scores(image_shape=list(split.images.shape[1:]))
-        rows = unchanged(embedded(encoder, split.images, recipe.augmentation, batch_size), split)
-        save_rows(run.file(f"{name}_emb.npy"), len(split), rows)
-        write_json(run.file(f"{name}_ids.json"), list(split.ids))
-        if split.labels is not None:
-            save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
-            write_json(run.file(CLASSES), list(split.classes))
-        if len(split):  # of the test images where there are any: they come last
-            small = thumbnails(split.images.numpy())
-            save_rows(run.file(THUMBNAILS), len(sample(len(split))), (one[None] for one in small))
-    write_table(run, splits, recipe.data)
+    if data is None:
+        sets = load(recipe.data, data_dir, recipe.images, recipe.subset)
+    else:
+        sets = given.both(data, recipe.images, recipe.subset)
+        for part in sets:
+            require_shape(part.images.shape[1:], image_shape(run), "images in data")
+    splits = dict(zip(("train", "test"), sets, strict=True))
+    shape = splits["train"].images.shape[1:]
+    encoder = load_encoder(run, recipe, shape).to(place)
+    run.update_scores(image_shape=list(shape))
+    with replacing(run.file(TABLE)) as file, Writer(file, encoder.out_dim, recipe.data) as table:
+        for name, split in splits.items():
+            rows = embedded(encoder, split.images, recipe.normalisation, batch_size)
+            save_rows(run.file(f"{name}_emb.npy"), len(split), noted(rows, split, name, table))
+            keep_beside(run, name, split)
     run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
     return run
 
 
-def unchanged(rows: Iterator[np.ndarray], split: ImageSet) -> Iterator[np.ndarray]:
-    """The same rows, as long as nobody writes to the file that their images are in."""
+def noted(rows: Iterator[np.ndarray], split: ImageSet, name: str, table: Writer) -> Iterator[np.ndarray]:
+    """The same rows, each batch of which goes to the table too; as long as nobody writes to the file that their images
+    are in."""
+    done = 0
     for part in rows:
         split.require_unchanged()
+        here = slice(done, done + len(part))
+        labels = None if split.labels is None else split.labels[here].numpy()
+        table.add(split.ids[here], part, name, labels, split.classes)
+        done += len(part)
         yield part
 
 
-def write_table(run: Run, splits: dict[str, ImageSet], source: str) -> None:
-    """Write embeddings.parquet from the arrays that were just written, which need not fit in memory."""
-    arrays = {
-        name: np.load(run.file(f"{name}_emb.npy"), mmap_mode="r" if len(splits[name]) else None) for name in splits
-    }
-    dim = next(iter(arrays.values())).shape[1]
-    with replacing(run.file(TABLE)) as file, Writer(file, dim, source) as writer:
-        for name, split in splits.items():
-            for start in range(0, len(split), GROUP):
-                rows = slice(start, start + GROUP)
-                labels = None if split.labels is None else split.labels[rows].numpy()
-                writer.add(split.ids[rows], arrays[name][rows], name, labels, split.classes)
+def keep_beside(run: Run, name: str, split: ImageSet) -> None:
+    """Write what belongs to the embeddings of a split: its names, labels and classes, and small pictures of it."""
+    write_json(run.file(f"{name}_ids.json"), list(split.ids))
+    if split.labels is not None:
+        save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
+        write_json(run.file(CLASSES), list(split.classes))
+    if len(split):  # of the test images where there are any: they come last
+        small = thumbnails(split.images.numpy())
+        save_rows(run.file(THUMBNAILS), len(sample(len(split))), (one[None] for one in small))
 
 
 def embed_new(
@@ -144,12 +163,12 @@ def embed_new(
 ) -> Path:
     """Embed images that the run has not seen, on all ranks, and say what was written."""
     shards.require_free(out, overwrite, Path(os.path.expanduser(path)))
-    recipe, shape = Recipe.from_dict(run.recipe), image_shape(run)
+    recipe, shape = run.recipe, image_shape(run)
     source = open_source(path, shape, recipe, data_dir)
     encoder = load_encoder(run, recipe, torch.Size(shape)).to(place)
 
     def embed_batch(images: Tensor) -> np.ndarray:
-        return embed_images(encoder, images, recipe.augmentation, batch_size)
+        return embed_images(encoder, images, recipe.normalisation, batch_size)
 
     note = named(path)
     rows, skipped = shards.write(source, embed_batch, encoder.out_dim, out, note, batch_size)
@@ -204,23 +223,23 @@ def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> encoders.Frozen
     return encoders.Frozen(encoder, recipe.embedding.mirror)
 
 
-def embed_images(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_size: int = 500) -> np.ndarray:
+def embed_images(encoder: nn.Module, images: Tensor, by: Normalisation, batch_size: int = 500) -> np.ndarray:
     """Embed images as they are: uint8 (N, C, H, W) on any device -> float32 (N, D); row i is image i.
 
     The encoder must be in evaluation mode: then no weight and no batch-norm statistic changes, and a row does not
     depend on the images beside it.
     """
-    return np.concatenate(list(embedded(encoder, images, settings, batch_size)))
+    return np.concatenate(list(embedded(encoder, images, by, batch_size)))
 
 
 @torch.no_grad()
-def embedded(encoder: nn.Module, images: Tensor, settings: ViewSettings, batch_size: int) -> Iterator[np.ndarray]:
+def embedded(encoder: nn.Module, images: Tensor, by: Normalisation, batch_size: int) -> Iterator[np.ndarray]:
     """The rows of `embed_images` a batch at a time: neither the images nor the rows need to fit in memory."""
     assert not encoder.training, "a frozen encoder is in evaluation mode"
     device = next(encoder.parameters()).device
     done = 0
     for batch in images.split(batch_size):
-        rows = encoder(normalise(batch.to(device), settings)).float().cpu().numpy()
+        rows = encoder(normalise(batch.to(device), by)).float().cpu().numpy()
         if not np.isfinite(rows).all():
             row = done + int(np.isfinite(rows).all(axis=1).argmin())
             raise InputError(

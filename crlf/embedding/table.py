@@ -14,7 +14,7 @@ The table's own note `crlf.source` says where its images lie. It is written and 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -26,7 +26,7 @@ from crlf.runs.files import replacing
 
 COLUMNS = ("id", "split", "label", "class", "embedding")
 SOURCE = b"crlf.source"
-GROUP = 2048  # rows at least in a group, the last aside: a reader takes one at a time
+GROUP = 2048  # rows in a group, the last aside: a reader takes one at a time
 
 
 class Writer:
@@ -51,8 +51,11 @@ class Writer:
         self.writer = pq.ParquetWriter(
             file, self.schema, compression=codecs, use_dictionary=list(COLUMNS[1:4]), write_statistics=list(COLUMNS[:4])
         )
-        self.waiting: list[Any] = []
         self.dim, self.rows = dim, 0
+        # A group's rows are copied to one place. Small arrays of their own, between a batch's large ones, would keep
+        # the memory of these from being used again.
+        self.block = np.empty((GROUP, dim), np.float32)
+        self.told: list[tuple[str, str | None, int | None, str | None]] = []  # id, split, label, class of these rows
 
     def __enter__(self) -> Writer:
         return self
@@ -81,34 +84,35 @@ class Writer:
             labels: int64 (n,), or None where there are none.
             classes: the name of each label.
         """
-        import pyarrow as pa
-
         assert embeddings.dtype == np.float32 and embeddings.shape == (len(ids), self.dim), embeddings.shape
-        names = [None] * len(ids) if labels is None else [text(classes[label]) for label in labels]
-        flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
-        columns = [
-            pa.array([text(name) for name in ids], pa.string()),
-            pa.array([split] * len(ids), pa.string()),
-            pa.nulls(len(ids), pa.int64()) if labels is None else pa.array(labels, pa.int64()),
-            pa.array(names, pa.string()),
-            pa.FixedSizeListArray.from_arrays(flat, self.dim),
-        ]
-        self.keep(pa.record_batch(columns, schema=self.schema))
+        numbers = [None] * len(ids) if labels is None else labels.tolist()
+        names = [None if number is None else text(classes[number]) for number in numbers]
+        self.append(zip(map(text, ids), [split] * len(ids), numbers, names, strict=True), embeddings)
 
     def keep(self, batch: Any) -> None:
-        """Write a record batch of this schema, with others until they are a group."""
-        self.waiting.append(batch)
-        self.rows += batch.num_rows
-        if sum(one.num_rows for one in self.waiting) >= GROUP:
-            self.flush()
+        """Write a record batch of this schema."""
+        told = zip(*(batch.column(name).to_pylist() for name in COLUMNS[:4]), strict=True)
+        self.append(told, matrix(batch.column("embedding")))
+
+    def append(self, told: Iterable[Any], embeddings: np.ndarray) -> None:
+        """Write rows, with others until they are a group."""
+        self.rows += len(embeddings)
+        for one, row in zip(told, embeddings, strict=True):
+            self.block[len(self.told)] = row
+            self.told.append(one)
+            if len(self.told) == len(self.block):
+                self.flush()
 
     def flush(self) -> None:
         import pyarrow as pa
 
-        table = pa.Table.from_batches(self.waiting, self.schema)
-        if table.num_rows:
-            self.writer.write_table(table, row_group_size=table.num_rows)
-        self.waiting = []
+        if self.told:
+            count = len(self.told)
+            values = zip(*self.told, strict=True)
+            columns = [pa.array(value, field.type) for value, field in zip(values, self.schema, strict=False)]
+            rows = pa.FixedSizeListArray.from_arrays(pa.array(self.block[:count].reshape(-1)), self.dim)
+            self.writer.write_table(pa.Table.from_arrays([*columns, rows], schema=self.schema), row_group_size=count)
+        self.told = []
 
 
 def text(name: str) -> str:
@@ -189,6 +193,6 @@ def join(parts: Sequence[Path], out: Path) -> int:
         with Writer(file, first.dim, first.source) as writer:
             for table in tables:
                 for batch in table.batches():
-                    writer.keep(batch.replace_schema_metadata(writer.schema.metadata))
+                    writer.keep(batch)
                     array.write(matrix(batch.column("embedding")).astype("<f4", copy=False).tobytes())
     return rows

@@ -17,30 +17,30 @@ VIEWS = 2  # of each training image, beside the image itself
 BATCH = 500
 
 
-def augmented(images: Embedded) -> Found:
+def augmented(embedded: Embedded) -> Found:
     """The linear probe fitted on crops and mirror images as well, as the literature's fit sees them."""
     settings = replace(
-        images.recipe.augmentation, resolution=1.0, flip=0.5, jitter=0.0, grayscale=0.0, blur=0.0
+        embedded.recipe.augmentation, resolution=1.0, flip=0.5, jitter=0.0, grayscale=0.0, blur=0.0
     )  # pixels are cropped and mirrored only
-    views = [images.train, *(embed_views(images, settings, i) for i in range(VIEWS))]
-    x, y = np.concatenate(views), np.tile(images.train_lbl, len(views))
-    c, how = choose_c(images.train, images.train_lbl)
+    views = [embedded.train, *(embed_views(embedded, settings, i) for i in range(VIEWS))]
+    x, y = np.concatenate(views), np.tile(embedded.train_lbl, len(views))
+    c, how = choose_c(embedded.train, embedded.train_lbl)
     model = fit_linear(x, y, c / len(views))  # the same penalty for an image
-    predictions = model.predict(images.test)
+    predictions = model.predict(embedded.test)
     scores = {
-        "augmented_accuracy": images.accuracy(predictions),
-        "augmented_interval": interval(predictions == images.test_lbl),
+        "augmented_accuracy": embedded.accuracy(predictions),
+        "augmented_interval": interval(predictions == embedded.test_lbl),
     }
     what = f"as linear, fitted on each training image and {VIEWS} views of it (crops of at least"
     return Found(scores, f"{what} {100 * settings.crop_min:g} % of the area, mirrored in half of the cases); {how}")
 
 
 @torch.no_grad()
-def embed_views(images: Embedded, settings: ViewSettings, number: int) -> np.ndarray:
+def embed_views(embedded: Embedded, settings: ViewSettings, number: int) -> np.ndarray:
     """A view of each training image, embedded: float32 (N, D)."""
-    make_view, encoder, rows = Views(settings), images.encoder, []
+    make_view, encoder, rows = Views(settings, embedded.recipe.normalisation), embedded.encoder, []
     device = next(encoder.parameters()).device
-    for i, batch in enumerate(images.images[0].split(BATCH)):
+    for i, batch in enumerate(embedded.images[0].split(BATCH)):
         stream = generator(device, "augmented", number, i)
         rows.append(encoder(make_view(batch.to(device), stream)).float().cpu())  # (b, D)
     return torch.cat(rows).numpy()

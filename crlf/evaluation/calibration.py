@@ -9,10 +9,10 @@ from crlf.evaluation.embedded import Embedded, Found
 BINS = 15
 
 
-def calibration(images: Embedded) -> Found:
+def calibration(embedded: Embedded) -> Found:
     """The expected calibration error of the linear probe, and its mean confidence."""
-    probabilities = images.linear[0].probabilities(images.test)
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == images.test_lbl
+    probabilities = embedded.linear[0].probabilities(embedded.test)
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == embedded.test_lbl
     scores = {"calibration_error": calibration_error(confidence, right), "confidence": float(confidence.mean())}
     return Found(scores, f"expected calibration error of the linear probe over {BINS} equal bins of its confidence")
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from crlf import encoders
-from crlf.augmentation import ViewSettings, normalise
 from crlf.errors import InputError
 from crlf.evaluation.logistic_regression import Linear
+from crlf.normalisation import Normalisation, normalise
 from crlf.recipe import Recipe
 from crlf.runs.files import read_json, save_tensors, write_json
 from crlf.runs.run import CLASSES, RECIPE, SCORES, Run
@@ -56,13 +56,11 @@ def build(recipe: Recipe, shape: Sequence[int], classes: int) -> Classifier:
 
 
 @torch.no_grad()
-def probabilities(model: Classifier, images: Tensor, settings: ViewSettings, batch_size: int = 500) -> np.ndarray:
+def probabilities(model: Classifier, images: Tensor, by: Normalisation, batch_size: int = 500) -> np.ndarray:
     """uint8 (N, C, H, W) on any device -> float32 (N, K), each row a distribution. The model is in evaluation mode."""
     assert not model.training, "a classifier is used in evaluation mode"
     device = model.head.weight.device
-    rows = [
-        model(normalise(batch.to(device), settings)).float().softmax(dim=1).cpu() for batch in images.split(batch_size)
-    ]
+    rows = [model(normalise(batch.to(device), by)).float().softmax(dim=1).cpu() for batch in images.split(batch_size)]
     return torch.cat(rows).numpy()
 
 

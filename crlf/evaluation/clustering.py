@@ -14,16 +14,16 @@ from crlf.metrics.cosine import unit
 STARTS = 10  # of k-means; the one with the smallest sum of squares is kept
 
 
-def clustering(images: Embedded) -> Found:
+def clustering(embedded: Embedded) -> Found:
     """k-means with as many clusters as the test images have classes."""
-    rows, K = unit(images.test).numpy(), len(np.unique(images.test_lbl))
+    rows, K = unit(embedded.test).numpy(), len(np.unique(embedded.test_lbl))
     if len(np.unique(rows, axis=0)) < K:
         return Found({}, f"not measured: fewer than {K} different test embeddings, so no {K} clusters")
     found = KMeans(K, n_init=STARTS, random_state=0).fit_predict(rows)
     scores = {
-        "cluster_nmi": float(normalized_mutual_info_score(images.test_lbl, found)),
-        "cluster_ari": float(adjusted_rand_score(images.test_lbl, found)),
-        "cluster_accuracy": cluster_accuracy(images.test_lbl, found),
+        "cluster_nmi": float(normalized_mutual_info_score(embedded.test_lbl, found)),
+        "cluster_ari": float(adjusted_rand_score(embedded.test_lbl, found)),
+        "cluster_accuracy": cluster_accuracy(embedded.test_lbl, found),
     }
     how = f"k-means, k = {K}, the best of {STARTS} starts, on {len(rows):,} test embeddings of length 1"
     return Found(scores, f"{how}; accuracy under the best matching of clusters to classes")

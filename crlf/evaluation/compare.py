@@ -55,7 +55,7 @@ def compare(run: Run | str | Path, *others: Run | str | Path) -> dict[str, Any]:
     found = {
         "runs": [overall(tested[0].right, one) for one in tested],
         "classes": by_class(tested),
-        "settings": [difference(tested[0].run.recipe, one.run.recipe) for one in tested],
+        "settings": [difference(tested[0].run.settings, one.run.settings) for one in tested],
     }
     print(text(found, len(tested[0].labels)))
     return found
@@ -79,7 +79,7 @@ def tests_of(run: Run) -> Tested:
 def require_same_images(a: Tested, b: Tested) -> None:
     """Raise InputError unless two runs were tested on the same images in the same order."""
     names = f"{str(a.run.path)!r} and {str(b.run.path)!r}"
-    data = [one.run.recipe.get("data", "?") for one in (a, b)]
+    data = [one.run.settings.get("data", "?") for one in (a, b)]
     if len(a.labels) != len(b.labels):
         counts = " and ".join(f"{len(one.labels):,} of {which}" for one, which in zip((a, b), data, strict=True))
         raise InputError(f"runs to compare must have the same test images: {names} have {counts}")

@@ -56,7 +56,7 @@ class Embedded:
     @functools.cached_property
     def recipe(self) -> Recipe:
         assert self.run is not None
-        return Recipe.from_dict(self.run.recipe)
+        return self.run.recipe
 
     @functools.cached_property
     def images(self) -> tuple[Tensor, Tensor]:
@@ -86,7 +86,7 @@ class Embedded:
 
     def embed(self, images: Tensor, encoder: torch.nn.Module | None = None) -> np.ndarray:
         """As the run embeds: uint8 (n, C, H, W) -> float32 (n, D)."""
-        return embed_images(encoder or self.encoder, images, self.recipe.augmentation)
+        return embed_images(encoder or self.encoder, images, self.recipe.normalisation)
 
     def accuracy(self, predictions: np.ndarray) -> float:
         """int64 (M,) -> the share that is right."""

@@ -15,25 +15,25 @@ EACH = (1, 5, 10, 50)  # labels a class
 DRAWS = 5
 
 
-def few_label(images: Embedded) -> Found:
+def few_label(embedded: Embedded) -> Found:
     """The linear probe's accuracy with some labels only: mean and standard deviation over draws."""
-    counts = np.unique(images.train_lbl, return_counts=True)[1]
+    counts = np.unique(embedded.train_lbl, return_counts=True)[1]
     smallest = int(counts.min())
     wanted: dict[str, int | float] = {f"{each} a class": each for each in EACH if each <= smallest}
     wanted |= {f"{100 * share:g} %": share for share in SHARES if round(share * smallest) >= 1}
     with one_thread():
-        table = {name: over_draws(images, amount) for name, amount in wanted.items()}
+        table = {name: over_draws(embedded, amount) for name, amount in wanted.items()}
     how = f"the linear probe fitted on few labels, the same number or share of each class; mean ± sd over {DRAWS} draws"
     return Found({"few_label": table}, how)
 
 
-def over_draws(images: Embedded, amount: int | float) -> dict[str, Any]:
+def over_draws(embedded: Embedded, amount: int | float) -> dict[str, Any]:
     """The labels of a draw, and mean and sample standard deviation of the accuracies."""
     accuracies = []
     for seed in range(DRAWS):
-        rows = draw(images.train_lbl, amount, seed)
-        result = linear(images.train[rows], images.train_lbl[rows], images.test)
-        accuracies.append(images.accuracy(result.predictions))
+        rows = draw(embedded.train_lbl, amount, seed)
+        result = linear(embedded.train[rows], embedded.train_lbl[rows], embedded.test)
+        accuracies.append(embedded.accuracy(result.predictions))
     return {"labels": len(rows), "mean": float(np.mean(accuracies)), "sd": float(np.std(accuracies, ddof=1))}
 
 

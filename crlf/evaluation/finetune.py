@@ -102,7 +102,7 @@ def finetune(
     run, place = Run.open(run), pick_device(device)
     folder = Path(out) if out is not None else run.file(classifier.FOLDER)
     classifier.require_free(folder, overwrite)
-    recipe, shape = Recipe.from_dict(run.recipe), image_shape(run)
+    recipe, shape = run.recipe, image_shape(run)
     weights = run.tensors(ENCODER)
     settings = recipe.images if data == recipe.data else replace(recipe.images, image_column="", label_column="")
     images = labelled.read(data, test, shape, settings, data_dir)
@@ -129,7 +129,7 @@ def finetune(
     }
     how = {"data": data, "test": test, "mode": mode, "labels_per_class": labels_per_class, "fraction": fraction}
     how |= {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
-    made_from = {"recipe": run.recipe, "image_shape": list(shape), "finetune": how}
+    made_from = {"recipe": run.settings, "image_shape": list(shape), "finetune": how}
     classifier.save(folder, model, images.classes, made_from, scores)
     print(said(scores, folder))
     return folder
@@ -157,7 +157,7 @@ def fit_head(model: Classifier, images: Labelled, rows: np.ndarray, recipe: Reci
     """The linear layer on the frozen encoder's embeddings: the scores with it, and how it came about."""
     some = images.train if len(rows) == len(images.train) else images.train[torch.from_numpy(rows)]
     frozen = encoders.Frozen(model.encoder, model.mirror)
-    x, y = embed_images(frozen, some, recipe.augmentation), images.train_labels[rows]
+    x, y = embed_images(frozen, some, recipe.normalisation), images.train_labels[rows]
     model.requires_grad_(True)
     c, how = choose_c(x, y)
     model.start_from(fit_linear(x, y, c))
@@ -183,7 +183,8 @@ def tune(
 
     settings = OptimSettings(optimizer="adamw", lr=lr, weight_decay=DECAY)
     optimizers = OPTIMIZERS["adamw"](list(model.named_parameters()), settings)
-    device, make_view, steps = model.head.weight.device, Views(mild(recipe.augmentation)), epochs * steps_per_epoch
+    device, steps = model.head.weight.device, epochs * steps_per_epoch
+    make_view = Views(mild(recipe.augmentation), recipe.normalisation)
     model.train()
     with batches(images.train, rows_of, device) as pixels:
         for step in (bar := trange(steps, desc="fine-tuning", unit="step", disable=None, leave=False)):
@@ -216,7 +217,7 @@ def mild(settings: ViewSettings) -> ViewSettings:
 def score(model: Classifier, images: Labelled, recipe: Recipe) -> dict[str, Any]:
     """Accuracy, as a fraction, with its 95 % interval (Wilson 1927), and the mean of the classes' accuracies."""
     model.eval()
-    found = classifier.probabilities(model, images.test, recipe.augmentation).argmax(axis=1)
+    found = classifier.probabilities(model, images.test, recipe.normalisation).argmax(axis=1)
     right = found == images.test_labels
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     labels = images.test_labels
@@ -242,7 +243,7 @@ def said(scores: dict[str, Any], folder: Path) -> str:
 # As a probe
 
 
-def fine_tuning(images: Embedded) -> Found:
+def fine_tuning(embedded: Embedded) -> Found:
     """The test accuracy after all weights were trained on, from the linear probe, as `crlf finetune --mode full` does.
 
     The run's encoder stays as it is: what is trained is a copy.
@@ -250,22 +251,22 @@ def fine_tuning(images: Embedded) -> Found:
     Raises:
         InputError: the encoder is missing or damaged, or a weight is not finite in the end.
     """
-    model, data = started(images)
+    model, data = started(embedded)
     rows = np.arange(len(data.train_labels))
-    how = tune(model, data, rows, images.recipe, epochs=0, lr=PEAK, batch=BATCH, seed=images.recipe.seed)
-    predictions = classifier.probabilities(model, data.test, images.recipe.augmentation).argmax(axis=1)
+    how = tune(model, data, rows, embedded.recipe, epochs=0, lr=PEAK, batch=BATCH, seed=embedded.recipe.seed)
+    predictions = classifier.probabilities(model, data.test, embedded.recipe.normalisation).argmax(axis=1)
     right = predictions == data.test_labels
     scores = {"fine_tuning_accuracy": float(right.mean()), "fine_tuning_interval": interval(right)}
-    return Found(scores, f"the linear probe on the run's encoder ({images.linear[1]}), {how}")
+    return Found(scores, f"the linear probe on the run's encoder ({embedded.linear[1]}), {how}")
 
 
-def started(images: Embedded) -> tuple[classifier.Classifier, Labelled]:
+def started(embedded: Embedded) -> tuple[classifier.Classifier, Labelled]:
     """A classifier that predicts what the linear probe does, on the device, and the images with places of classes."""
-    (train, test), recipe = images.images, images.recipe
-    names = tuple(map(str, range(1 + int(max(images.train_lbl.max(), images.test_lbl.max())))))
-    data = Labelled(train, images.train_lbl, test, images.test_lbl, names, "the test images")
+    (train, test), recipe = embedded.images, embedded.recipe
+    names = tuple(map(str, range(1 + int(max(embedded.train_lbl.max(), embedded.test_lbl.max())))))
+    data = Labelled(train, embedded.train_lbl, test, embedded.test_lbl, names, "the test images")
     data = of_present(data, np.arange(len(train)))  # a test image of a class that nothing is learned of is wrong
     model = classifier.build(recipe, train.shape[1:], len(data.classes))
-    model.encoder.load_state_dict(images.encoder.encoder.state_dict())
-    model.start_from(images.linear[0])
-    return model.requires_grad_(True).to(pick_device(images.device)), data
+    model.encoder.load_state_dict(embedded.encoder.encoder.state_dict())
+    model.start_from(embedded.linear[0])
+    return model.requires_grad_(True).to(pick_device(embedded.device)), data

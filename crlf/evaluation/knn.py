@@ -11,22 +11,22 @@ from crlf.metrics.knn import HEADLINE, TEMPERATURE, nearest, tied, vote, weighte
 KS = (1, 10, 20, 200)
 
 
-def knn(images: Embedded) -> Found:
+def knn(embedded: Embedded) -> Found:
     """kNN with each k of `KS` that the training images allow, by majority and weighted."""
-    ks = sorted({min(k, len(images.train)) for k in KS})
-    found = nearest(images.train, images.train_lbl, images.test, ks[-1])
-    K, headline = len(found.classes), min(HEADLINE, len(images.train))
+    ks = sorted({min(k, len(embedded.train)) for k in KS})
+    found = nearest(embedded.train, embedded.train_lbl, embedded.test, ks[-1])
+    K, headline = len(found.classes), min(HEADLINE, len(embedded.train))
     majority, weighted = {}, {}
     for k in ks:
         rows = found.labels[:, :k]
         majority[k] = found.classes[vote(rows, K).numpy()].astype(np.int64)
         weighted[k] = found.classes[weighted_vote(rows, found.cosines[:, :k], K).numpy()].astype(np.int64)
     ties = f"ties, {100 * tied(found.labels[:, :headline], K):.1f} % of the test images, go to the nearest"
-    protocol = f"majority of the k = {headline} nearest of {len(images.train):,} training images by cosine; {ties}"
+    protocol = f"majority of the k = {headline} nearest of {len(embedded.train):,} training images by cosine; {ties}"
     protocol += f"; weighted: votes of exp(cosine / {TEMPERATURE})"
     table = {
-        name: {str(k): images.accuracy(predictions) for k, predictions in votes.items()}
+        name: {str(k): embedded.accuracy(predictions) for k, predictions in votes.items()}
         for name, votes in (("majority", majority), ("weighted", weighted))
     }
-    low_high = interval(majority[headline] == images.test_lbl)
+    low_high = interval(majority[headline] == embedded.test_lbl)
     return Found({"knn_accuracy": table["majority"][str(headline)], "knn_interval": low_high, "knn": table}, protocol)

@@ -81,11 +81,11 @@ def probe(
         print(f"nothing is probed: the images of {str(run.path)!r} have no labels", file=sys.stderr)
         return run.scores
     start = time.perf_counter()
-    images = embedded(run, data_dir, device)
-    scores: dict[str, Any] = {"chance": chance(images.train_lbl, images.test_lbl), "protocol": {}}
+    embedded = read(run, data_dir, device)
+    scores: dict[str, Any] = {"chance": chance(embedded.train_lbl, embedded.test_lbl), "protocol": {}}
     files: dict[str, np.ndarray] = {}
     for name in names:
-        found = PROBES[name](images)
+        found = PROBES[name](embedded)
         scores |= found.scores
         scores["protocol"][name] = found.protocol
         files |= found.files
@@ -114,7 +114,7 @@ def chosen(probes: str) -> list[str]:
     return [name for name in PROBES if name in asked]
 
 
-def embedded(run: Run, data_dir: str | Path | None = None, device: str = "auto") -> Embedded:
+def read(run: Run, data_dir: str | Path | None = None, device: str = "auto") -> Embedded:
     """The embeddings and labels of a run, checked.
 
     Raises:

@@ -25,12 +25,12 @@ def average_precision(relevant: Tensor) -> Tensor:
     return (precision * relevant).sum(dim=1) / hits[:, -1].clamp(min=1)
 
 
-def retrieval(images: Embedded) -> Found:
+def retrieval(embedded: Embedded) -> Found:
     """Mean average precision: test images ask for the training images of their class, ranked by cosine."""
-    rows = np.random.default_rng(0).permutation(len(images.test))[:QUERIES]
-    train = unit(images.train)
-    labels, asked = torch.from_numpy(images.train_lbl), torch.from_numpy(images.test_lbl[rows])
-    queries = unit(images.test[rows])
+    rows = np.random.default_rng(0).permutation(len(embedded.test))[:QUERIES]
+    train = unit(embedded.train)
+    labels, asked = torch.from_numpy(embedded.train_lbl), torch.from_numpy(embedded.test_lbl[rows])
+    queries = unit(embedded.test[rows])
     size = max(1, chunk_rows(len(train)) // 8)  # ranks are of int64, and hits of float64
     precisions = [
         average_precision(labels[(query @ train.T).argsort(dim=1, descending=True)] == wanted[:, None])

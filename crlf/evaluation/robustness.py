@@ -13,18 +13,18 @@ from crlf.evaluation.embedded import Embedded, Found
 BATCH = 500
 
 
-def robustness(images: Embedded) -> Found:
+def robustness(embedded: Embedded) -> Found:
     """The linear probe's accuracy on corrupted test images, by corruption and strength, and the mean of all."""
-    table = {name: [corrupted_accuracy(images, name, strength) for strength in STRENGTHS] for name in CORRUPTIONS}
+    table = {name: [corrupted_accuracy(embedded, name, strength) for strength in STRENGTHS] for name in CORRUPTIONS}
     scores = {"corrupted_accuracy": float(np.mean([*table.values()])), "robustness": table}
     how = f"{', '.join(CORRUPTIONS)} at 5 strengths each (CIFAR-10-C's formulas), embedded anew"
     return Found(scores, f"the linear probe on test images with {how}; corrupted: mean over all")
 
 
-def corrupted_accuracy(images: Embedded, corruption: str, strength: int) -> float:
+def corrupted_accuracy(embedded: Embedded, corruption: str, strength: int) -> float:
     def rows(part: Tensor) -> np.ndarray:
         corrupted = np.ascontiguousarray(CORRUPTIONS[corruption](part.numpy(), strength))
-        return embed_images(images.encoder, torch.from_numpy(corrupted), images.recipe.augmentation)
+        return embed_images(embedded.encoder, torch.from_numpy(corrupted), embedded.recipe.normalisation)
 
-    model = images.linear[0]
-    return images.accuracy(np.concatenate([model.predict(rows(part)) for part in images.images[1].split(BATCH)]))
+    model = embedded.linear[0]
+    return embedded.accuracy(np.concatenate([model.predict(rows(part)) for part in embedded.images[1].split(BATCH)]))

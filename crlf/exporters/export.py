@@ -23,21 +23,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from crlf.exporters.formats import Exported
+    from crlf.recipe import Recipe
 
 CARD, RECORD = "README.md", "export.json"
 TOLERANCE = 1e-4  # of the largest number of an embedding, or of 1 where that is smaller
 IMAGES = 64  # that an export is compared on
 
-# Runs the code of the card, in the export's folder, where there is no CRLF: batches of 1, 3 and the rest.
+# Run in the export's folder, where there is no CRLF: batches of 1, 3 and the rest.
 FRESH = """
 import sys
 sys.modules["crlf"] = None
 import numpy as np
-names = {}
-code = open("README.md", encoding="utf-8").read().split("```python\\n")[1].split("```")[0]
-exec(compile(code, "README.md", "exec"), names)
+from embed import embed
 parts = np.split(np.load(sys.argv[1]), [1, 4])
-np.save(sys.argv[2], np.concatenate([names["embed"](part) for part in parts if len(part)]))
+np.save(sys.argv[2], np.concatenate([embed(part) for part in parts if len(part)]))
 """
 
 
@@ -52,8 +51,9 @@ def export(
 ) -> Path:
     """Write the frozen encoder of a run in a form that loads without CRLF, with a model card.
 
-    What is written is loaded again in a fresh process, without CRLF, by the code that the card shows, and compared on
-    images of the run: a difference above 1e-4 (of the largest number, where that is above 1) is an error.
+    What is written is loaded again in a fresh process, without CRLF, by the embed.py that the card shows, and compared
+    on images of the run, or on noise where it keeps none: a difference above 1e-4 (of the largest number, where that is
+    above 1) is an error.
 
     Args:
         run: the run folder.
@@ -64,7 +64,8 @@ def export(
         overwrite: replace an export that is in the folder.
 
     Returns:
-        The folder: the model, README.md (the card), recipe.json, and export.json, which holds the largest difference.
+        The folder: the model, embed.py, README.md (the card), recipe.json, and export.json, which holds the largest
+        difference.
 
     Raises:
         InputError: an unknown format, one that the encoder has not, a missing library, a folder that is in use, or
@@ -80,7 +81,7 @@ def export(
         record = write(run, made, format, license, data_dir)
     print(f"wrote {folder}: {', '.join(record['files'])}")
     print(
-        f"loaded in a fresh process without CRLF, {record['images']} images of the run: "
+        f"loaded in a fresh process without CRLF, {record['images']} {record['images_are']}: "
         f"the largest difference is {record['max_difference']:.1e}"
     )
     return folder
@@ -90,13 +91,11 @@ def write(run: Run, folder: Path, format: str, license: str, data_dir: str | Pat
     """Write an export to an empty folder, check it, and return what export.json holds."""
     import torch
 
-    from crlf.data import load
     from crlf.exporters.formats import FORMATS, Source
-    from crlf.exporters.model_card import card, public
-    from crlf.recipe import Recipe
+    from crlf.exporters.model_card import CODE, card, public
 
-    recipe = Recipe.from_dict(run.recipe)
-    images = load(recipe.data, data_dir, recipe.images)[0].first(IMAGES).images
+    recipe = run.recipe
+    images, kind = some_images(run, recipe, data_dir)
     made = FORMATS[format](Source(run, recipe, images.shape[1:]), folder)
     record: dict[str, Any] = {
         "format": format,
@@ -104,14 +103,28 @@ def write(run: Run, folder: Path, format: str, license: str, data_dir: str | Pat
         "embedding": made.embedding,
         "torch": torch.__version__,
         "images": len(images),
+        "images_are": kind,
     }
-    write_bytes(folder / CARD, card(run, made, record, license).encode())
+    write_bytes(folder / CODE, made.code.encode())
     record |= compare(made, images, folder)
     write_bytes(folder / CARD, card(run, made, record, license).encode())
     write_json(folder / RECIPE, public(run.recipe))
     record["files"] = sorted({path.name for path in folder.iterdir()} | {RECORD})
     write_json(folder / RECORD, record)
     return record
+
+
+def some_images(run: Run, recipe: Recipe, data_dir: str | Path | None) -> tuple[Tensor, str]:
+    """Images to compare on, uint8 (B, C, H, W), and what they are; of a run that keeps none, noise."""
+    import torch
+
+    from crlf.data import given, load
+    from crlf.embedding.embed import image_shape
+
+    if not given.is_given(recipe.data):
+        return load(recipe.data, data_dir, recipe.images)[0].first(IMAGES).images, "images of the run"
+    shape, stream = (IMAGES, *image_shape(run)), torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, generator=stream, dtype=torch.uint8), "images of noise"
 
 
 def compare(made: Exported, images: Tensor, folder: Path) -> dict[str, float]:
@@ -135,11 +148,11 @@ def compare(made: Exported, images: Tensor, folder: Path) -> dict[str, float]:
 
 
 def in_fresh_process(images: np.ndarray, folder: Path) -> np.ndarray:
-    """Embed images uint8 (B, C, H, W) with the card's code, where CRLF cannot be imported: float32 (B, D)."""
+    """Embed images uint8 (B, C, H, W) with the folder's embed.py, where CRLF cannot be imported: float32 (B, D)."""
     with tempfile.TemporaryDirectory() as place:
         given, found = Path(place, "images.npy"), Path(place, "embeddings.npy")
         np.save(given, images)
-        command = [sys.executable, "-c", FRESH, str(given), str(found)]
+        command = [sys.executable, "-B", "-c", FRESH, str(given), str(found)]
         done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

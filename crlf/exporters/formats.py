@@ -44,7 +44,8 @@ class Exported(NamedTuple):
     module: nn.Module
     """What the files must equal: uint8 (B, C, H, W) -> float32 (B, D)."""
     code: str
-    """Python that loads the files in the current folder and defines `embed`: the same on numpy arrays."""
+    """A module that loads the files in the current folder and defines `embed`: the same on numpy arrays. It is written
+    as embed.py, and the card shows it."""
     embedding: str
     """In words, what a row is."""
     library: str
@@ -77,9 +78,9 @@ class Embedder(nn.Module):
 
 
 def statistics(recipe: Recipe, channels: int) -> dict[str, list[float]]:
-    """The mean and the standard deviation of each channel, in 0..1; a single value is every channel's."""
-    settings = recipe.augmentation
-    return {k: list(v) * (channels // len(v)) for k, v in (("mean", settings.mean), ("std", settings.std))}
+    """The mean and the standard deviation of each channel, in 0..1."""
+    mean, std = recipe.normalisation.numbers(channels)
+    return {"mean": list(mean), "std": list(std)}
 
 
 def embedder(source: Source) -> Embedder:
@@ -99,8 +100,7 @@ def to_onnx(source: Source, folder: Path) -> Exported:
         )  # fmt: skip
         assert program is not None, "the exporter returns a program when it is given no file"
         program.save(path, external_data=False)
-    code = f"""
-import onnxruntime
+    code = f"""import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
 
@@ -117,8 +117,7 @@ def to_torch(source: Source, folder: Path) -> Exported:
     module = embedder(source)
     with quiet():
         torch.export.save(captured(module, source.shape), folder / "model.pt2")
-    code = f"""
-import torch
+    code = f"""import torch
 
 model = torch.export.load("model.pt2").module()
 
@@ -161,8 +160,7 @@ def to_timm(source: Source, folder: Path) -> Exported:
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     write_json(folder / "config.json", config)
     step = f"    x = F.interpolate(x, scale_factor={enlarge})  # each pixel {enlarge} × {enlarge} times, see below\n"
-    code = f"""
-import timm
+    code = f"""import timm
 import torch
 import torch.nn.functional as F
 

@@ -14,12 +14,14 @@ from crlf.runs.run import Run
 
 if TYPE_CHECKING:
     from crlf.exporters.formats import Exported
+    from crlf.recipe import Recipe
 
 DATASETS = {
     "cifar10": "uoft-cs/cifar10",
     "cifar100": "uoft-cs/cifar100",
     "svhn": "ufldl-stanford/svhn",
 }  # the hub's names for what it holds
+CODE = "embed.py"  # loads the files beside it, and defines `embed`
 SCORES = {"linear_accuracy": "linear probe", "knn_accuracy": "nearest neighbours, k = 10"}
 
 
@@ -28,16 +30,17 @@ def card(run: Run, made: Exported, record: dict[str, Any], license: str) -> str:
 
     Args:
         made: what the format made of the encoder.
-        record: what export.json holds so far; `max_difference` is missing until the export was checked.
+        record: what export.json holds, with the largest difference that was found.
         license: of the weights; "other" stands for: nobody said.
     """
     recipe = run.recipe
     parts = [
         front_matter(run, made, license),
-        f"# {recipe['encoder']}, {recipe['method']} on {data_name(recipe)}",
+        f"# {recipe.encoder}, {recipe.method} on {data_name(recipe)}",
         f"An image encoder that learned {lesson(run)}. It turns an image into an embedding: a row of numbers in "
         "which like images lie close together. Made with CRLF.",
-        f"## Use it\n\n`pip install {made.needs}`, and in the folder of this file:",
+        f"## Use it\n\n`pip install {made.needs}`, and in the folder of this file `from embed import embed`. "
+        f"`{CODE}` holds:",
         f"```python\n{made.code.strip()}\n```",
         f"## In and out\n\n{contract(made, record)}",
         f"## How it learned\n\n{settings(recipe, run.scores)}",
@@ -55,30 +58,30 @@ def front_matter(run: Run, made: Exported, license: str) -> str:
         "license": license,
         "library_name": made.library,
         "pipeline_tag": "image-feature-extraction",
-        "tags": ["crlf", recipe["method"], "contrastive-learning", "self-supervised", made.library],
+        "tags": ["crlf", recipe.method, "contrastive-learning", "self-supervised", made.library],
     }
     if run.scores.get("supervised"):
         fields["tags"].remove("self-supervised")
-    if recipe["data"] in DATASETS:
-        fields["datasets"] = [DATASETS[recipe["data"]]]
+    if recipe.data in DATASETS:
+        fields["datasets"] = [DATASETS[recipe.data]]
     if any(name in run.scores for name in SCORES):
         fields["metrics"] = ["accuracy"]
     return "\n".join(["---", *(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in fields.items()), "---"])
 
 
-def data_name(recipe: dict[str, Any]) -> str:
+def data_name(recipe: Recipe) -> str:
     """The data set's name; of images of one's own the last part of the path: the rest may be private."""
-    return Path(recipe["data"]).name
+    return Path(recipe.data).name
 
 
-def public(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without the folders that lead to the data."""
-    return recipe | {"data": data_name(recipe)}
+def public(recipe: Recipe) -> dict[str, Any]:
+    """The settings of a recipe, without the folders that lead to the data."""
+    return recipe.to_dict() | {"data": data_name(recipe)}
 
 
 def lesson(run: Run) -> str:
     how = "with labels" if run.scores.get("supervised") else "without labels"
-    return f"{how}, by {run.recipe['method']}, from {data_name(run.recipe)}"
+    return f"{how}, by {run.recipe.method}, from {data_name(run.recipe)}"
 
 
 def contract(made: Exported, record: dict[str, Any]) -> str:
@@ -92,15 +95,15 @@ def contract(made: Exported, record: dict[str, Any]) -> str:
     return text + (f"\n- {made.notes}" if made.notes else "")
 
 
-def settings(recipe: dict[str, Any], scores: dict[str, Any]) -> str:
+def settings(recipe: Recipe, scores: dict[str, Any]) -> str:
     facts = {
-        "method": recipe["method"],
-        "encoder": recipe["encoder"],
+        "method": recipe.method,
+        "encoder": recipe.encoder,
         "data": data_name(recipe),
-        "epochs": scores.get("epochs", recipe["epochs"]),
-        "batch": f"{recipe['batch_size']} images, {recipe['views']} views each",
-        "optimizer": f"{recipe['optim']['optimizer']}, learning rate {recipe['optim']['lr']:g}",
-        "seed": recipe["seed"],
+        "epochs": scores.get("epochs", recipe.epochs),
+        "batch": f"{recipe.batch_size} images, {recipe.views} views each",
+        "optimizer": f"{recipe.optim.optimizer}, learning rate {recipe.optim.lr:g}",
+        "seed": recipe.seed,
         "training": f"{scores['train_seconds']:.0f} s on {scores['device']}" if "train_seconds" in scores else "",
         "compute": f"{scores['pflop']:.3g} PFLOP" if "pflop" in scores else "",
     }
@@ -144,10 +147,8 @@ def limits(run: Run, record: dict[str, Any]) -> str:
 
 
 def checked(record: dict[str, Any]) -> str:
-    if "max_difference" not in record:
-        return "Not yet."
     return (
-        f"The code above was run in a fresh process without CRLF on {record['images']} images of the run, in batches "
+        f"`{CODE}` was run in a fresh process without CRLF on {record['images']} {record['images_are']}, in batches "
         f"of several sizes. The largest difference from the run's encoder is {record['max_difference']:.1e}, where the "
         f"largest number is {record['largest_number']:.3g}. `export.json` says with which versions."
     )

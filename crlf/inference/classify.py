@@ -111,7 +111,7 @@ def told(loaded: Loaded, files: Sequence[File], batch_size: int) -> Iterator[tup
 def judged(loaded: Loaded, files: Sequence[File], looked: Sequence[tuple]) -> Iterator[tuple[str, str, float, str]]:
     pixels = [image for image, _ in looked if image is not None]
     stacked = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
-    p = classifier.probabilities(loaded.model, stacked, loaded.recipe.augmentation) if pixels else np.empty((0, 1))
+    p = classifier.probabilities(loaded.model, stacked, loaded.recipe.normalisation) if pixels else np.empty((0, 1))
     rows = iter(p)
     for file, (image, outcome) in zip(files, looked, strict=True):
         if image is None:

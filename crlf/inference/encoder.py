@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crlf.augmentation import normalise
 from crlf.data.in_memory import Images, batches
 from crlf.embedding.embed import embed_images, image_shape, load_encoder
 from crlf.encoders import Frozen
 from crlf.errors import InputError
+from crlf.normalisation import normalise
 from crlf.recipe import Recipe
 from crlf.runs.run import Run
 from crlf.runtime.devices import keep_freed_memory, pick_device
@@ -47,7 +47,7 @@ class Encoder:
 
     def normalise(self, images: Tensor) -> Tensor:
         """What the module takes: uint8 (B, C, H, W) -> float32 (B, C, H, W), channels last."""
-        return normalise(images, self.recipe.augmentation)
+        return normalise(images, self.recipe.normalisation)
 
     def encode(self, images: Images, *, batch_size: int = 500) -> np.ndarray:
         """Embed images.
@@ -68,7 +68,7 @@ class Encoder:
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, not {batch_size}")
         found = batches(images, self.shape, self.recipe.images, batch_size)
-        rows = [embed_images(self.module, batch, self.recipe.augmentation, batch_size) for batch in found]
+        rows = [embed_images(self.module, batch, self.recipe.normalisation, batch_size) for batch in found]
         return np.concatenate([np.empty((0, self.dim), np.float32), *rows])
 
 
@@ -84,5 +84,5 @@ def load(run: Run | str | Path, *, device: str = "auto") -> Encoder:
     """
     keep_freed_memory()
     run, place = Run.open(run), pick_device(device)
-    recipe, shape = Recipe.from_dict(run.recipe), image_shape(run)
+    recipe, shape = run.recipe, image_shape(run)
     return Encoder(load_encoder(run, recipe, torch.Size(shape)).to(place), recipe, shape, run.classes)

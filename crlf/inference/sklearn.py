@@ -104,13 +104,12 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         if len(images) < 2:
             raise InputError(f"X must have 2 or more images to tell apart, not n_samples={len(images)}")
         with tempfile.TemporaryDirectory(prefix="crlf-") as folder, self._quiet():
-            data = Path(folder) / "X.npy"
-            store(images, self.image_size, data)
-            run = pretrain(self._recipe(data, len(images)), out=Path(folder) / "run", device=self.device)
+            if not isinstance(images, np.ndarray):
+                images = decoded(images, self.image_size, Path(folder) / "decoded.npy")
+                self.n_features_in_ = int(np.prod(images.shape[1:]))
+            run = pretrain(self._recipe(len(images)), data=images, out=Path(folder) / "run", device=self.device)
             self.encoder_: Encoder = load(run, device=self.device)
             self.loss_ = run.array(LOSS)
-        if not isinstance(images, np.ndarray):
-            self.n_features_in_ = int(np.prod(self.encoder_.shape))
         self._n_features_out = self.encoder_.dim
         return self
 
@@ -119,7 +118,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         check_is_fitted(self)
         return self.encoder_.encode(self._images(X, reset=False))
 
-    def _recipe(self, data: Path, count: int) -> recipes.Recipe:
+    def _recipe(self, count: int) -> recipes.Recipe:
         """The settings: those of the recipe, but for the parameters."""
         if self.recipe not in recipes.RECIPES:
             raise unknown("recipe", str(self.recipe), recipes.RECIPES)
@@ -135,7 +134,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
                 raise InputError(f"temperature must be None for method {self.method!r}, which has none")
             settings["head"]["temperature"] = self.temperature
         settings |= {"method": self.method, "encoder": self.encoder, "epochs": self.epochs, "views": self.views}
-        settings |= {"batch_size": min(self.batch_size, count), "seed": self._seed(), "data": str(data)}
+        settings |= {"batch_size": min(self.batch_size, count), "seed": self._seed()}
         settings["images"] = {"image_size": self.image_size}
         return recipes.Recipe.from_dict(settings)
 
@@ -228,15 +227,12 @@ def pixels(array: np.ndarray, pixel_range: tuple[float, float] | None) -> np.nda
     return np.rint((array.astype(np.float64) - black) * (255 / (white - black))).astype(np.uint8)
 
 
-def store(images: np.ndarray | list[str], side: int, path: Path) -> None:
-    """Write images where `pretrain` finds them, uint8 (N, 3, H, W); files are decoded, to this side or a typical one.
+def decoded(images: list[str], side: int, path: Path) -> np.ndarray:
+    """Files decoded to this side, or a typical one: uint8 (N, 3, H, W), a map of a new file, for they may be many.
 
     Raises:
         InputError: a file is no image, or damaged.
     """
-    if isinstance(images, np.ndarray):
-        np.save(path, images)
-        return
     limit, files = ImageSettings().max_pixels, [look_at(name, name) for name in images]
     side = side or typical(files, limit)
     array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(files), 3, side, side))
@@ -245,4 +241,4 @@ def store(images: np.ndarray | list[str], side: int, path: Path) -> None:
         for name, why in part.skipped:
             raise InputError(f"image {name!r} cannot be used: {why}")
         array[number * PART :][: len(part.ids)] = part.images
-    array.flush()
+    return array

@@ -63,6 +63,12 @@ def _standardised(z: Tensor) -> Tensor:
 class BarlowTwins(Method):
     """Encoder and projector."""
 
+    title = "Barlow Twins"
+    paper = "Zbontar et al. 2021, https://arxiv.org/abs/2103.03230"
+    gist = "features correlate with themselves alone"
+    needs = "a wide projection"
+    loss_name = "Barlow Twins"
+    loss_falls = True
     Settings = BarlowSettings
 
     def __init__(self, encoder: nn.Module, settings: BarlowSettings):

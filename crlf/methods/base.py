@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise, permutations
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +36,21 @@ class Method(nn.Module, ABC):
     A subclass has a `Settings` dataclass and takes `(encoder, settings)`. It never sees labels. It says in two parts
     what it does: all that has weights is in `project`, and what compares images with each other is in `loss`. Between
     them `crlf.training.gradients` puts together what several processes, or several parts of a large batch, have
-    projected.
+    projected. What pages, figures and checks must know of it are attributes of its class.
     """
 
+    title: ClassVar[str] = ""
+    """Its name as its authors write it."""
+    paper: ClassVar[str] = ""
+    """Authors and year, and the address."""
+    gist: ClassVar[str] = ""
+    """What it does, in half a sentence."""
+    needs: ClassVar[str] = ""
+    """What it takes to do that."""
+    loss_name: ClassVar[str] = ""
+    """What the paper calls its loss, if anything."""
+    loss_falls: ClassVar[bool] = False
+    """Whether a loss that does not fall is a fault. That of a method whose targets move may rise while it learns."""
     Settings: type[Any]
     encoder: nn.Module
 
@@ -57,6 +69,14 @@ class Method(nn.Module, ABC):
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch: views, each float (B, C, h, w)."""
         return self.loss(*self.project(views))
+
+    @staticmethod
+    def candidates(views: int, batch: int) -> int | None:
+        """Among how many a view looks for another of its image: an untrained encoder's loss is the log of it.
+
+        None where the loss is no such choice, or the number depends on more.
+        """
+        return None
 
     def after_step(self, progress: float) -> None:
         """Called after the optimizer, with the share of the steps done; for targets that follow the weights."""

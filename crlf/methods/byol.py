@@ -67,6 +67,10 @@ def byol(q: Tensor, z: Tensor) -> Tensor:
 class BYOL(Method):
     """Encoder, projector and predictor, and a target of the first two."""
 
+    title = "BYOL"
+    paper = "Grill et al. 2020, https://arxiv.org/abs/2006.07733"
+    gist = "a prediction agrees with a slow target"
+    needs = "a target, a predictor; many steps"
     Settings = BYOLSettings
 
     def __init__(self, encoder: nn.Module, settings: BYOLSettings):

@@ -58,6 +58,12 @@ def _decoupled(positives: Tensor, negatives: Tensor) -> Tensor:
 class DCL(Method):
     """Encoder and projector under the decoupled loss."""
 
+    title = "DCL"
+    paper = "Yeh et al. 2022, https://arxiv.org/abs/2110.06848"
+    gist = "SimCLR without the positive in the denominator"
+    needs = "less of a batch than `simclr`"
+    loss_name = "DCL"
+    loss_falls = True
     Settings = DCLSettings
 
     def __init__(self, encoder: nn.Module, settings: DCLSettings):

@@ -100,6 +100,10 @@ class Prototypes(nn.Module):
 class DINO(Method):
     """Encoder, projector and prototypes, a target of all three, and the centre of its scores."""
 
+    title = "DINO"
+    paper = "Caron et al. 2021, https://arxiv.org/abs/2104.14294"
+    gist = "a student agrees with a slow, centred, sharp teacher"
+    needs = "a target, prototypes; many steps"
     Settings = DINOSettings
     centre: Tensor
 

@@ -82,6 +82,11 @@ def moco(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
 class MoCov2(Method):
     """Encoder and projector, their target, and a queue of its keys."""
 
+    title = "MoCo v2"
+    paper = "Chen et al. 2020, https://arxiv.org/abs/2003.04297"
+    gist = "a query finds its key among a queue of earlier keys"
+    needs = "a target (a forward pass more), a queue"
+    loss_name = "InfoNCE"
     Settings = MoCov2Settings
 
     def __init__(self, encoder: nn.Module, settings: MoCov2Settings):

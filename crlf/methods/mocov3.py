@@ -73,6 +73,11 @@ def ctr(q: Tensor, k: Tensor, temperature: float) -> Tensor:
 class MoCov3(Method):
     """Encoder, projector and predictor, and a target of the first two."""
 
+    title = "MoCo v3"
+    paper = "Chen et al. 2021, https://arxiv.org/abs/2104.02057"
+    gist = "a predicted query finds its key in the batch"
+    needs = "a target, a predictor, a large batch"
+    loss_name = "InfoNCE"
     Settings = MoCov3Settings
 
     def __init__(self, encoder: nn.Module, settings: MoCov3Settings):

@@ -78,6 +78,11 @@ def nnclr(neighbours: Tensor, p: Tensor, temperature: float) -> Tensor:
 class NNCLR(Method):
     """Encoder, projector and predictor, and a queue of projections."""
 
+    title = "NNCLR"
+    paper = "Dwibedi et al. 2021, https://arxiv.org/abs/2104.14548"
+    gist = "the positive is a neighbour from earlier images"
+    needs = "a queue, a predictor"
+    loss_falls = True
     Settings = NNCLRSettings
 
     def __init__(self, encoder: nn.Module, settings: NNCLRSettings):

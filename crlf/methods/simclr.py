@@ -69,6 +69,12 @@ def _cross_entropy(positives: Tensor, negatives: Tensor) -> Tensor:
 class SimCLR(Method):
     """Encoder and projector under NT-Xent."""
 
+    title = "SimCLR"
+    paper = "Chen et al. 2020, https://arxiv.org/abs/2002.05709"
+    gist = "views of an image attract, those of all others in the batch repel"
+    needs = "negatives: a large batch"
+    loss_name = "NT-Xent"
+    loss_falls = True
     Settings = SimCLRSettings
 
     def __init__(self, encoder: nn.Module, settings: SimCLRSettings):
@@ -83,3 +89,7 @@ class SimCLR(Method):
 
     def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return nt_xent_views(z, self.temperature), {}
+
+    @staticmethod
+    def candidates(views: int, batch: int) -> int:
+        return views * (batch - 1) + 1  # the positive, and each view of the other images

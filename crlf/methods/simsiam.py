@@ -49,6 +49,10 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
 class SimSiam(Method):
     """Encoder, projector and predictor."""
 
+    title = "SimSiam"
+    paper = "Chen and He 2021, https://arxiv.org/abs/2011.10566"
+    gist = "a prediction agrees with the other view, held still"
+    needs = "a predictor"
     Settings = SimSiamSettings
 
     def __init__(self, encoder: nn.Module, settings: SimSiamSettings):

@@ -59,6 +59,12 @@ def sup_con(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
 class SupCon(SupervisedMethod):
     """Encoder and projector under the supervised contrastive loss."""
 
+    title = "SupCon"
+    paper = "Khosla et al. 2020, https://arxiv.org/abs/2004.11362"
+    gist = "all images of a class attract"
+    needs = "**labels**"
+    loss_name = "SupCon"
+    loss_falls = True
     Settings = SupConSettings
 
     def __init__(self, encoder: nn.Module, settings: SupConSettings):

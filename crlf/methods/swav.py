@@ -94,6 +94,10 @@ def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float) -> Ten
 class SwAV(Method):
     """Encoder, projector and prototypes."""
 
+    title = "SwAV"
+    paper = "Caron et al. 2020, https://arxiv.org/abs/2006.09882"
+    gist = "a view predicts the other's cluster; clusters are equally full"
+    needs = "prototypes"
     Settings = SwAVSettings
 
     def __init__(self, encoder: nn.Module, settings: SwAVSettings):

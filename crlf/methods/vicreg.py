@@ -68,6 +68,12 @@ def vicreg_terms(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class VICReg(Method):
     """Encoder and projector."""
 
+    title = "VICReg"
+    paper = "Bardes et al. 2022, https://arxiv.org/abs/2105.04906"
+    gist = "views agree, features vary and do not repeat each other"
+    needs = "a wide projection"
+    loss_name = "VICReg"
+    loss_falls = True
     Settings = VICRegSettings
 
     def __init__(self, encoder: nn.Module, settings: VICRegSettings):

@@ -9,7 +9,7 @@ Shapes: N images, D features (of an embedding h or a projection z).
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -183,14 +183,36 @@ def describe(a: Tensor, b: Tensor, values: Tensor) -> dict[str, float]:
 
 
 ADVICE = {
-    "spread": "try a lower --lr or a longer --warmup, and check predictor, stop-gradient and target of the method",
-    "effective_rank": "try a lower --lr, stronger augmentation (--jitter, --grayscale), or --method vicreg",
-    "dead": "try a lower --lr or a smaller --weight-decay",
+    "spread": "a lower --lr or a longer --warmup, and check predictor, stop-gradient and target of the method",
+    "effective_rank": "a lower --lr, stronger augmentation (--jitter, --grayscale), or --method vicreg",
+    "dead": "a lower --lr or a smaller --weight-decay",
 }
 
 
-def diagnose(health: dict[str, Any]) -> str | None:
-    """The first collapse that the measures show, in a line with its number, its threshold and advice; None if none.
+class Collapse(NamedTuple):
+    """Features that no longer tell images apart, and how that shows."""
+
+    what: str
+    """In words: what every projection or embedding is like."""
+    measure: str
+    """What was measured, and of what: "spread of z"."""
+    value: float
+    threshold: float
+    """The value lies beyond it."""
+    advice: str
+    """Flags to try."""
+
+    def __str__(self) -> str:
+        return f"collapse: {self.what} ({self.evidence()}); try {self.advice}"
+
+    def evidence(self) -> str:
+        """The number and its threshold, in words."""
+        side = "below" if self.value < self.threshold else "above"
+        return f"{self.measure} {self.value:.3f}, {side} {self.threshold}"
+
+
+def diagnose(health: dict[str, Any]) -> Collapse | None:
+    """The first collapse that the measures show; None if none.
 
     Args:
         health: as `crlf.training.monitor.measure` gives it, after at least `SETTLED` steps.
@@ -202,18 +224,12 @@ def diagnose(health: dict[str, Any]) -> str | None:
             health[f"{name}_{key}"] for key in ("spread", "agreement", "effective_rank", "dead")
         )
         if deviation < CONSTANT[name] and near < ALIKE:
-            return (
-                f"collapse: every image has nearly the same {what} (spread of {name} {deviation:.3f}, below "
-                f"{CONSTANT[name]}); {ADVICE['spread']}"
-            )
+            said = f"every image has nearly the same {what}"
+            return Collapse(said, f"spread of {name}", deviation, CONSTANT[name], ADVICE["spread"])
         if rank < DOMINANT[name]:
-            return (
-                f"collapse: one direction dominates every {what} (effective rank of {name} {rank:.2f}, below "
-                f"{DOMINANT[name]}); {ADVICE['effective_rank']}"
-            )
+            said = f"one direction dominates every {what}"
+            return Collapse(said, f"effective rank of {name}", rank, DOMINANT[name], ADVICE["effective_rank"])
         if silent > MOST_DEAD:
-            return (
-                f"collapse: most features of every {what} are dead (the share of {name} that is: {silent:.3f}, above "
-                f"{MOST_DEAD}); {ADVICE['dead']}"
-            )
+            said = f"most features of every {what} are dead"
+            return Collapse(said, f"share of dead features in {name}", silent, MOST_DEAD, ADVICE["dead"])
     return None

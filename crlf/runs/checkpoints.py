@@ -1,6 +1,6 @@
 """What a run needs to go on. The last checkpoint and the one before it are kept; either is whole, or noticed not to be.
 
-A checkpoint is written to a temporary name, synced, and renamed; it carries its checksum (crlf.runs.files).
+A checkpoint is written to a temporary name, synced, and renamed; it is checked when it is read (crlf.runs.files).
 """
 
 from __future__ import annotations

@@ -9,17 +9,22 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import BaseFileLock, FileLock, Timeout
 
 from crlf.errors import InputError, first_line
-from crlf.runs.files import inflates, intact, read_json, write_json
+from crlf.runs.files import check_zip, read_json, write_json
+from crlf.runtime.locks import let_go
+
+if TYPE_CHECKING:
+    from crlf.recipe import Recipe
 
 RECIPE, SCORES, LOG, CLASSES = "recipe.json", "scores.json", "log.jsonl", "classes.json"
 ENCODER, LOSS = "encoder_simclr.pth", "loss.npy"
 CHECKPOINT, CHECKPOINT_BEFORE = "checkpoint.pt", "checkpoint-before.pt"
-LOCK = ".running"
+LOCK = ".lock"
 VIEWS, REPORT, TABLE = "views.npy", "report.html", "embeddings.parquet"
 THUMBNAILS, MAPS = "thumbnails.npy", "maps.npz"
 MADE_BY = {
@@ -49,7 +54,7 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        self._lock = -1  # the descriptor of a file that is locked
+        self._lock: BaseFileLock | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -63,33 +68,18 @@ class Run:
         Raises:
             InputError: another one does.
         """
+        self._lock = FileLock(self.file(LOCK), timeout=0)
         try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        path = self.file(LOCK)
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            self._lock.acquire()
+        except Timeout as error:
+            raise InputError(f"another process is training into the output folder {str(self.path)!r}") from error
         except OSError as error:
             raise InputError(f"output folder {str(self.path)!r} cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_ino != path.stat().st_ino:  # the one that just ended took it away
-                raise OSError
-        except OSError as error:
-            os.close(lock)
-            raise InputError(f"another process is training into the output folder {str(self.path)!r}") from error
-        self._lock = lock
 
     def release(self) -> None:
         """Let others train into the folder."""
-        if self._lock >= 0:
-            self.file(LOCK).unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = -1
-
-    def __del__(self) -> None:
-        self.release()  # a run that is gone locks nothing
+        if self._lock is not None:
+            let_go(self._lock)
 
     @classmethod
     def open(cls, run: Run | str | os.PathLike[str]) -> Run:
@@ -109,7 +99,17 @@ class Run:
         return self.path / name
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Recipe:
+        """Every setting of the run.
+
+        Raises:
+            InputError: recipe.json is damaged, or holds a setting that is unknown or wrong.
+        """
+        return read_recipe(self.file(RECIPE))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plain values in recipe.json, whatever they are: for what only shows them, and needs no torch."""
         return read_json(self.file(RECIPE), dict)
 
     @property
@@ -183,10 +183,7 @@ class Run:
             raise InputError(f"{str(path)!r} is missing: `crlf {self._maker(name)}` makes it")
         try:
             data = path.read_bytes()
-            if not intact(data):
-                raise ValueError("its checksum is wrong")
-            if inflates(data):
-                raise ValueError("it holds more than its size")
+            check_zip(data)
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             raise InputError(f"{str(path)!r} is damaged or holds more than tensors: {first_line(error)}") from error
@@ -198,6 +195,13 @@ class Run:
     def held(self) -> list[str]:
         """The files of a run that are there."""
         return [name for name in FILES if self.file(name).exists()]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a JSON file, such as a run's recipe.json."""
+    from crlf.recipe import Recipe  # here, for it brings torch
+
+    return Recipe.from_dict(read_json(path, dict))
 
 
 def claim(
@@ -229,7 +233,7 @@ def claim(
     if resume:
         if RECIPE not in held:
             raise InputError(f"{where} holds no run to resume")
-        for name, here, there in difference(recipe, complete(run.recipe)):
+        for name, here, there in difference(recipe, complete(run.settings)):
             raise InputError(f"{name} is {here!r}, but the run to resume in {str(run.path)!r} has {there!r}")
         run.lock()
         clear(run)
@@ -244,7 +248,11 @@ def claim(
     if free < space:
         raise InputError(f"{where} needs {space / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB free")
     run.lock()
-    write_json(run.file(RECIPE), recipe)  # shows that the folder can be written before anything goes
+    try:
+        write_json(run.file(RECIPE), recipe)  # shows that the folder can be written before anything goes
+    except InputError:
+        run.release()
+        raise
     for name in held:
         if name != RECIPE:
             run.file(name).unlink()

@@ -98,7 +98,8 @@ def embedding_bytes(recipe: Recipe, data: ImageSet) -> int:
 def forward(recipe: Recipe, data: ImageSet, method: Method, images: int, device: torch.device) -> Tensor:
     """The loss of the first images, on a training step's path."""
     stream = generator(device, "views", recipe.seed, "estimate")
-    views = Views(recipe.augmentation)(data.images[:images].to(device), stream, recipe.views)
+    make_view = Views(recipe.augmentation, recipe.normalisation)
+    views = make_view(data.images[:images].to(device), stream, recipe.views)
     with autocast(recipe.precision, device):
         labels = None if data.labels is None else data.labels[:images].to(device)
         return loss_of(method, views.chunk(recipe.views), labels)[0]

@@ -99,7 +99,7 @@ def train(
     steps = len(state.losses)  # in an epoch
     course = course_of(recipe, steps, state.step, state.share, state.seconds, started)
     method, device = state.method.train(), state.device
-    make_view, watch = Views(recipe.augmentation), Watch(recipe, data.images, device)
+    make_view, watch = Views(recipe.augmentation, recipe.normalisation), Watch(recipe, data.images, device)
     step = Step(recipe, method, state.optimizers, make_view, device)
 
     def rows_of(step_number: int) -> Tensor:

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from crlf.augmentation import Views, normalise
+from crlf.augmentation import Views
 from crlf.data import ImageSet
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import Method, SupervisedMethod
 from crlf.metrics.geometry import (
     SETTLED,
+    Collapse,
     centred,
     describe,
     diagnose,
@@ -36,6 +37,7 @@ from crlf.metrics.geometry import (
     spectrum,
 )
 from crlf.metrics.knn import HEADLINE, knn_predict
+from crlf.normalisation import normalise
 from crlf.recipe import Recipe
 from crlf.runs.run import Run
 from crlf.runtime import distributed
@@ -130,10 +132,10 @@ class Watch:
         order = torch.randperm(len(pixels), generator=generator("cpu", "health", recipe.seed))
         self.recipe = recipe
         self.images = pixels[order[:SAMPLE].to(pixels.device)].to(device)  # not the first: those may be of one class
-        self.make_view = Views(recipe.augmentation)
+        self.make_view = Views(recipe.augmentation, recipe.normalisation)
         self.seconds = self.last = 0.0  # that looking took
         self.judged = False
-        self.collapse: str | None = None  # what was found, for good
+        self.collapse: Collapse | None = None  # what was found, for good
 
     def look(self, method: Method, step: int, seconds: float) -> dict[str, Any]:
         """What the log shall hold, see `examine`.
@@ -157,7 +159,7 @@ class Watch:
             self.judge(diagnose(health))
         return health
 
-    def judge(self, found: str | None) -> None:
+    def judge(self, found: Collapse | None) -> None:
         """Say a collapse, once; a run that it stops says it in its last line."""
         if found and not self.collapse:
             self.collapse = found
@@ -187,7 +189,7 @@ class KnnCurve:
     def __init__(
         self, recipe: Recipe, images: Tensor, labels: Tensor, rows: Tensor, asked: int, device: torch.device | str
     ):
-        self.settings, self.device = recipe.augmentation, device
+        self.normalisation, self.device = recipe.normalisation, device
         self.images, self.labels, self.rows = images, labels.numpy(), rows
         self.voters = len(rows) - asked
         self.seconds = self.last = 0.0  # that looking took
@@ -220,7 +222,7 @@ class KnnCurve:
         with evaluating(encoder):
             for rows in self.rows.split(KNN_BATCH):
                 part = self.images[rows].to(self.device)  # (b, C, H, W)
-                found.append(encoder(normalise(part, self.settings)).float().cpu())
+                found.append(encoder(normalise(part, self.normalisation)).float().cpu())
         return torch.cat(found)
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
-from crlf.data import ImageSet, load_for_pretraining
+from crlf.data import ImageSet, given, load_for_pretraining
+from crlf.data.given import Given
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import SupervisedMethod
+from crlf.normalisation import FLOOR
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs import checkpoints
-from crlf.runs.run import Run, claim
+from crlf.runs.run import RECIPE, Run, claim
 from crlf.runtime import distributed
 from crlf.runtime.devices import keep_freed_memory, memory_there, pick_device
-from crlf.text import size
+from crlf.text import PYTHON_ONLY, size
 from crlf.training.compile import require_compilable
 from crlf.training.cost import embedding_bytes, estimate
 from crlf.training.loop import train
@@ -31,6 +35,7 @@ from crlf.training.trackers import require_tracker
 def pretrain(
     recipe: Recipe = RECIPES["default"],
     *,
+    data: Annotated[Given | None, PYTHON_ONLY] = None,
     out: str | Path = "simclr_output",
     data_dir: str | Path | None = None,
     device: str = "auto",
@@ -42,6 +47,7 @@ def pretrain(
 
     Args:
         recipe: every setting of the run.
+        data: images in memory, in place of those that the recipe names: an `ImageSet`, or an array (crlf.data.given).
         out: the run folder, made if need be.
         data_dir: where a data set known by name lies; by default the cache.
         device: "cpu", "cuda", "mps", or "auto" for the first that is there of cuda, mps and cpu.
@@ -62,25 +68,41 @@ def pretrain(
     require_tracker(track)
     place = distributed.own_device(pick_device(device))
     with distributed.first_alone():
-        data = load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
-        recipe.steps_per_epoch(len(data))
-        require_labels(recipe, data)
-        require_difference(recipe, data)
+        recipe, images = with_images(recipe, data, data_dir)
+        recipe.steps_per_epoch(len(images))
+        recipe = resolved(recipe, images, Run(out), resume)
+        require_labels(recipe, images)
+        require_difference(recipe, images)
         distributed.require_share(recipe.batch_size, place)
         require_compilable(recipe, place)
-        state = State(recipe, data, place)  # before the folder is claimed: an encoder may refuse the images
-    space = 5 * embedding_bytes(recipe, data) // 2
+        state = State(recipe, images, place)  # before the folder is claimed: an encoder may refuse the images
+    space = 5 * embedding_bytes(recipe, images) // 2
     run = distributed.by_first(lambda: claim(out, recipe.to_dict(), resume, overwrite, space, completed))
     try:
         if resume and checkpoints.kept(run):
             state.load(run)
         if distributed.rank() == 0:
-            save_views(run, recipe, data)
-            tell_cost(state, data)
-        train(run, recipe, data, state, started, track, knn_curve(recipe, data, place))
+            save_views(run, recipe, images)
+            tell_cost(state, images)
+        train(run, recipe, images, state, started, track, knn_curve(recipe, images, place))
     finally:
         run.release()
     return run
+
+
+def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None) -> tuple[Recipe, ImageSet]:
+    """The images to learn from, and the recipe that says which."""
+    if data is None:
+        return recipe, load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
+    images = given.image_set(data, recipe.images)
+    return dataclasses.replace(recipe, data=given.name_of(images)), images.first(recipe.subset)
+
+
+def resolved(recipe: Recipe, data: ImageSet, run: Run, resume: bool) -> Recipe:
+    """The recipe with a mean and a deviation: those that the run to resume has, else those of `Recipe.resolved`."""
+    if resume and not recipe.normalisation.known and run.file(RECIPE).is_file():
+        recipe = dataclasses.replace(recipe, normalisation=run.recipe.normalisation)
+    return recipe.resolved(data)
 
 
 def require_labels(recipe: Recipe, data: ImageSet) -> None:
@@ -102,6 +124,8 @@ def tell_cost(state: State, data: ImageSet) -> None:
         return
     if choice := getattr(state.method.encoder, "choice", ""):
         print(f"encoder {state.recipe.encoder}: {choice}", file=sys.stderr)
+    if FLOOR in state.recipe.normalisation.std:
+        print(f"warning: a channel of the images hardly varies: it is divided by {FLOOR} all the same", file=sys.stderr)
     cost = estimate(state.recipe, data, state.method, state.optimizers, state.share)
     print(cost, file=sys.stderr)
     there = memory_there(state.device)

@@ -37,7 +37,7 @@ class Progress:
             disable=True if distributed.rank() else None,  # None: unless stderr is a terminal
             dynamic_ncols=True,
             leave=False,
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {remaining} left, {rate_fmt}{postfix}",  # whole at 60 columns
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left, {rate_fmt}{postfix}",  # whole at 60 columns
         )
 
     def log(self, step: int, losses: Tensor, seconds: float, lr: float, stats: dict[str, Any]) -> None:

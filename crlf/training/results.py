@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crlf.augmentation import Views, denormalise, normalise, view_size
+from crlf.augmentation import Views, view_size
 from crlf.data import ImageSet
 from crlf.methods.base import SupervisedMethod, training_flops
+from crlf.normalisation import denormalise, normalise
 from crlf.recipe import Recipe
 from crlf.runs.files import save_array, save_tensors
 from crlf.runs.run import ENCODER, LOSS, VIEWS, Run
@@ -28,11 +29,12 @@ def save_views(run: Run, recipe: Recipe, data: ImageSet, images: int = 10) -> No
     """Write the first images, in the size of a view, beside views of them: uint8 (n, 1 + V, C, h, w)."""
     first = data.images[:images]
     stream = generator("cpu", "views", recipe.seed, "sample")
-    views = [Views(recipe.augmentation)(first, stream) for _ in range(recipe.views)]
+    make_view = Views(recipe.augmentation, recipe.normalisation)
+    views = [make_view(first, stream) for _ in range(recipe.views)]
     originals = F.interpolate(
-        normalise(first, recipe.augmentation), views[0].shape[2:], mode="bilinear", antialias=True
+        normalise(first, recipe.normalisation), views[0].shape[2:], mode="bilinear", antialias=True
     )
-    shown = denormalise(torch.stack([originals, *views], dim=1), recipe.augmentation)
+    shown = denormalise(torch.stack([originals, *views], dim=1), recipe.normalisation)
     save_array(run.file(VIEWS), shown.numpy())
 
 

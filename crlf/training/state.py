@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from crlf import encoders
-from crlf.augmentation import normalise, view_size
+from crlf.augmentation import view_size
 from crlf.data import ImageSet
 from crlf.errors import InputError
 from crlf.methods import METHODS
+from crlf.normalisation import normalise
 from crlf.optim import OPTIMIZERS
 from crlf.recipe import Recipe
 from crlf.runs import checkpoints
@@ -28,7 +29,7 @@ def completed(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> None:
     """Raise InputError unless the encoder takes the images, as they are embedded in the end, and their views."""
-    normalise(data.images[:1], recipe.augmentation)  # refuses statistics of another number of channels
+    normalise(data.images[:1], recipe.normalisation)  # refuses statistics of another number of channels
     _, channels, height, width = data.images.shape
     encoders.trial(encoder, recipe.encoder, channels, height, width)
     height, width = (view_size(side, recipe.augmentation) for side in (height, width))

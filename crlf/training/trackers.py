@@ -79,7 +79,7 @@ def wandb(run: Run, done: int) -> Iterator[Write]:
     mode: Any = os.environ.get("WANDB_MODE", "offline")
     tracked_run = library.init(
         project=PROJECT, name=run.path.absolute().name, id=identity(run), resume="allow", dir=str(run.path),
-        config=run.recipe, mode=mode,
+        config=run.settings, mode=mode,
     )  # fmt: skip
     try:
         yield lambda row: tracked_run.log(numbers(row), step=row["step"])
@@ -101,7 +101,7 @@ def mlflow(run: Run, done: int) -> Iterator[Write]:
     client = MlflowClient(tracking_uri=uri)
     id, is_new = mlflow_run(client, run)
     if is_new:
-        client.log_batch(id, params=[Param(name, str(value)) for name, value in flat(run.recipe).items()])
+        client.log_batch(id, params=[Param(name, str(value)) for name, value in flat(run.settings).items()])
 
     def write(row: dict[str, Any]) -> None:
         now = int(1000 * row["seconds"])  # ms of training: what MLflow draws against time
@@ -129,7 +129,7 @@ def mlflow_run(client: Any, run: Run) -> tuple[str, bool]:
 
 def identity(run: Run) -> str:
     """A name for the run in a tracker, the same when it is resumed: of its folder and its settings."""
-    text = f"{run.path.absolute()} {sorted(flat(run.recipe).items())}"
+    text = f"{run.path.absolute()} {sorted(flat(run.settings).items())}"
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 

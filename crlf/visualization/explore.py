@@ -87,9 +87,8 @@ def write_table(path: Path, run: Run, splits: list[str], data_dir: str | Path | 
     import pyarrow.parquet as pq
 
     from crlf.data import load
-    from crlf.recipe import Recipe
 
-    recipe = Recipe.from_dict(run.recipe)
+    recipe = run.recipe
     sets = dict(zip(("train", "test"), load(recipe.data, data_dir, recipe.images), strict=True))
     embedded = {name: run.array(f"{name}_emb.npy") for name in splits}
     width = next(iter(embedded.values())).shape[1]
@@ -111,7 +110,7 @@ def groups(run: Run, name: str, split: ImageSet, rows: np.ndarray) -> Iterator[d
     import pyarrow as pa
 
     if len(rows) != len(split):
-        what = f"{str(run.file(f'{name}_emb.npy'))!r} has {len(rows)} rows, but {run.recipe['data']!r} has {len(split)}"
+        what = f"{str(run.file(f'{name}_emb.npy'))!r} has {len(rows)} rows, but {run.recipe.data!r} has {len(split)}"
         raise InputError(f"{what} {name} images: `crlf embed {run.path}` embeds them again")
     for first in range(0, len(rows), ROWS):
         part = slice(first, first + ROWS)

@@ -107,6 +107,7 @@ def test_no_head_is_wider_than_the_measure_says(name: str):
     assert all(value > 512 for value in other.values())
 
 
+@pytest.mark.long
 def test_fine_tuning_is_measured_on_held_out_images(monkeypatch, cifar10):
     train, test = cifar10
     monkeypatch.setattr(finetuning, "held_out", lambda data_dir=None: (train.first(300), test.first(100)))
@@ -123,7 +124,7 @@ def ablation():
     """The module, prepared; its additions to the tables go at the end."""
     from bench import ablation
 
-    tables = (ablation.SOURCES, ablation.ENCODERS, ablation.METHODS)
+    tables = (ablation.PUBLISHED, ablation.SOURCES, ablation.ENCODERS, ablation.METHODS)
     before, threads = [dict(table) for table in tables], torch.get_num_threads()
     ablation.prepare()
     yield ablation
@@ -150,6 +151,7 @@ def test_the_ablation_holds_out_what_it_chooses_by(ablation, cifar10):
     assert not set(train.ids) & set(held.ids)
 
 
+@pytest.mark.long
 def test_nt_xent_in_chunks_needs_less_memory():
     rows = loss_memory.measure((4096,), at_once=4096, logits=2**20)
     chunked, whole = rows
@@ -206,6 +208,7 @@ def test_a_trend_is_the_slope():
     assert soak.trend([(0, 5), (1, 7), (2, 9)]) == pytest.approx(2)
 
 
+@pytest.mark.long
 def test_short_runs_leave_nothing(tmp_path):
     """A few of them; `python -m bench short-runs` does a thousand."""
     rows = short_runs.measure(8)

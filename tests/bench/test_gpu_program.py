@@ -23,6 +23,7 @@ from bench.gpu_program import compact, keep, knn, many, search, speed, tables
 from bench.gpu_program import main as command
 from bench.gpu_program.context import TINY, Clock, Context
 from bench.gpu_program.program import Part, Results, run
+from crlf.encoders import ENCODERS
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.metrics.knn import knn_predict
@@ -95,6 +96,7 @@ def test_results_are_whole_after_every_row(tmp_path: Path):
         assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == i + 1
 
 
+@pytest.mark.long
 def test_a_program_that_is_stopped_leaves_no_process(tmp_path: Path):
     code = (
         "from pathlib import Path; from bench.gpu_program.program import Part, run; import planted_parts as t; "
@@ -112,6 +114,7 @@ def test_a_program_that_is_stopped_leaves_no_process(tmp_path: Path):
     assert gone(child)
 
 
+@pytest.mark.long
 def test_the_whole_program_on_a_cpu(tmp_path: Path):
     """Tiny sizes; every part finds something, and the files are few and small."""
     seconds, start = 60.0, time.monotonic()
@@ -218,8 +221,17 @@ def test_ridge_tells_classes_apart_that_a_line_can():
 
 
 @pytest.fixture(scope="module")
-def parted():
+def named():
+    """The networks of the search are known by name, and gone at the end."""
+    before = dict(ENCODERS)
     search.setup()
+    yield
+    for name in set(ENCODERS) - set(before):
+        del ENCODERS[name]
+
+
+@pytest.fixture(scope="module")
+def parted(named: None):
     return search.parted("shapes", 128)
 
 
@@ -228,6 +240,7 @@ def test_the_held_out_images_are_not_trained_on(parted):
     assert len(held) == 128 and not set(train.ids) & set(held.ids)
 
 
+@pytest.mark.long
 def test_side_by_side_and_alone_train_the_same(parted):
     """Streams, processes and turns differ in speed alone."""
     train, held = parted
@@ -240,8 +253,7 @@ def test_side_by_side_and_alone_train_the_same(parted):
     assert next(one)[1]["steps"] == next(many.in_turn(jobs[:1], train, held, CPU))[1]["steps"]
 
 
-def test_candidates_are_drawn_from_the_choices():
-    search.setup()
+def test_candidates_are_drawn_from_the_choices(named: None):
     for encoder, choices in search.CHOICES.items():
         found = search.candidates(encoder, 12, {})
         assert len(found) == 13 and found["as it is"] == RECIPES[search.BASES[encoder]]

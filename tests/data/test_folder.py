@@ -478,11 +478,10 @@ def test_a_row_is_the_embedding_of_its_file(tmp_path: Path, monkeypatch: pytest.
     run = stages(monkeypatch, tmp_path)
     rows = dict(zip(json.loads((run / "train_ids.json").read_text()), np.load(run / "train_emb.npy"), strict=True))
     from crlf.embedding.embed import embed_images, load_encoder
-    from crlf.recipe import Recipe
     from crlf.runs.run import Run
 
-    recipe = Recipe.from_dict(Run.open(run).recipe)
+    recipe = Run.open(run).recipe
     encoder = load_encoder(Run.open(run), recipe, torch.Size((3, 32, 32)))
     for name in ("03.png", "15.png"):
         image = torch.from_numpy(decode((tmp_path / "my photos" / name).read_bytes(), 32))[None]
-        assert np.allclose(embed_images(encoder, image, recipe.augmentation)[0], rows[name], atol=1e-5)
+        assert np.allclose(embed_images(encoder, image, recipe.normalisation)[0], rows[name], atol=1e-5)

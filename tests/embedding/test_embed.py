@@ -19,12 +19,11 @@ from terminal import refused
 
 import crlf
 from crlf import cli
-from crlf.augmentation import ViewSettings
 from crlf.data import stream
 from crlf.data.files.decode import decode
-from crlf.embedding.embed import write_table
 from crlf.embedding.table import GROUP, Table, Writer, join
 from crlf.errors import InputError
+from crlf.normalisation import Normalisation
 from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER, RECIPE
 from crlf.runtime import distributed
@@ -74,6 +73,28 @@ def test_the_table_of_a_run_is_its_arrays(run: crlf.Run):
     classes = crlf.data.load("shapes")[0].classes
     assert table["label"].to_pylist() == labels and table["class"].to_pylist() == [classes[i] for i in labels]
     assert table["id"].to_pylist()[:2] == ["train/00000", "train/00001"]
+
+
+def test_embeddings_flow_one_way(run: crlf.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The table and the arrays are written in one pass: what was just written is not read again, nor held as a whole.
+
+    A group of the table goes out as soon as it is full, and may hold rows of both splits.
+    """
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    for path in (*copy.glob("*_emb.npy"), copy / "embeddings.parquet"):
+        path.unlink()
+    monkeypatch.setattr(np, "load", lambda *words, **more: pytest.fail(f"{words} was read"))
+    monkeypatch.setattr("crlf.embedding.table.GROUP", 24)
+    crlf.embed(copy, device="cpu", batch_size=10)
+    monkeypatch.undo()
+    for name in ("train_emb.npy", "test_emb.npy"):
+        np.testing.assert_allclose(np.load(copy / name), run.array(name), atol=1e-5)
+    table = pq.ParquetFile(copy / "embeddings.parquet")
+    assert [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)] == [24] * 5 + [8]
+    rows = [np.load(copy / name) for name in ("train_emb.npy", "test_emb.npy")]
+    assert np.array_equal(matrix(table.read()), np.vstack(rows))
+    assert table.read()["id"].to_pylist() == [*run.ids("train"), *run.ids("test")]
 
 
 def test_a_table_is_written_in_groups_and_keeps_its_order(tmp_path: Path):
@@ -174,15 +195,6 @@ def test_shards_are_joined_in_their_order(tmp_path: Path):
     assert matrix(table)[:, 0].tolist() == np.load(tmp_path / "t.npy")[:, 0].tolist() == [0, 1, 1, 2, 2, 2]
 
 
-def test_every_image_of_a_large_run_is_in_its_table(run: crlf.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """More rows than a group has."""
-    monkeypatch.setattr("crlf.embedding.embed.GROUP", 10)
-    copy = crlf.Run(shutil.copytree(run.path, tmp_path / "copy"))
-    splits = dict(zip(("train", "test"), (part.first(64) for part in crlf.data.load("shapes")), strict=True))
-    write_table(copy, splits, "shapes")
-    assert pq.read_table(copy.file("embeddings.parquet")).equals(pq.read_table(run.file("embeddings.parquet")))
-
-
 def test_the_default_name_is_that_of_the_path(run: crlf.Run, photos: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert crlf.embed(run, photos, device="cpu") == Path("my photos_embeddings.parquet")
@@ -198,7 +210,7 @@ def test_settings_of_the_recipe_are_kept(tmp_path: Path):
     random = np.random.default_rng(1)
     np.save(tmp_path / "wide.npy", random.integers(0, 256, (40, 20, 30, 3), dtype=np.uint8))
     scaled = Recipe(data=str(tmp_path / "wide.npy"), images=crlf.data.ImageSettings(image_size=16), batch_size=8,
-                    views=2, epochs=1, augmentation=ViewSettings(mean=(0.2,), std=(0.7,)))  # fmt: skip
+                    views=2, epochs=1, normalisation=Normalisation(mean=(0.2,), std=(0.7,)))  # fmt: skip
     own = crlf.embed(crlf.pretrain(scaled, out=tmp_path / "run", device="cpu"), device="cpu")
     table = embed(own, tmp_path / "wide.npy", tmp_path / "t.parquet", "--batch-size", "500")
     assert np.array_equal(matrix(table), own.array("train_emb.npy"))
@@ -223,6 +235,7 @@ def test_no_more_than_a_few_parts_are_held(photos: Path, monkeypatch: pytest.Mon
     assert len(looked) <= 10 * (5 + stream.AHEAD) and used == 5
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_images(run: crlf.Run, tmp_path: Path):
     """Measured: 5,000 more images, 15 MB of pixels and 36 MB of embeddings, take less than half of that more."""
     program = (
@@ -263,6 +276,7 @@ def torchrun(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(started.args, started.returncode, out, err)
 
 
+@pytest.mark.long
 def test_two_processes_give_the_bits_of_one(run: crlf.Run, photos: Path, tmp_path: Path):
     one = embed(run, photos, tmp_path / "one.parquet", "--batch-size", "4")
     program = tmp_path / "program.py"

@@ -75,9 +75,10 @@ def test_a_sound_run_gets_none(sound: crlf.Run, capsys):
     assert sound.scores["linear_accuracy"] > 0.6  # of six classes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["byol", "vicreg"])
 def test_sound_runs_of_other_methods_get_none(tmp_path: Path, method: str):
-    settings = SOUND | {"epochs": 20, "method": method, "head": moderate(method)}
+    settings = SOUND | {"epochs": 20, "method": method, "head": moderate(method, hidden=64)}
     assert found(made(settings, tmp_path / "run")) == {}
 
 
@@ -98,6 +99,7 @@ TRAINED: dict[str, tuple[dict, str]] = {
 BESIDE = {"too_few_epochs", "batch_norm", "loss"}  # what may follow from another fault, and from so short a run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", TRAINED)
 def test_a_fault_in_the_recipe_is_found(tmp_path: Path, fault: str, capsys):
     changes, evidence = TRAINED[fault]
@@ -136,7 +138,7 @@ def test_no_named_recipe_is_accused_of_its_settings(copy: crlf.Run, name: str):
 
 
 def edit(run: crlf.Run, **values) -> None:
-    write_json(run.file("recipe.json"), run.recipe | values)
+    write_json(run.file("recipe.json"), run.settings | values)
 
 
 def images(base: ImageSet, **values) -> ImageSet:
@@ -296,6 +298,7 @@ def test_a_power_law_is_continued():
     assert extrapolate(np.full(8, 2.0), 16) == pytest.approx(2.0, abs=1e-6)
 
 
+@pytest.mark.long
 def test_a_longer_run_does_as_the_curve_says(tmp_path: Path):
     """The extrapolation of the first epochs lies near what the epochs after them reach, at a constant rate."""
     optim = OptimSettings(optimizer="adam", lr=1e-3, warmup=0.0, final_lr=1.0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from crlf.augmentation import ViewSettings
-from crlf.data import ImageSet
+from crlf.data import PUBLISHED, ImageSet
 from crlf.evaluation.doctor import images, settings, training
 from crlf.evaluation.doctor.case import Case, Finding
 from crlf.methods.simclr import SimCLRSettings
@@ -23,7 +23,7 @@ class Seen:
 
     def __init__(self, log: list[dict[str, Any]] | None = None, **given: Any):
         self.run = SimpleNamespace(log=lambda: log or [], unlabelled=True)
-        self.recipe = Recipe(data="shapes")
+        self.recipe = Recipe(data="shapes", normalisation=PUBLISHED["shapes"])
         self.__dict__ |= given
 
 
@@ -104,7 +104,7 @@ def test_labels_are_shifted_when_their_own_images_are_near_chance_and_others_far
 
 @pytest.mark.parametrize("side, told", [(47, True), (48, False)])
 def test_a_blur_is_told_below_48_pixels(side: int, told: bool):
-    recipe = Recipe(data="shapes", augmentation=ViewSettings(blur=0.01))
+    recipe = Recipe(data="shapes", normalisation=PUBLISHED["shapes"], augmentation=ViewSettings(blur=0.01))
     assert judged([settings.blur(Seen(recipe=recipe, view_shape=(3, side)))]) == [told]  # type: ignore[arg-type]
 
 
@@ -120,7 +120,7 @@ def test_four_patches_a_side_or_maps_of_two(monkeypatch: pytest.MonkeyPatch, pla
 
 @pytest.mark.parametrize("value, told", [(0.039, True), (0.041, False), (0.69, False), (0.71, True)])
 def test_temperatures_from_4_hundredths_to_7_tenths_are_usual(value: float, told: bool):
-    recipe = Recipe(data="shapes", head=SimCLRSettings(temperature=value))
+    recipe = Recipe(data="shapes", normalisation=PUBLISHED["shapes"], head=SimCLRSettings(temperature=value))
     assert judged([settings.temperature(Seen(recipe=recipe))]) == [told]  # type: ignore[arg-type]
 
 
@@ -136,7 +136,9 @@ def test_temperatures_from_4_hundredths_to_7_tenths_are_usual(value: float, told
 )
 def test_the_range_of_an_optimizers_rates(optimizer: str, low: float, high: float):
     def told(lr: float) -> bool:
-        recipe = Recipe(data="shapes", optim=OptimSettings(optimizer=optimizer, lr=lr, lr_per=0))
+        recipe = Recipe(
+            data="shapes", normalisation=PUBLISHED["shapes"], optim=OptimSettings(optimizer=optimizer, lr=lr, lr_per=0)
+        )
         return bool(settings.learning_rate(Seen([{"loss": 3.0}], recipe=recipe, losses=np.ones(1))))  # type: ignore[arg-type]
 
     assert [told(lr) for lr in (0.95 * low, 1.05 * low, 0.95 * high, 1.05 * high)] == [True, False, False, True]
@@ -166,7 +168,7 @@ def test_pixels_of_two_views_that_agree_by_more_than_7_tenths(
     ],
 )
 def test_strong_views_whose_features_agree_by_less_than_4_tenths(views: dict, agreement: float, told: bool):
-    recipe = Recipe(data="shapes", augmentation=ViewSettings(**views))
+    recipe = Recipe(data="shapes", normalisation=PUBLISHED["shapes"], augmentation=ViewSettings(**views))
     found = settings.strong_augmentation(Seen(recipe=recipe, health={"h_agreement": agreement}))  # type: ignore[arg-type]
     assert judged([found]) == [told]
 

@@ -20,6 +20,7 @@ from terminal import refused
 import crlf
 from crlf import cli, data
 from crlf.augmentation import ViewSettings
+from crlf.data import PUBLISHED
 from crlf.data.files.decode import decode
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.errors import InputError
@@ -30,7 +31,7 @@ from crlf.evaluation.logistic_regression import fit_linear
 from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER, Run, claim
 
-TINY = Recipe(data="shapes", subset=256, batch_size=64, views=2, epochs=1)
+TINY = Recipe(data="shapes", subset=256, batch_size=64, views=2, epochs=1, normalisation=PUBLISHED["shapes"])
 SHAPE = (3, 32, 32)
 
 
@@ -77,10 +78,10 @@ def test_a_linear_classifier_is_scikit_learns_on_the_runs_embeddings(run: Run, s
     """Its head holds the standardisation and the probe; the encoder is the run's, weight for weight."""
     train, test = data.load(str(shapes), None, data.ImageSettings(image_size=32))
     encoder = load_encoder(run, TINY, torch.Size(SHAPE))
-    x, z = (embed_images(encoder, part.images, TINY.augmentation) for part in (train, test))
+    x, z = (embed_images(encoder, part.images, TINY.normalisation) for part in (train, test))
     c = 1 / (1e-3 * len(x))  # too few images to choose it: scores.json says so
     loaded = classifier.load(linear)
-    ours = classifier.probabilities(loaded.model, test.images, TINY.augmentation)
+    ours = classifier.probabilities(loaded.model, test.images, TINY.normalisation)
     probe = fit_linear(x, train.labels.numpy(), c)
     assert np.allclose(ours, probe.logits(z).softmax(dim=1), atol=1e-4)
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000, tol=1e-8))
@@ -137,6 +138,7 @@ def test_mild_views_keep_half_of_the_image_and_its_colours():
     assert mild(ViewSettings(crop_min=0.7)).crop_min == 0.7
 
 
+@pytest.mark.long
 def test_tuning_learns_by_itself(run: Run):
     """From a head of zeros, which knows nothing, in 150 steps."""
     train, test = data.load("shapes")
@@ -222,7 +224,7 @@ def test_the_table_of_classes(linear: Path, tmp_path: Path, capsys: pytest.Captu
     assert [row[0] for row in rows[6:]] == [str(path.relative_to(tmp_path)) for path in source]
     loaded = classifier.load(linear)
     pixels = torch.from_numpy(np.stack([decode(path.read_bytes(), 32) for path in source]))
-    expected = classifier.probabilities(loaded.model, pixels, loaded.recipe.augmentation)
+    expected = classifier.probabilities(loaded.model, pixels, loaded.recipe.normalisation)
     for row, p in zip(rows[6:], expected, strict=True):
         assert row[1] == loaded.classes[p.argmax()] and float(row[2]) == pytest.approx(p.max(), abs=1e-4)
     assert capsys.readouterr().out == ""

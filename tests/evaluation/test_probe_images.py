@@ -24,7 +24,7 @@ from crlf.evaluation.corruptions import CORRUPTIONS
 from crlf.evaluation.embedded import Embedded
 from crlf.evaluation.finetune import started
 from crlf.evaluation.logistic_regression import choose_c, linear
-from crlf.evaluation.probe import PROBES, embedded
+from crlf.evaluation.probe import PROBES, read
 from crlf.evaluation.robustness import corrupted_accuracy
 from crlf.methods.simclr import SimCLRSettings
 from crlf.recipe import Recipe
@@ -55,65 +55,65 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> crlf.Run:
 
 
 @pytest.fixture
-def images(run: crlf.Run) -> Embedded:
-    return embedded(run, device="cpu")
+def embedded(run: crlf.Run) -> Embedded:
+    return read(run, device="cpu")
 
 
-def test_what_was_learned_beats_pixels_and_an_untrained_encoder(images: Embedded):
-    learned = images.accuracy(images.linear[0].predict(images.test))
-    scores = PROBES["pixels"](images).scores | PROBES["untrained"](images).scores
+def test_what_was_learned_beats_pixels_and_an_untrained_encoder(embedded: Embedded):
+    learned = embedded.accuracy(embedded.linear[0].predict(embedded.test))
+    scores = PROBES["pixels"](embedded).scores | PROBES["untrained"](embedded).scores
     assert learned > scores["pixels_linear_accuracy"] + 0.2
     assert learned > scores["untrained_linear_accuracy"] + 0.05
-    assert PROBES["knn"](images).scores["knn_accuracy"] > scores["untrained_knn_accuracy"]
+    assert PROBES["knn"](embedded).scores["knn_accuracy"] > scores["untrained_knn_accuracy"]
 
 
-def test_the_untrained_encoder_is_the_one_that_training_began_with(images: Embedded, run: crlf.Run):
+def test_the_untrained_encoder_is_the_one_that_training_began_with(embedded: Embedded, run: crlf.Run):
     """A run whose learning rate is next to nothing keeps it, but for the statistics of batch norm."""
     with torch.random.fork_rng():
-        torch.manual_seed(images.recipe.seed)
-        first = encoders.build("tiny", 3, 16, images.recipe.embedding.regions)
-    encoder = Frozen(first, images.recipe.embedding.mirror)
-    rows = [embed_images(encoder, part.images, images.recipe.augmentation) for part in SETS]
-    expected = images.accuracy(linear(rows[0], images.train_lbl, rows[1]).predictions)
-    assert PROBES["untrained"](images).scores["untrained_linear_accuracy"] == expected
+        torch.manual_seed(embedded.recipe.seed)
+        first = encoders.build("tiny", 3, 16, embedded.recipe.embedding.regions)
+    encoder = Frozen(first, embedded.recipe.embedding.mirror)
+    rows = [embed_images(encoder, part.images, embedded.recipe.normalisation) for part in SETS]
+    expected = embedded.accuracy(linear(rows[0], embedded.train_lbl, rows[1]).predictions)
+    assert PROBES["untrained"](embedded).scores["untrained_linear_accuracy"] == expected
     torch.manual_seed(0)
-    state = State(images.recipe, SETS[0], torch.device("cpu"))
+    state = State(embedded.recipe, SETS[0], torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), state.method.encoder.parameters(), strict=True))
 
 
-def test_the_untrained_encoder_has_the_runs_own_seed(images: Embedded, monkeypatch):
+def test_the_untrained_encoder_has_the_runs_own_seed(embedded: Embedded, monkeypatch):
     """Row for row: accuracies of two encoders may happen to be equal."""
-    images.__dict__["recipe"] = dataclasses.replace(images.recipe, seed=7)
+    embedded.__dict__["recipe"] = dataclasses.replace(embedded.recipe, seed=7)
     given: list[np.ndarray] = []
     monkeypatch.setattr("crlf.evaluation.baselines.both", lambda name, images, *rows: given.extend(rows) or {})
-    PROBES["untrained"](images)
-    first = State(images.recipe, SETS[0], torch.device("cpu")).method.encoder
-    net = encoders.build("tiny", 3, 16, images.recipe.embedding.regions)
+    PROBES["untrained"](embedded)
+    first = State(embedded.recipe, SETS[0], torch.device("cpu")).method.encoder
+    net = encoders.build("tiny", 3, 16, embedded.recipe.embedding.regions)
     net.load_state_dict(first.state_dict())
-    encoder = Frozen(net, images.recipe.embedding.mirror)
+    encoder = Frozen(net, embedded.recipe.embedding.mirror)
     for rows, part in zip(given, SETS, strict=True):
-        np.testing.assert_allclose(rows, embed_images(encoder, part.images, images.recipe.augmentation), atol=1e-6)
+        np.testing.assert_allclose(rows, embed_images(encoder, part.images, embedded.recipe.normalisation), atol=1e-6)
 
 
-def test_pixels_are_the_images(images: Embedded):
+def test_pixels_are_the_images(embedded: Embedded):
     flat = [part.images.numpy().reshape(len(part), -1).astype(np.float32) for part in SETS]
-    expected = images.accuracy(linear(flat[0], images.train_lbl, flat[1]).predictions)
-    assert PROBES["pixels"](images).scores["pixels_linear_accuracy"] == expected
+    expected = embedded.accuracy(linear(flat[0], embedded.train_lbl, flat[1]).predictions)
+    assert PROBES["pixels"](embedded).scores["pixels_linear_accuracy"] == expected
 
 
-def test_supervision_learns_and_spends_the_runs_budget(images: Embedded, run: crlf.Run, monkeypatch):
+def test_supervision_learns_and_spends_the_runs_budget(embedded: Embedded, run: crlf.Run, monkeypatch):
     steps = []
     monkeypatch.setattr(
         "crlf.evaluation.baselines.batch_rows", lambda step, *rest: steps.append(step) or batch_rows(step, *rest)
     )
-    found = PROBES["supervised"](images)
+    found = PROBES["supervised"](embedded)
     assert len(steps) * 64 * 2 == run.scores["views_seen"]
     assert found.scores["supervised_accuracy"] > 0.6 and "cross-entropy" in found.protocol
 
 
-def test_shuffled_labels_teach_supervision_nothing(images: Embedded):
-    shuffled = np.random.default_rng(0).permutation(images.train_lbl)
-    scores = PROBES["supervised"](dataclasses.replace(images, train_lbl=shuffled)).scores
+def test_shuffled_labels_teach_supervision_nothing(embedded: Embedded):
+    shuffled = np.random.default_rng(0).permutation(embedded.train_lbl)
+    scores = PROBES["supervised"](dataclasses.replace(embedded, train_lbl=shuffled)).scores
     assert abs(scores["supervised_accuracy"] - 1 / 6) < 0.12
 
 
@@ -123,10 +123,10 @@ def test_each_epoch_of_supervision_is_a_permutation():
     assert not torch.equal(rows, torch.cat([batch_rows(step, 20, 6, seed=0) for step in range(3, 6)]))
 
 
-def test_supervision_needs_to_know_the_budget(images: Embedded, tmp_path: Path):
-    (tmp_path / "recipe.json").write_bytes(images.run.file("recipe.json").read_bytes())
+def test_supervision_needs_to_know_the_budget(embedded: Embedded, tmp_path: Path):
+    (tmp_path / "recipe.json").write_bytes(embedded.run.file("recipe.json").read_bytes())
     with pytest.raises(InputError, match="supervised needs views_seen"):
-        PROBES["supervised"](dataclasses.replace(images, run=crlf.Run(tmp_path)))
+        PROBES["supervised"](dataclasses.replace(embedded, run=crlf.Run(tmp_path)))
 
 
 # Fine-tuning
@@ -138,49 +138,50 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crlf.evaluation.finetune.PASSES", 6)
 
 
-def test_fine_tuning_starts_as_the_linear_probe(images: Embedded):
+def test_fine_tuning_starts_as_the_linear_probe(embedded: Embedded):
     """Without a step of it, it predicts what the probe does."""
-    model, data = started(images)
-    found = classifier.probabilities(model.eval(), data.test, images.recipe.augmentation)
-    np.testing.assert_allclose(found, images.linear[0].probabilities(images.test), atol=1e-3)
+    model, data = started(embedded)
+    found = classifier.probabilities(model.eval(), data.test, embedded.recipe.normalisation)
+    np.testing.assert_allclose(found, embedded.linear[0].probabilities(embedded.test), atol=1e-3)
     assert all(weight.requires_grad for weight in model.parameters())
 
 
-def test_fine_tuning_learns_more_than_the_probe_and_leaves_the_run_alone(images: Embedded, run: crlf.Run):
+@pytest.mark.long
+def test_fine_tuning_learns_more_than_the_probe_and_leaves_the_run_alone(embedded: Embedded, run: crlf.Run):
     before = run.file(ENCODER).read_bytes()
-    rows = images.embed(images.images[1])
-    found = PROBES["fine_tuning"](images)
+    rows = embedded.embed(embedded.images[1])
+    found = PROBES["fine_tuning"](embedded)
     low, high = found.scores["fine_tuning_interval"]
     assert low <= found.scores["fine_tuning_accuracy"] <= high
-    assert found.scores["fine_tuning_accuracy"] > images.accuracy(images.linear[0].predict(images.test)) + 0.05
+    assert found.scores["fine_tuning_accuracy"] > embedded.accuracy(embedded.linear[0].predict(embedded.test)) + 0.05
     assert "for 113 epochs (452 steps of 128), AdamW" in found.protocol and "C = " in found.protocol
     assert run.file(ENCODER).read_bytes() == before
-    np.testing.assert_array_equal(images.embed(images.images[1]), rows)
+    np.testing.assert_array_equal(embedded.embed(embedded.images[1]), rows)
 
 
-def test_shuffled_labels_teach_fine_tuning_nothing(images: Embedded, short):
-    shuffled = np.random.default_rng(0).permutation(images.train_lbl)
-    scores = PROBES["fine_tuning"](dataclasses.replace(images, train_lbl=shuffled)).scores
+def test_shuffled_labels_teach_fine_tuning_nothing(embedded: Embedded, short):
+    shuffled = np.random.default_rng(0).permutation(embedded.train_lbl)
+    scores = PROBES["fine_tuning"](dataclasses.replace(embedded, train_lbl=shuffled)).scores
     assert abs(scores["fine_tuning_accuracy"] - 1 / 6) < 0.12
 
 
-def test_test_labels_do_not_steer_fine_tuning(images: Embedded, short):
+def test_test_labels_do_not_steer_fine_tuning(embedded: Embedded, short):
     """With other test labels the same images are named the same: right and wrong add up."""
-    wrong = dataclasses.replace(images, test_lbl=(images.test_lbl + 1) % 6)
-    right = PROBES["fine_tuning"](images).scores["fine_tuning_accuracy"]
+    wrong = dataclasses.replace(embedded, test_lbl=(embedded.test_lbl + 1) % 6)
+    right = PROBES["fine_tuning"](embedded).scores["fine_tuning_accuracy"]
     assert PROBES["fine_tuning"](wrong).scores["fine_tuning_accuracy"] <= 1 - right
 
 
-def test_gaps_in_the_labels_and_a_class_that_nothing_is_learned_of(images: Embedded, short):
+def test_gaps_in_the_labels_and_a_class_that_nothing_is_learned_of(embedded: Embedded, short):
     """Labels 0, 10, ... 50, and 5 test images of a class 70: those are wrong, and the rest as they were."""
-    train, test = 10 * images.train_lbl, 10 * images.test_lbl
-    plain = PROBES["fine_tuning"](images)
-    spread = PROBES["fine_tuning"](dataclasses.replace(images, train_lbl=train, test_lbl=test))
+    train, test = 10 * embedded.train_lbl, 10 * embedded.test_lbl
+    plain = PROBES["fine_tuning"](embedded)
+    spread = PROBES["fine_tuning"](dataclasses.replace(embedded, train_lbl=train, test_lbl=test))
     assert spread == plain
-    data = started(images)[1]
+    data = started(embedded)[1]
     unseen = np.concatenate([np.full(5, 70), test[5:]])
-    _, odd = started(dataclasses.replace(images, train_lbl=train, test_lbl=unseen))
-    assert (odd.test_labels[:5] == -1).all() and (odd.test_labels[5:] == images.test_lbl[5:]).all()
+    _, odd = started(dataclasses.replace(embedded, train_lbl=train, test_lbl=unseen))
+    assert (odd.test_labels[:5] == -1).all() and (odd.test_labels[5:] == embedded.test_lbl[5:]).all()
     assert (odd.train_labels == data.train_labels).all() and odd.classes == ("0", "10", "20", "30", "40", "50")
 
 
@@ -189,49 +190,49 @@ def test_fine_tuning_is_asked_for_by_name(run: crlf.Run, short):
     assert run.scores["fine_tuning_accuracy"] > 0.5 and "AdamW" in run.scores["protocol"]["fine_tuning"]
 
 
-def test_robustness_is_the_linear_probe_on_what_is_saved_corrupted(images: Embedded, monkeypatch):
-    found = PROBES["robustness"](images).scores
+def test_robustness_is_the_linear_probe_on_what_is_saved_corrupted(embedded: Embedded, monkeypatch):
+    found = PROBES["robustness"](embedded).scores
     table = found["robustness"]
     assert list(table) == list(CORRUPTIONS) and all(len(row) == 5 for row in table.values())
     assert found["corrupted_accuracy"] == pytest.approx(np.mean([*table.values()]))
     corrupted = torch.from_numpy(CORRUPTIONS["contrast"](SETS[1].images.numpy(), 5).copy())
-    rows = embed_images(images.encoder, corrupted, images.recipe.augmentation)
-    assert table["contrast"][4] == images.accuracy(images.linear[0].predict(rows))
+    rows = embed_images(embedded.encoder, corrupted, embedded.recipe.normalisation)
+    assert table["contrast"][4] == embedded.accuracy(embedded.linear[0].predict(rows))
     seen: list[tuple[str, int]] = []
     for name in ("noise", "contrast"):
         monkeypatch.setitem(
             CORRUPTIONS, name, lambda part, strength, name=name: seen.append((name, strength)) or part.copy()
         )
-        corrupted_accuracy(images, name, 2)
-        corrupted_accuracy(images, name, 5)
+        corrupted_accuracy(embedded, name, 2)
+        corrupted_accuracy(embedded, name, 5)
     assert seen == [("noise", 2), ("noise", 5), ("contrast", 2), ("contrast", 5)]
-    clean = images.accuracy(images.linear[0].predict(images.test))
+    clean = embedded.accuracy(embedded.linear[0].predict(embedded.test))
     assert table["contrast"][4] < clean and abs(table["jpeg"][0] - clean) < 0.2
 
 
-def test_views_are_other_crops_of_the_same_images(images: Embedded):
-    one, two = (embed_views(images, VIEWS, i) for i in (0, 1))
-    assert one.shape == images.train.shape and not np.allclose(one, two)
-    np.testing.assert_array_equal(one, embed_views(images, VIEWS, 0))
-    near = [np.corrcoef(one[i], images.train[i])[0, 1] for i in range(50)]
-    other = [np.corrcoef(one[i], images.train[i + 1])[0, 1] for i in range(50)]
+def test_views_are_other_crops_of_the_same_images(embedded: Embedded):
+    one, two = (embed_views(embedded, VIEWS, i) for i in (0, 1))
+    assert one.shape == embedded.train.shape and not np.allclose(one, two)
+    np.testing.assert_array_equal(one, embed_views(embedded, VIEWS, 0))
+    near = [np.corrcoef(one[i], embedded.train[i])[0, 1] for i in range(50)]
+    other = [np.corrcoef(one[i], embedded.train[i + 1])[0, 1] for i in range(50)]
     assert np.mean(near) > np.mean(other)
 
 
-def test_a_view_of_the_whole_image_changes_nothing(images: Embedded, monkeypatch):
+def test_a_view_of_the_whole_image_changes_nothing(embedded: Embedded, monkeypatch):
     """Three equal copies and a third of C are the same objective as the linear probe's."""
-    monkeypatch.setattr("crlf.evaluation.augmented.embed_views", lambda images, settings, i: images.train)
-    accuracy = PROBES["augmented"](images).scores["augmented_accuracy"]
-    assert accuracy == pytest.approx(images.accuracy(images.linear[0].predict(images.test)), abs=0.01)
+    monkeypatch.setattr("crlf.evaluation.augmented.embed_views", lambda images, settings, i: embedded.train)
+    accuracy = PROBES["augmented"](embedded).scores["augmented_accuracy"]
+    assert accuracy == pytest.approx(embedded.accuracy(embedded.linear[0].predict(embedded.test)), abs=0.01)
     asked: list[float] = []
     fit = augmented.fit_linear
     monkeypatch.setattr(augmented, "fit_linear", lambda x, y, c: asked.append(c * len(x)) or fit(x, y, c))
-    PROBES["augmented"](images)
-    assert asked == pytest.approx([choose_c(images.train, images.train_lbl)[0] * len(images.train)])
+    PROBES["augmented"](embedded)
+    assert asked == pytest.approx([choose_c(embedded.train, embedded.train_lbl)[0] * len(embedded.train)])
 
 
-def test_augmented_probe(images: Embedded):
-    found = PROBES["augmented"](images)
+def test_augmented_probe(embedded: Embedded):
+    found = PROBES["augmented"](embedded)
     low, high = found.scores["augmented_interval"]
     assert 0.5 < low < found.scores["augmented_accuracy"] < high
     assert "60 % of the area" in found.protocol
@@ -266,8 +267,8 @@ def test_quick_probes_need_neither_images_nor_encoder(run: crlf.Run, monkeypatch
         run.file(ENCODER).write_bytes(weights)
 
 
-def test_other_images_than_were_embedded_are_refused(images: Embedded):
-    fewer = dataclasses.replace(images, test=images.test[:-1], test_lbl=images.test_lbl[:-1])
+def test_other_images_than_were_embedded_are_refused(embedded: Embedded):
+    fewer = dataclasses.replace(embedded, test=embedded.test[:-1], test_lbl=embedded.test_lbl[:-1])
     with pytest.raises(InputError, match=r"test_emb.npy must have a row for each of the 300 images, not 299"):
         PROBES["pixels"](fewer)
 
@@ -281,7 +282,7 @@ def test_a_probe_that_fails_leaves_the_scores_as_they_were(run: crlf.Run, monkey
 
 
 def test_names_of_files(run: crlf.Run):
-    assert set(PROBES["linear"](embedded(run)).files) == {"test_pred.npy", "test_prob.npy"}
+    assert set(PROBES["linear"](read(run)).files) == {"test_pred.npy", "test_prob.npy"}
     save_array(run.file("test_pred.npy"), np.zeros(3))
     crlf.probe(run)
     assert run.array("test_pred.npy").shape == (300,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -23,19 +24,19 @@ from torch import nn
 import crlf
 from crlf import cli, encoders
 from crlf import data as sources
-from crlf.augmentation import ViewSettings
-from crlf.data import ImageSet
+from crlf.data import PUBLISHED, ImageSet
 from crlf.data.datasets import shapes
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.encoders import ENCODERS
 from crlf.errors import InputError
 from crlf.exporters import export, formats, model_card
 from crlf.exporters.formats import FORMATS
+from crlf.normalisation import Normalisation
 from crlf.recipe import Recipe
 from crlf.runs.files import save_tensors, write_json
 from crlf.runs.run import ENCODER, RECIPE, Run, claim
 
-GRAY = ViewSettings(mean=(0.5,), std=(0.25,))
+GRAY = Normalisation(mean=(0.5,), std=(0.25,))
 
 
 def images(channels: int, height: int, width: int) -> torch.Tensor:
@@ -52,9 +53,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         pixels = images(channels, height, width)
         split = ImageSet(pixels, None, (), [f"{i}.png" for i in range(len(pixels))])
         monkeypatch.setitem(sources.SOURCES, "drawn", lambda data_dir: (split, split))
-        if channels != 3:
-            settings["augmentation"] = GRAY
-        recipe = Recipe(encoder=encoder, data="drawn", **settings)
+        by = GRAY if channels != 3 else PUBLISHED["cifar10"]
+        recipe = Recipe(encoder=encoder, data="drawn", normalisation=by, **settings)
         run = claim(tmp_path / "run", recipe.to_dict(), resume=False, overwrite=True)
         run.release()
         torch.manual_seed(0)
@@ -71,13 +71,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch):
-    """Run the card's code in this process: torch and timm take seconds to import."""
+    """Run embed.py in this process: torch and timm take seconds to import."""
 
     def embedded(pixels: np.ndarray, folder: Path) -> np.ndarray:
-        names: dict = {}
         with contextlib.chdir(folder) if sys.version_info >= (3, 11) else inside(folder):
-            exec((folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], names)
-            return np.concatenate([names["embed"](part) for part in np.split(pixels, [1, 4])])
+            embed = runpy.run_path("embed.py")["embed"]
+            return np.concatenate([embed(part) for part in np.split(pixels, [1, 4])])
 
     monkeypatch.setattr(export, "in_fresh_process", embedded)
 
@@ -94,20 +93,23 @@ def record(folder: Path) -> dict:
     return json.loads((folder / "export.json").read_text())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format, encoder", [("onnx", "cnn"), ("torch", "cnn"), ("timm", "resnet18")])
 def test_a_fresh_process_without_crlf_gives_the_same(format: str, encoder: str, make, capsys):
     folder = crlf.export(make(encoder), format=format)
     assert record(folder)["max_difference"] <= 1e-4 * max(1, record(folder)["largest_number"])
     assert f"the largest difference is {record(folder)['max_difference']:.1e}" in capsys.readouterr().out
     assert sorted(record(folder)["files"]) == sorted(path.name for path in folder.iterdir())
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.count("```python\n") == 1 and f"```python\n{(folder / 'embed.py').read_text()}```" in card
 
 
 def test_the_fresh_process_has_no_crlf(tmp_path: Path):
     code = "import crlf\ndef embed(images): return images"
-    (tmp_path / "README.md").write_text(f"```python\n{code}\n```\n")
+    (tmp_path / "embed.py").write_text(code)
     with pytest.raises(InputError, match="does not load in a fresh process: ModuleNotFoundError: import of crlf"):
         export.in_fresh_process(np.zeros((6, 1), np.uint8), tmp_path)
-    (tmp_path / "README.md").write_text("```python\ndef embed(images): return images + 1\n```\n")
+    (tmp_path / "embed.py").write_text("def embed(images): return images + 1")
     assert (export.in_fresh_process(np.arange(6, dtype=np.uint8)[:, None], tmp_path)[:, 0] == np.arange(1, 7)).all()
 
 
@@ -120,6 +122,7 @@ if os.environ.get("CRLF_TEST_ALL") == "1":
     TABLE += [(format, name) for format in ("torch", "onnx") for name in ENCODERS]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format, encoder", TABLE)
 def test_every_format_takes_every_encoder_that_it_can(format: str, encoder: str, make, here):
     crlf.export(make(encoder), format=format)  # the comparison is part of it
@@ -159,9 +162,9 @@ def test_a_small_difference_is_one(monkeypatch: pytest.MonkeyPatch, scale: float
 def test_onnx_gives_the_runs_own_embeddings_for_any_batch(make, here):
     run = make("cnn")
     folder = crlf.export(run, format="onnx")
-    recipe = Recipe.from_dict(run.recipe)
+    recipe = run.recipe
     pixels = images(3, 16, 16)
-    own = embed_images(load_encoder(run, recipe, pixels.shape[1:]), pixels, recipe.augmentation)
+    own = embed_images(load_encoder(run, recipe, pixels.shape[1:]), pixels, recipe.normalisation)
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     assert [i.type for i in session.get_inputs()] == ["tensor(uint8)"] and len(session.get_inputs()) == 1
     for batch in (1, 2, 5, 12):
@@ -182,8 +185,8 @@ def test_timms_own_transform_prepares_an_image_as_the_run_does(encoder: str, siz
     pixels = images(3, size, size)
     with torch.no_grad():
         found = model(torch.stack([transform(Image.fromarray(x.permute(1, 2, 0).numpy())) for x in pixels]))
-    recipe = Recipe(encoder=encoder, embedding=formats.PLAIN)
-    own = embed_images(load_encoder(run, recipe, pixels.shape[1:]), pixels, recipe.augmentation)
+    recipe = Recipe(encoder=encoder, embedding=formats.PLAIN, normalisation=PUBLISHED["cifar10"])
+    own = embed_images(load_encoder(run, recipe, pixels.shape[1:]), pixels, recipe.normalisation)
     np.testing.assert_allclose(found.numpy(), own, atol=1e-4 * np.abs(own).max())
 
 
@@ -219,14 +222,14 @@ def test_the_card_is_what_the_hub_reads(make, here):
 
 def test_the_card_names_a_data_set_and_keeps_a_path_to_itself(make, here, tmp_path: Path):
     run = make("resnet18")
-    write_json(run.file(RECIPE), run.recipe | {"data": "cifar10"})
+    write_json(run.file(RECIPE), run.settings | {"data": "cifar10"})
     made = formats.Exported(nn.Identity(), "", "", "onnx", "")
     fields = yaml.safe_load(model_card.front_matter(run, made, "mit").strip("-\n"))
     assert fields["datasets"] == ["uoft-cs/cifar10"]
     private = tmp_path / "someone's secret" / "Füchse und Dachse"
     private.mkdir(parents=True)
     np.save(private / "images.npy", images(3, 16, 16).numpy())
-    write_json(run.file(RECIPE), run.recipe | {"data": str(private / "images.npy")})
+    write_json(run.file(RECIPE), run.settings | {"data": str(private / "images.npy")})
     folder = crlf.export(run, format="timm", out=tmp_path / ("ü " * 60) / "aus")
     for name in ("README.md", "recipe.json", "export.json"):
         text = (folder / name).read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from crlf.data.in_memory import with_count
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 
-TINY = Recipe(data="shapes", subset=64, batch_size=32, views=2, epochs=1)
+TINY = Recipe(data="shapes", subset=64, batch_size=32, views=2, epochs=1, normalisation=data.PUBLISHED["shapes"])
 IMAGES = data.load("shapes")[0].images[:64]  # uint8 (64, 3, 32, 32)
 
 

@@ -56,6 +56,7 @@ def outcomes(estimator: ContrastiveEncoder, expected: dict[str, str]) -> dict[st
     return found
 
 
+@pytest.mark.long
 def test_check_estimator_with_a_range_for_its_numbers():
     """Every check passes: a row of its table is an image one pixel high, and its numbers lie in a named range."""
     strips = {"image_shape": (1, -1), "image_size": 8, "pixel_range": (-50, 150)}

@@ -9,7 +9,7 @@ import dataclasses
 
 import pytest
 import torch
-from gratings import VIEWS, gradient_to_both_sides, gratings, moderate, no_predictor
+from gratings import NORMALISATION, VIEWS, gradient_to_both_sides, gratings, moderate, no_predictor
 from torch import Tensor
 
 import crlf
@@ -39,26 +39,29 @@ def tables(monkeypatch: pytest.MonkeyPatch, sets: tuple[ImageSet, ImageSet]) -> 
 
 
 def knn(encoder: torch.nn.Module, sets: tuple[ImageSet, ImageSet]) -> float:
-    train, test = (embed_images(encoder.eval(), part.images, VIEWS) for part in sets)
+    train, test = (embed_images(encoder.eval(), part.images, NORMALISATION) for part in sets)
     predicted = knn_predict(train, sets[0].labels.numpy(), test)
     return float((predicted == sets[1].labels.numpy()).mean())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_beats_an_untrained_encoder(name: str, tables: None, sets: tuple[ImageSet, ImageSet], tmp_path):
-    epochs = 16 if name == "byol" else 8  # it starts slowly
+    """In 8 epochs, or in 16: some start slowly (BYOL)."""
     recipe = Recipe(
-        method=name, data="gratings", encoder="tiny", batch_size=64, views=2, epochs=epochs,
-        augmentation=VIEWS, optim=OptimSettings(lr=0.03), head=moderate(name),
+        method=name, data="gratings", encoder="tiny", batch_size=64, views=2,
+        augmentation=VIEWS, normalisation=NORMALISATION, optim=OptimSettings(lr=0.03), head=moderate(name),
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         encoder = encoders.build("tiny", 3, 16)
     before = knn(encoder, sets)
-    run = crlf.pretrain(recipe, out=tmp_path, device="cpu")
-    encoder.load_state_dict(run.tensors(ENCODER))
-    after = knn(encoder, sets)
-    assert after > before + 0.2  # 0.45 -> 0.83..1 when this was written; chance is 0.17
+
+    def after(epochs: int) -> float:
+        run = crlf.pretrain(dataclasses.replace(recipe, epochs=epochs), out=tmp_path / str(epochs), device="cpu")
+        encoder.load_state_dict(run.tensors(ENCODER))
+        return knn(encoder, sets)
+
+    assert any(after(epochs) > before + 0.2 for epochs in (8, 16))  # 0.45 -> 0.83..1 when written; chance is 0.17
 
 
 # Collapse: without its guard a method gives every image the same. The projector of SimSiam loses its last batch norm in
@@ -86,7 +89,7 @@ def trained(name: str, images: Tensor, monkeypatch: pytest.MonkeyPatch, spoil=No
     for step in range(steps):
         g = torch.Generator().manual_seed(step)
         rows = torch.randint(len(images), (64,), generator=g)
-        views = Views(VIEWS)(images[rows], g, 2).chunk(2)
+        views = Views(VIEWS, NORMALISATION)(images[rows], g, 2).chunk(2)
         optimizer.zero_grad()
         method(views)[0].backward()
         optimizer.step()

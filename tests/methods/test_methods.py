@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import io
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +24,29 @@ from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import RECIPES, Recipe
 from crlf.visualization.report.verdict import how_long
 
-WITH_TARGET = {"mocov2", "mocov3", "byol", "dino"}
-SUPERVISED = {"supcon"}
+HERE = Path(__file__).parent
+
+
+@EVERY
+def test_its_class_says_what_pages_and_figures_ask(name: str):
+    kind = METHODS[name]
+    assert kind.title and kind.gist and kind.needs
+    words = re.fullmatch(r"(\S.*) (?:19|20)\d\d, (https://\S+)", kind.paper)
+    assert words, f"{name}: paper must be 'AUTHORS YEAR, ADDRESS', not {kind.paper!r}"
+    assert words[2] in (inspect.getmodule(kind).__doc__ or ""), "the docstring of its file cites it"
+
+
+@EVERY
+def test_its_loss_has_a_reference(name: str):
+    """In a test file of its own, which takes the loss from the method's file."""
+    path = HERE / f"test_{name}.py"
+    assert path.is_file(), f"method {name!r} has no reference: tests/methods/{path.name} must say why its loss is right"
+    text = path.read_text(encoding="utf-8")
+    assert f"from crlf.methods.{name} import" in text and "\ndef test_" in text
+
+
+def targets(method: Method) -> dict[str, Target]:
+    return {name: module for name, module in method.named_modules() if isinstance(module, Target)}
 
 
 @EVERY
@@ -46,8 +69,7 @@ def test_gradient_reaches_every_trainable_weight_and_no_other(name: str, views: 
 def test_what_follows_is_frozen_and_no_optimizer_holds_it(name: str):
     method = small(name)
     frozen = {n for n, p in method.named_parameters() if not p.requires_grad}
-    assert frozen == {n for n, _ in method.named_parameters() if n.startswith("target.")}
-    assert bool(frozen) == (name in WITH_TARGET)
+    assert frozen == {f"{place}.{n}" for place, target in targets(method).items() for n, _ in target.named_parameters()}
     for optimizer in OPTIMIZERS:
         made = OPTIMIZERS[optimizer](list(method.named_parameters()), OptimSettings(optimizer=optimizer))
         held = {id(p) for o in made for group in o.param_groups for p in group["params"]}
@@ -57,15 +79,14 @@ def test_what_follows_is_frozen_and_no_optimizer_holds_it(name: str):
 @EVERY
 def test_the_target_moves_after_a_step_and_not_before(name: str):
     method = small(name)
-    if name not in WITH_TARGET:
-        return
-    target = [p.clone() for p in method.target.parameters()]
+    following = [p for target in targets(method).values() for p in target.parameters()]
+    before = [p.clone() for p in following]
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
-    method(views_of())[0].backward()
+    loss_of(method, views_of(), LABELS)[0].backward()
     optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(target, method.target.parameters(), strict=True))
+    assert all(map(torch.equal, before, following))
     method.after_step(0.0)
-    assert not any(torch.equal(a, b) for a, b in zip(target, method.target.parameters(), strict=True))
+    assert not any(map(torch.equal, before, following))
 
 
 class Training:
@@ -114,11 +135,9 @@ def test_the_seed_decides_the_start(name: str):
 
 @EVERY
 def test_a_few_steps_lower_the_loss_on_a_fixed_batch(name: str):
-    """With whatever else changes from step to step held still: else the batch's own keys would fill the queue."""
-    method = small(name, **({"centre_momentum": 1.0} if name == "dino" else {}))
-    for module in method.modules():
-        if isinstance(module, Queue):
-            module.eval()
+    """With all buffers held still: else the batch's own keys would fill a queue, and a centre move."""
+    method = small(name)
+    start = {key: value.clone() for key, value in method.named_buffers()}
     optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=0.01)
     losses = []
     for _ in range(12):
@@ -127,7 +146,27 @@ def test_a_few_steps_lower_the_loss_on_a_fixed_batch(name: str):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        method.load_state_dict({**method.state_dict(), **start})
     assert losses[-1] < losses[0] - 0.05 * abs(losses[0])
+
+
+@EVERY
+def test_the_wrong_pairs_cost_more(name: str):
+    """After a little training the loss of views whose rows are out of step is higher: it compares image by image."""
+    method = small(name)
+    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=0.01)
+    for step in range(30):
+        loss_of(method, views_of(seed=step % 3), LABELS)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.after_step(0.0)
+    method.eval()
+    a, b = views_of()
+    order = torch.tensor([1, 2, 0, 4, 5, 3, 7, 6])  # every image elsewhere, and of another class than before
+    assert (LABELS[order] != LABELS).all()
+    with torch.no_grad():
+        right, wrong = (loss_of(method, views, LABELS)[0].item() for views in ([a, b], [a, b[order]]))
+    assert wrong > right + 0.02 * abs(right)
 
 
 @EVERY
@@ -193,10 +232,10 @@ def test_the_settings_of_another_method_are_refused():
 
 @EVERY
 def test_only_a_supervised_method_can_be_given_labels(name: str):
-    assert issubclass(METHODS[name], SupervisedMethod) == (name in SUPERVISED)
-    assert ("labels" in inspect.signature(METHODS[name].loss).parameters) == (name in SUPERVISED)
+    supervised = issubclass(METHODS[name], SupervisedMethod)
+    assert ("labels" in inspect.signature(METHODS[name].loss).parameters) == supervised
     assert list(inspect.signature(METHODS[name].project).parameters) == ["self", "views"]
-    if name not in SUPERVISED:
+    if not supervised:
         other = loss_of(small(name), views_of(), torch.zeros_like(LABELS))[0]
         assert torch.equal(other, loss_of(small(name), views_of(), None)[0])
 

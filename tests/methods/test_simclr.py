@@ -72,6 +72,7 @@ def test_a_few_rows_at_a_time_equal_all_at_once(monkeypatch, views: int, logits:
     torch.testing.assert_close(z.grad, gradient, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_square_of_the_batch():
     """16,384 projections: all logits and their gradients at once would be above 4 GB."""
     code = """if True:

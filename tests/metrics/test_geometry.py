@@ -218,18 +218,22 @@ def test_histograms_count_every_pair():
 
 
 @pytest.mark.parametrize(
-    "found, gist",
+    "found, what, measure, value, threshold",
     [
-        (numbers(z={"spread": 0.05, "agreement": 0.1}), "nearly the same projection (spread of z 0.050, below 0.1)"),
-        (numbers(h={"spread": 0.01, "agreement": 0.1}), "nearly the same embedding (spread of h 0.010, below 0.02)"),
-        (numbers(z={"effective_rank": 1.02}), "every projection (effective rank of z 1.02, below 1.1)"),
-        (numbers(h={"effective_rank": 1.4}), "every embedding (effective rank of h 1.40, below 2.0)"),
-        (numbers(h={"dead": 0.95}), "embedding are dead (the share of h that is: 0.950, above 0.9)"),
+        (numbers(z={"spread": 0.05, "agreement": 0.1}), "nearly the same projection", "spread of z", 0.05, 0.1),
+        (numbers(h={"spread": 0.01, "agreement": 0.1}), "nearly the same embedding", "spread of h", 0.01, 0.02),
+        (numbers(z={"effective_rank": 1.02}), "every projection", "effective rank of z", 1.02, 1.1),
+        (numbers(h={"effective_rank": 1.4}), "every embedding", "effective rank of h", 1.4, 2.0),
+        (numbers(h={"dead": 0.95}), "every embedding are dead", "share of dead features in h", 0.95, 0.9),
     ],
 )
-def test_a_collapse_is_named_with_its_number_its_threshold_and_advice(found: dict[str, float], gist: str):
-    line = geometry.diagnose(found)
-    assert line and line.startswith("collapse: ") and gist in line and "; try " in line and "\n" not in line
+def test_a_collapse_has_its_number_its_threshold_and_advice(found, what: str, measure: str, value, threshold):
+    collapse = geometry.diagnose(found)
+    assert collapse and collapse[1:4] == (measure, value, threshold)
+    assert collapse.what.endswith(what) and collapse.advice.startswith("a lower --lr")
+    side = "above" if value > threshold else "below"
+    line = f"collapse: {collapse.what} ({measure} {value:.3f}, {side} {threshold}); try {collapse.advice}"
+    assert str(collapse) == line and "\n" not in line
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from crlf import data
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 from crlf.runs import checkpoints
-from crlf.runs.files import intact, save_tensors, seal, write_json
+from crlf.runs.files import check_zip, save_tensors, write_json
 from crlf.runs.run import CHECKPOINT, CHECKPOINT_BEFORE, ENCODER, LOCK, LOSS, RECIPE, SCORES, Run
 
 VALUES = {"step": 3, "weights": torch.arange(500.0), "name": "é"}
@@ -33,36 +33,66 @@ def saved(value: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_sealed_file_is_a_zip_that_torch_reads():
-    data = seal(saved(VALUES))
-    assert intact(data) and intact(saved(VALUES))  # an older file has no seal
-    assert zipfile.ZipFile(io.BytesIO(data)).testzip() is None
-    read = torch.load(io.BytesIO(data), weights_only=True)
-    assert torch.equal(read["weights"], VALUES["weights"]) and read["name"] == "é"
+def read(data: bytes) -> dict:
+    check_zip(data)
+    return torch.load(io.BytesIO(data), weights_only=True)
 
 
-def test_every_flipped_bit_and_every_cut_is_noticed():
-    data, chance = seal(saved(VALUES)), random.Random(0)
-    places = {*chance.sample(range(len(data)), 500), *range(len(data) - 100, len(data))}
-    for place in places:
-        flipped = bytearray(data)
-        flipped[place] ^= 1 << chance.randrange(8)
-        assert not intact(bytes(flipped)), place
-    assert not any(intact(data[:cut]) for cut in [0, 10, 22, 86, *chance.sample(range(len(data)), 100)])
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
 
 
-def test_without_a_seal_torch_takes_a_flipped_bit_for_another_weight():
-    """Why there are seals."""
-    data = bytearray(saved(VALUES))
-    data[data.find(VALUES["weights"].numpy().tobytes()) + 4 * 100 + 3] ^= 64
-    read = torch.load(io.BytesIO(bytes(data)), weights_only=True)["weights"]
-    assert (read != VALUES["weights"]).sum() == 1
+def flipped(data: bytes, bit: int) -> bytes:
+    return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
 
 
-def flip(path: Path, place: int = 300) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
+def test_every_flipped_bit_is_noticed_or_changes_nothing():
+    """Each bit of the directory at the end of the zip file, and one bit of each byte before it."""
+    values = {"step": 3, "weights": torch.arange(100.0), "more": torch.ones(4, dtype=torch.bfloat16)}
+    data = saved(values)
+    directory = zipfile.ZipFile(io.BytesIO(data)).start_dir
+    noticed = 0
+    for bit in [*(8 * byte + byte % 8 for byte in range(directory)), *range(8 * directory, 8 * len(data))]:
+        try:
+            assert same(read(flipped(data, bit)), values), bit
+        except AssertionError:
+            raise
+        except Exception:  # zipfile and torch raise many kinds
+            noticed += 1
+    assert noticed > 4000
+
+
+def test_every_cut_is_noticed():
+    data = saved(VALUES)
+    for cut in [0, 10, *random.Random(0).sample(range(len(data)), 100)]:
+        with pytest.raises(zipfile.BadZipFile):
+            check_zip(data[:cut])
+
+
+def test_torch_takes_a_flipped_bit_for_another_weight_and_a_folder_for_a_tensor():
+    """Why there is `check_zip`."""
+    data = saved(VALUES)
+    bit = 8 * (data.find(VALUES["weights"].numpy().tobytes()) + 4 * 100 + 3) + 6
+    weights = torch.load(io.BytesIO(flipped(data, bit)), weights_only=True)["weights"]
+    assert (weights != VALUES["weights"]).sum() == 1
+    attributes = data.rfind(b"archive/data/0") - 8  # in the directory
+    assert zipfile.ZipFile(io.BytesIO(flipped(data, 8 * attributes + 4))).testzip() is None
+    with pytest.raises(ValueError, match="its checksum is wrong"):
+        check_zip(flipped(data, 8 * attributes + 4))
+
+
+def test_a_file_that_an_earlier_version_sealed_is_read():
+    """With a comment at its end."""
+    buffer = io.BytesIO(saved(VALUES))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = b"0" * 64
+    assert same({**read(buffer.getvalue()), "name": 0}, {**VALUES, "name": 0})
+
+
+def flip(path: Path) -> None:
+    """A bit in the middle, among the weights."""
+    data = path.read_bytes()
+    path.write_bytes(flipped(data, 4 * len(data)))
 
 
 def test_the_last_two_are_kept(tmp_path: Path):
@@ -136,7 +166,7 @@ def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path: Path, monkey
 
 def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path):
     run = crlf.pretrain(TINY, out=tmp_path, device="cpu")
-    recipe = run.recipe
+    recipe = run.settings
     del recipe["micro_batch"]
     write_json(run.file(RECIPE), recipe)
     values = run.tensors(CHECKPOINT)
@@ -181,6 +211,15 @@ def test_a_lock_is_let_go_after_an_error_too(tmp_path: Path, monkeypatch: pytest
         crlf.pretrain(TINY, out=tmp_path, device="cpu")
     assert not (tmp_path / LOCK).exists()
     crlf.pretrain(TINY, out=tmp_path, device="cpu", overwrite=True)
+
+
+def test_a_run_that_is_gone_locks_nothing(tmp_path: Path):
+    Run(tmp_path).lock()
+    Run(tmp_path).lock()
+    held = Run(tmp_path)
+    held.lock()
+    with pytest.raises(InputError, match="another process is training"):
+        Run(tmp_path).lock()
 
 
 def test_a_locked_run_travels_between_processes_without_its_lock(tmp_path: Path):

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import crlf
 from crlf import encoders
 from crlf.augmentation import Views, ViewSettings
+from crlf.data import PUBLISHED
 from crlf.embedding.embed import embed_images
 from crlf.encoders import CNN, Frozen
 from crlf.methods import METHODS
@@ -57,7 +58,7 @@ def step(method: str = "simclr", encoder: str = "cnn", optimizer: str = "muon", 
     """The operators of a step: views, forward, loss, backward; and those of the optimizer."""
     model = METHODS[method](tiny(encoder), narrow(method)).train()
     movers = OPTIMIZERS[optimizer](list(model.named_parameters()), OptimSettings(optimizer=optimizer))
-    views, generator = Views(settings or ViewSettings()), torch.Generator().manual_seed(0)
+    views, generator = Views(settings or ViewSettings(), PUBLISHED["cifar10"]), torch.Generator().manual_seed(0)
     with sdpa_kernel(SDPBackend.MATH), Recorder() as learning:  # the CPU has a kernel of its own, and so has MPS
         loss_of(model, views(IMAGES, generator, 2).chunk(2), LABELS)[0].backward()
         model.after_step(0.5)
@@ -148,6 +149,6 @@ def test_a_step_asks_nothing_that_apples_gpus_lack(what: dict):
 @pytest.mark.parametrize("name", ["cnn", "resnet18", "vit_tiny"])
 def test_embedding_asks_nothing_that_apples_gpus_lack(name: str):
     with sdpa_kernel(SDPBackend.MATH), Recorder() as found:
-        embed_images(Frozen(tiny(name), mirror=True), IMAGES, ViewSettings(), 4)
+        embed_images(Frozen(tiny(name), mirror=True), IMAGES, PUBLISHED["cifar10"], 4)
     assert not [name for name in found.seen if not on_apple(name)]
     assert not [name for name, dtypes in found.seen.items() if torch.float64 in dtypes]

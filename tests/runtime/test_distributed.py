@@ -22,6 +22,8 @@ from crlf.runs.run import CHECKPOINT, ENCODER, LOSS, VIEWS, Run
 from crlf.runtime import distributed
 from crlf.training import pretrain
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}

@@ -12,6 +12,7 @@ from small_methods import LABELS, small, views_of
 import crlf
 from crlf import augmentation
 from crlf.augmentation import Views, ViewSettings
+from crlf.data import PUBLISHED
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import loss_of
@@ -32,7 +33,7 @@ def without_a_compiler(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_part_is_one_graph_with_the_same_loss_and_gradients(name: str):
-    plain, fast, make_view = small(name), small(name), Views(ViewSettings())
+    plain, fast, make_view = small(name), small(name), Views(ViewSettings(), PUBLISHED["cifar10"])
     before = dict(torch._dynamo.utils.counters["graph_break"])
     with compile.compiled(fast, make_view, "kernels"):
         for seed in range(2):
@@ -51,7 +52,7 @@ def test_every_part_is_one_graph_with_the_same_loss_and_gradients(name: str):
 
 def test_views_are_one_graph_with_the_same_pixels():
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    slow, fast = (Views(ViewSettings(blur=0.5)) for _ in range(2))
+    slow, fast = (Views(ViewSettings(blur=0.5), PUBLISHED["cifar10"]) for _ in range(2))
     before = dict(torch._dynamo.utils.counters["graph_break"])
     with compile.compiled(small("simclr"), fast, "kernels"):
         made = [make(images, torch.Generator().manual_seed(0), 2) for make in (slow, fast)]

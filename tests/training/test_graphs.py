@@ -11,6 +11,7 @@ from small_methods import narrow
 from tape import Tape
 
 from crlf.augmentation import Views
+from crlf.data import PUBLISHED
 from crlf.encoders import CNN
 from crlf.errors import InputError
 from crlf.methods import METHODS
@@ -40,13 +41,14 @@ LABELS = torch.arange(8) % 3
 def trained(method: str, optimizer: str, replay: bool, **settings: Any) -> tuple[list[Any], dict[str, torch.Tensor]]:
     """The losses of some steps, and all weights, buffers and moments at the end."""
     recipe = Recipe(
-        method=method, views=2, batch_size=8, precision="float32", optim=OptimSettings(optimizer=optimizer, **settings)
-    )
+        method=method, views=2, batch_size=8, precision="float32", normalisation=PUBLISHED["cifar10"],
+        optim=OptimSettings(optimizer=optimizer, **settings),
+    )  # fmt: skip
     torch.manual_seed(0)
     model = METHODS[method](CNN(3, widths=(4, 8, 8), read=2), narrow(method)).train()
     movers = OPTIMIZERS[optimizer](list(model.named_parameters()), recipe.optim)
     keep_rates_in_tensors(movers, CPU)
-    make_view = Views(recipe.augmentation)
+    make_view = Views(recipe.augmentation, recipe.normalisation)
     step = Step(recipe, model, movers, make_view, CPU)
     take, losses = Replayed(step, Tape) if replay else step, []
     for i in range(STEPS):

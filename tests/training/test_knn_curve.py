@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gratings import VIEWS, gratings
+from gratings import NORMALISATION, VIEWS, gratings
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
@@ -48,6 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> crlf.Run:
 def recipe(**other: Any) -> Recipe:
     """Nine steps an epoch."""
     plain = {"data": "gratings", "encoder": "tiny", "batch_size": 64, "views": 2, "epochs": 1, "augmentation": VIEWS}
+    plain["normalisation"] = NORMALISATION
     return Recipe(**(plain | other))
 
 
@@ -67,7 +68,7 @@ def with_labels(labels: Tensor | None, images: Tensor = SETS[0].images) -> Image
 def test_the_number_is_scikit_learns_on_the_sample_embedded_as_it_is():
     """Of ranks r the weights 1 + 2^-r / 1000 decide ties alone, for the class with the nearest member, as CRLF does."""
     curve, encoder = curve_of(), net()
-    x = embed_images(encoder.eval(), SETS[0].images, VIEWS)[curve.rows]
+    x = embed_images(encoder.eval(), SETS[0].images, NORMALISATION)[curve.rows]
     y, n = SETS[0].labels.numpy()[curve.rows], curve.voters
     theirs = KNeighborsClassifier(10, metric="cosine", weights=breaking_ties)
     expected = theirs.fit(x[:n], y[:n]).score(x[n:], y[n:])

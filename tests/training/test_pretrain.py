@@ -34,7 +34,9 @@ from crlf.training.loop import stream_of
 from crlf.training.progress import Progress
 from crlf.training.state import State
 
-TINY = Recipe(data="shapes", subset=192, batch_size=64, epochs=2)  # three steps an epoch
+TINY = Recipe(
+    data="shapes", subset=192, batch_size=64, epochs=2, normalisation=data.PUBLISHED["shapes"]
+)  # three steps an epoch
 
 
 def weights(run: crlf.Run) -> dict[str, torch.Tensor]:
@@ -73,7 +75,7 @@ def interrupt(loss: torch.Tensor, number: int = signal.SIGINT) -> torch.Tensor:
 def test_the_run_folder_holds_what_the_design_names(straight: crlf.Run):
     loss = straight.array("loss.npy")
     assert loss.dtype == np.float64 and loss.shape == (2,) and np.isfinite(loss).all()
-    assert Recipe.from_dict(straight.recipe) == TINY
+    assert straight.recipe == TINY
     assert all(not tensor.requires_grad and tensor.device.type == "cpu" for tensor in weights(straight).values())
     log = straight.log()
     assert log[-1]["step"] == 6 and log[-1]["epoch"] == 2
@@ -418,9 +420,9 @@ def test_row_i_is_image_i_whatever_stands_beside_it(embedded: crlf.Run):
     encoder = load_encoder(embedded, TINY, images.shape[1:])
     rows = embedded.array("train_emb.npy")
     order = torch.randperm(192, generator=torch.Generator().manual_seed(0))
-    shuffled = embed_images(encoder, images[order], TINY.augmentation, batch_size=50)
+    shuffled = embed_images(encoder, images[order], TINY.normalisation, batch_size=50)
     np.testing.assert_allclose(shuffled, rows[order.numpy()], atol=1e-5)
-    alone = embed_images(encoder, images[7:8], TINY.augmentation)
+    alone = embed_images(encoder, images[7:8], TINY.normalisation)
     np.testing.assert_allclose(alone[0], rows[7], atol=1e-5)
     distance = torch.cdist(torch.from_numpy(rows), torch.from_numpy(rows)).numpy() + 1e9 * np.eye(192)
     assert distance.min() > 1e-3  # so that a swapped row would have shown
@@ -433,7 +435,7 @@ def test_embedding_changes_no_weight_and_no_statistic(name: str):
     frozen = crlf.encoders.Frozen(encoder, mirror=True)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
-    embed_images(frozen, images, TINY.augmentation, batch_size=8)
+    embed_images(frozen, images, TINY.normalisation, batch_size=8)
     assert same_bits(before, encoder.state_dict())
     assert all(p.grad is None for p in encoder.parameters())
 
@@ -441,7 +443,7 @@ def test_embedding_changes_no_weight_and_no_statistic(name: str):
 def test_embedding_in_training_mode_is_refused():
     encoder = crlf.encoders.build("cnn", 3, 32)
     with pytest.raises(AssertionError, match="evaluation mode"):
-        embed_images(encoder.train(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TINY.augmentation)
+        embed_images(encoder.train(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TINY.normalisation)
 
 
 def test_embed_twice_gives_the_same_bits(embedded: crlf.Run):

@@ -125,7 +125,7 @@ def test_wandb_is_offline_unless_its_own_variable_says_otherwise(tmp_path: Path,
         seen.append(fake.settings)
     assert [settings["mode"] for settings in seen] == ["offline", "online"]
     assert seen[0]["id"] == seen[1]["id"] and seen[0]["resume"] == "allow"
-    assert seen[0]["dir"] == str(run.path) and seen[0]["config"] == run.recipe
+    assert seen[0]["dir"] == str(run.path) and seen[0]["config"] == run.settings
 
 
 @pytest.mark.parametrize("tracker", [name for name in trackers.TRACKERS if name != "none"])

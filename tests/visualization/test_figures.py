@@ -115,7 +115,7 @@ def test_no_text_is_cut_off_or_overlaps(kind: str, tmp_path: Path, monkeypatch: 
 
 def test_no_text_is_cut_off_with_great_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = fake_run(tmp_path, views=40, side=100)
-    recipe = {**run.recipe, "epochs": 100_000, "encoder": "a_name_of_an_encoder_" * 4, "seed": 2**62}
+    recipe = {**run.settings, "epochs": 100_000, "encoder": "a_name_of_an_encoder_" * 4, "seed": 2**62}
     write_json(run.file(RECIPE), recipe)
     rows = [
         {"step": 10**9 * i, "epoch": 99_000.5 * i, "loss": 12345.678 / i, **fake_health(99_000 * i)} for i in (1, 2)

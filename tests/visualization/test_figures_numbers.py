@@ -40,7 +40,7 @@ def test_loss_title(tiny: Run):
 
 def test_loss_title_of_a_single_epoch(tmp_path: Path):
     run = fake_run(tmp_path)
-    write_json(run.file(RECIPE), {**run.recipe, "epochs": 1})
+    write_json(run.file(RECIPE), {**run.settings, "epochs": 1})
     save_array(run.file(LOSS), np.array([3.4]))
     rows = run.log()[:5]
     run.file(LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -60,9 +60,9 @@ def test_loss_of_an_unfinished_run(tmp_path: Path):
 
 def test_other_methods_have_a_loss_without_a_name(tmp_path: Path):
     run = fake_run(tmp_path)
-    write_json(run.file(RECIPE), {**run.recipe, "method": "byol", "head": {}})
+    write_json(run.file(RECIPE), {**run.settings, "method": "byol", "head": {}})
     assert title("loss_curve", run) == "Loss: 3.41 → 2.92 over 3 epochs (10 steps each)"
-    assert curves.chance_loss(run.recipe) == []
+    assert curves.chance_loss(run.settings) == []
 
 
 @pytest.mark.parametrize(("views", "batch"), [(2, 2), (2, 256), (4, 7)])

@@ -193,8 +193,8 @@ def test_it_loads_nothing(run: Run):
     for _, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on") or name in ("srcset", "action")]
         assert str(attributes.get("src", "data:")).startswith("data:") and str(attributes.get("href", "#"))[0] == "#"
-    without = re.sub(r"<script>.*?</script>|base64,[^\")]*", "", page.html, flags=re.DOTALL)
-    assert not re.search(r"url\((?!data:)|@import|https?:|//[a-z]", without)
+    without = re.sub(r"<script>.*?</script>|base64,[\w+/=]*", "", page.html, flags=re.DOTALL)
+    assert not re.search(r"url\((?!data:)|@import|https?:|//[a-z][\w-]*\.", without)  # //k may stand in base64
 
 
 def test_it_is_a_page_for_phones_and_for_the_night(run: Run):
@@ -224,7 +224,7 @@ def test_what_comes_from_files_is_text(evil: str, tmp_path: Path):
 
 def test_every_setting_is_shown_by_section(run: Run):
     text = read(run).text
-    recipe = run.recipe
+    recipe = run.settings
     for name, value in recipe.items():
         assert re.search(rf"\b{name}\b", text)
         for key, setting in value.items() if isinstance(value, dict) else [(name, value)]:

@@ -19,6 +19,8 @@ from crlf.runs.run import REPORT, Run
 from crlf.visualization.figures.projections import maps
 from crlf.visualization.report import report
 
+pytestmark = pytest.mark.long
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 N = 120

@@ -13,8 +13,11 @@ import numpy as np
 import torch
 
 from crlf.data.image_set import ImageSet
+from crlf.normalisation import Normalisation
 
 TRAIN, TEST, SIZE = 2000, 500, 32
+# As `crlf.normalisation.measured` finds them on the training images.
+NORMALISATION = Normalisation(mean=(0.4962, 0.4891, 0.5056), std=(0.2984, 0.2975, 0.2974))
 
 # Each is true inside the shape; u and v are coordinates in its own frame, in which it spans about -1..1.
 SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

@@ -34,7 +34,7 @@ class Case:
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        return Recipe.from_dict(self.run.recipe)
+        return self.run.recipe
 
     @functools.cached_property
     def health(self) -> dict[str, Any]:

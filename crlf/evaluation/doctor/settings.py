@@ -11,6 +11,7 @@ from crlf.evaluation.doctor.case import Case, Finding
 from crlf.evaluation.doctor.training import logged
 from crlf.methods import METHODS
 from crlf.metrics.geometry import agreement
+from crlf.normalisation import Normalisation
 from crlf.optim import LINEAR
 from crlf.recipe import RECIPES
 from crlf.runtime.seeding import generator
@@ -126,7 +127,8 @@ def weak_augmentation(case: Case) -> Finding | None:
     """Two views of an image that are told to belong together by their pixels alone."""
     images = case.splits[0].images
     order = torch.randperm(len(images), generator=generator("cpu", "doctor", case.recipe.seed))[:SAMPLE]
-    make_view, stream = Views(case.recipe.augmentation), generator("cpu", "doctor views", case.recipe.seed)
+    make_view = Views(case.recipe.augmentation, case.recipe.normalisation)
+    stream = generator("cpu", "doctor views", case.recipe.seed)
     alike = agreement(*(make_view(images[order], stream).flatten(1) for _ in range(2)))
     if alike < ALIKE:
         return None
@@ -134,18 +136,18 @@ def weak_augmentation(case: Case) -> Finding | None:
         "weak_augmentation",
         "the views of an image are nearly alike: pixels alone pair them",
         f"pixels of two views agree by {alike:.2f}, above {ALIKE}; the default views by "
-        f"{agreement(*default_views(images[order])):.2f}",
+        f"{agreement(*default_views(images[order], case.recipe.normalisation)):.2f}",
         "--crop-min 0.2 --jitter 0.8 --grayscale 0.2",
     )
 
 
-def default_views(images: torch.Tensor) -> list[torch.Tensor]:
+def default_views(images: torch.Tensor, normalisation: Normalisation) -> list[torch.Tensor]:
     """The default recipe's views of uint8 (B, C, H, W), drawn twice: float (B, C h w) each."""
-    channels = images.shape[1]
-    settings = RECIPES["default"].augmentation
-    pixels = images[:, :1].expand(-1, 3, -1, -1) if channels != 3 else images
-    stream = generator("cpu", "doctor views")
-    return [Views(settings)(pixels, stream).flatten(1) for _ in range(2)]
+    if images.shape[1] != 3:  # the first channel stands for red, green and blue
+        images = images[:, :1].expand(-1, 3, -1, -1)
+        normalisation = Normalisation(mean=normalisation.mean[:1], std=normalisation.std[:1])
+    make_view, stream = Views(RECIPES["default"].augmentation, normalisation), generator("cpu", "doctor views")
+    return [make_view(images, stream).flatten(1) for _ in range(2)]
 
 
 def strong_augmentation(case: Case) -> Finding | None:

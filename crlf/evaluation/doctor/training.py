@@ -13,10 +13,10 @@ from crlf.augmentation import Views
 from crlf.embedding.embed import load_encoder
 from crlf.errors import InputError
 from crlf.evaluation.doctor.case import Case, Finding
+from crlf.methods import METHODS
 from crlf.metrics.geometry import SETTLED, diagnose
 from crlf.runtime.seeding import generator
 
-FALLS = ("simclr", "dcl", "nnclr", "barlow", "vicreg", "supcon")  # methods whose loss falls while they learn
 ROSE = 0.1  # share of the fall that the last epoch may lie above the lowest
 MOVED = 0.01  # share of the loss that a run should at least take off
 POINTS = 4  # epochs that a curve needs to be extrapolated
@@ -31,17 +31,15 @@ def collapse(case: Case) -> Finding | None:
     found = diagnose(case.health) if case.health["step"] >= SETTLED else None
     if found is None:
         return None
-    what, _, rest = found.removeprefix("collapse: ").partition(" (")
-    evidence, _, advice = rest.partition("); ")
     where = f"at step {case.health['step']:,} of training"
-    return Finding("collapse", f"collapse: {what}", f"{evidence}, {where}", advice.removeprefix("try "))
+    return Finding("collapse", f"collapse: {found.what}", f"{found.evidence()}, {where}", found.advice)
 
 
 def loss(case: Case) -> Finding | None:
     """A loss that stood still, or rose again: what was logged first against the means of the epochs."""
     first, means = logged(case)[0], case.losses
     lowest, last = float(means.min()), float(means[-1])
-    if case.recipe.method not in FALLS:
+    if not METHODS[case.recipe.method].loss_falls:
         return None
     optimizer, lr = case.recipe.optim.optimizer, case.recipe.optim.lr
     if first - lowest < MOVED * abs(first):
@@ -73,7 +71,7 @@ def logged(case: Case) -> list[float]:
 def too_few_epochs(case: Case) -> Finding | None:
     """A curve that goes on falling: twice the epochs would bring a good part of the fall so far."""
     losses = case.losses
-    if case.recipe.method not in FALLS or len(losses) < POINTS or losses[0] <= losses[-1]:
+    if not METHODS[case.recipe.method].loss_falls or len(losses) < POINTS or losses[0] <= losses[-1]:
         return None
     longer = extrapolate(losses, 2 * len(losses))
     gain = (losses[-1] - longer) / (losses[0] - losses[-1])
@@ -115,7 +113,8 @@ def batch_norm(case: Case) -> Finding | None:
     images = case.splits[0].images
     order = torch.randperm(len(images), generator=generator("cpu", "doctor", case.recipe.seed))[:SAMPLE]
     encoder = load_encoder(case.run, case.recipe, images.shape[1:]).encoder
-    views = Views(case.recipe.augmentation)(images[order], generator("cpu", "doctor views", case.recipe.seed))
+    make_view = Views(case.recipe.augmentation, case.recipe.normalisation)
+    views = make_view(images[order], generator("cpu", "doctor views", case.recipe.seed))
     found = statistics(encoder, views)
     if not found:
         return None

@@ -26,7 +26,7 @@ def confusion_matrix(run: Run) -> Figure:
     title = f"Linear probe: {percent(counts.trace() / total)} of {total:,} test images right (chance {percent(chance)})"
     caption = "Counts of test images: rows are true classes, columns what the probe said. Blue is right, orange wrong. "
     wide, high = float(np.clip(0.82 * K, 5, 8.2)), float(np.clip(0.52 * K, 3, 7))  # inches
-    figure = sheet((wide + 2, high + 1.5), title, caption + tag(run.recipe))
+    figure = sheet((wide + 2, high + 1.5), title, caption + tag(run.settings))
     left, bars = figure.subplots(1, 2, width_ratios=[wide, 1.1], sharey=True)
     counts_table(left, counts, names)
     lie_down(left, cell=figure.bbox.width * wide / (wide + 2) / K)

@@ -9,19 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from crlf.methods import known
 from crlf.runs.run import LOG, LOSS, Run
 from crlf.visualization.figures.run_arrays import NotDrawn
 from crlf.visualization.figures.style import MARKERS, PALETTE, narrow, points, sheet, styled, tag
-
-LOSSES = {
-    "simclr": "NT-Xent",
-    "dcl": "DCL",
-    "mocov2": "InfoNCE",
-    "mocov3": "InfoNCE",
-    "barlow": "Barlow Twins",
-    "vicreg": "VICReg",
-    "supcon": "SupCon",
-}  # what a method's loss is called in its paper
 
 
 @styled()
@@ -31,7 +22,7 @@ def loss_curve(run: Run) -> Figure:
     rows = [row for row in run.log() if isinstance(row.get("loss"), float) and row.get("epoch")]
     if not rows and not means.size:
         raise NotDrawn(f"{str(run.file(LOG))!r} holds no loss yet: `crlf pretrain` writes it")
-    recipe = run.recipe
+    recipe = run.settings
     done = float(max(len(means), *(row["epoch"] for row in rows[-1:]), 0))
     caption = "Logged values are means over the steps since the one before. " if rows else ""
     figure = sheet((8, 4.6), loss_title(recipe, rows, means, done), caption + tag(recipe))
@@ -52,7 +43,7 @@ def loss_curve(run: Run) -> Figure:
 
 def loss_title(recipe: dict[str, Any], rows: list[dict[str, Any]], means: np.ndarray, done: float) -> str:
     course = list(means) if len(means) > 1 or not rows else [row["loss"] for row in rows]
-    name = LOSSES.get(str(recipe.get("method")), "")
+    name = known(recipe.get("method")).loss_name
     asked = recipe.get("epochs", done)
     epochs = f"{round(done, 1):g} of {asked:,} epochs" if done < asked else f"{done:,.0f} epoch{'s'[: done > 1]}"
     facts = [f"{rows[-1]['step'] / rows[-1]['epoch']:,.0f} steps each"] if rows else []
@@ -63,11 +54,11 @@ def loss_title(recipe: dict[str, Any], rows: list[dict[str, Any]], means: np.nda
 
 
 def chance_loss(recipe: dict[str, Any]) -> list[tuple[float, str]]:
-    """NT-Xent when all similarities are equal: the positive is as likely as each of V (B - 1) negatives."""
-    if recipe.get("method") != "simclr" or not {"views", "batch_size"} <= set(recipe):
+    """The loss when all similarities are equal, and its formula: each candidate is as likely as the positive."""
+    if not {"views", "batch_size"} <= set(recipe):
         return []
-    terms = recipe["views"] * (recipe["batch_size"] - 1) + 1
-    return [(float(np.log(terms)), f"ln {terms:,}")]
+    terms = known(recipe.get("method")).candidates(recipe["views"], recipe["batch_size"])
+    return [] if terms is None else [(float(np.log(terms)), f"ln {terms:,}")]
 
 
 HEALTH = {
@@ -88,7 +79,7 @@ def health(run: Run) -> Figure:
         "From two views each of some training images, no label; h is the embedding, z what the loss compares. Last two "
         "panels: cosines at the end, and singular values of h as shares of the first: a slow fall is a high rank. "
     )
-    figure = sheet((8, 12 if narrow() else 6.2), health_title(rows), caption + tag(run.recipe))
+    figure = sheet((8, 12 if narrow() else 6.2), health_title(rows), caption + tag(run.settings))
     panels = list(figure.subplots(*((3, 2) if narrow() else (2, 3))).flat)
     for axes, (measure, label) in zip(panels, HEALTH.items(), strict=False):
         over_epochs(axes, rows, measure)

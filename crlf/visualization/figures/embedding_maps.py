@@ -30,7 +30,7 @@ def pca_embedding(run: Run) -> Figure:
     shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
     title = f"PCA of {N:,} {split} embeddings: 2 components hold {percent(sum(shares))} of the variance"
     rows = sample(N)
-    figure = sheet((8, 6.6), title, f"{origin(len(rows), N, split)}. {reading(labels, names)} {tag(run.recipe)}")
+    figure = sheet((8, 6.6), title, f"{origin(len(rows), N, split)}. {reading(labels, names)} {tag(run.settings)}")
     axes = figure.subplots()
     axes.set(xlabel=f"first component, {percent(shares[0])} of the variance")
     axes.set(ylabel=f"second component, {percent(shares[1])} of the variance")
@@ -50,7 +50,7 @@ def tsne_embedding(run: Run) -> Figure:
     knn = run.scores.get("knn_accuracy")
     judged = f": kNN in all {D:,} dimensions is {percent(knn)} right" if knn else ""
     how = f"cosine, perplexity {perplexity:.3g}. Near means alike; the size and distance of clusters mean little"
-    caption = f"{origin(len(rows), N, split)}; {how}. {reading(labels, names)} {tag(run.recipe)}"
+    caption = f"{origin(len(rows), N, split)}; {how}. {reading(labels, names)} {tag(run.settings)}"
     figure = sheet((8, 6.6), f"t-SNE of {len(rows):,} {split} embeddings{judged}", caption)
     axes = figure.subplots()
     axes.set(xticks=[], yticks=[])

@@ -19,7 +19,7 @@ def views(run: Run, images: int = 10, most: int = 8) -> Figure:
     tiles = needed(run, VIEWS)  # uint8 (n, 1 + V, C, h, w)
     if tiles.ndim != 5 or tiles.dtype != np.uint8 or 0 in tiles.shape:
         raise InputError(f"{VIEWS} must be uint8 (n, 1 + V, C, h, w), not {tiles.dtype} {tiles.shape}")
-    recipe, V = run.recipe, tiles.shape[1] - 1
+    recipe, V = run.settings, tiles.shape[1] - 1
     tiles = tiles[:images, : 1 + most]
     n, rows, _, h, w = tiles.shape
     shown = f"{V} views" if rows == 1 + V else f"{rows - 1} of {V:,} views"
@@ -65,7 +65,7 @@ def filters(run: Run, most: int = 64) -> Figure:
     title = f"First layer: {count} filters of {h} × {w} pixels"
     caption = "Gray is no weight; each filter is scaled by its own largest weight. "
     rows = -(-len(shown) // across)
-    figure = sheet((8, 0.9 + 7.4 / max(across, 5) * rows), title, caption + tag(run.recipe))
+    figure = sheet((8, 0.9 + 7.4 / max(across, 5) * rows), title, caption + tag(run.settings))
     axes = figure.subplots()
     axes.imshow(filter_grid(shown, across), interpolation="nearest")
     axes.set(xticks=[], yticks=[])

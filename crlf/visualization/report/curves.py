@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from crlf.methods import known
 from crlf.runs.run import Run
-from crlf.visualization.figures.curves import LOSSES, chance_loss
+from crlf.visualization.figures.curves import chance_loss
 from crlf.visualization.report.html import section
 from crlf.visualization.report.plots import curve
 
@@ -23,8 +24,9 @@ VOTES = "share that is right on a sample of the training images; labels serve th
 def curves(run: Run) -> tuple[str, dict[str, Any]]:
     """The section, and the plots in it."""
     log = [row for row in run.log() if isinstance(row.get("epoch"), float)]
-    level: tuple[float | None, str] = next(iter(chance_loss(run.recipe)), (None, ""))
-    panels = [panel("loss", loss_name(run.recipe), "lower is better" + dashed(*level), log, {"loss": "loss"}, level[0])]
+    level: tuple[float | None, str] = next(iter(chance_loss(run.settings)), (None, ""))
+    reading = "lower is better" + dashed(*level)
+    panels = [panel("loss", loss_name(run.settings), reading, log, {"loss": "loss"}, level[0])]
     votes = sorted({key for row in log for key in row if "knn" in key and isinstance(row[key], float)})
     if votes:
         lines = {key.replace("_", " "): key for key in votes}
@@ -44,7 +46,7 @@ def curves(run: Run) -> tuple[str, dict[str, Any]]:
 
 
 def loss_name(recipe: dict[str, Any]) -> str:
-    name = LOSSES.get(str(recipe.get("method")))
+    name = known(recipe.get("method")).loss_name
     return f"Loss ({name})" if name else "Loss"
 
 

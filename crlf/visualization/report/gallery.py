@@ -214,7 +214,7 @@ def views(run: Run, images: int = 10, most: int = 8) -> str:
     n, rows, _, h, w = tiles.shape
     text = f"{n} images on top, below each {plural(rows - 1, 'random view')} of it, {h} × {w} pixels. "
     gap = max(1, w // 16)
-    return pixels(mosaic(tiles, gap), mosaic(np.zeros_like(tiles), gap), "Views", text + drawn(run.recipe))
+    return pixels(mosaic(tiles, gap), mosaic(np.zeros_like(tiles), gap), "Views", text + drawn(run.settings))
 
 
 def filters(run: Run) -> str:

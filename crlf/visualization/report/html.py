@@ -15,18 +15,7 @@ NAMES = {
     "knn_accuracy": "Nearest neighbours (kNN)",
     "chance": "Chance: always the most frequent class",
 }
-PROPER = {
-    **{
-        "simclr": "SimCLR",
-        "dcl": "DCL",
-        "mocov2": "MoCo v2",
-        "mocov3": "MoCo v3",
-        "byol": "BYOL",
-        "simsiam": "SimSiam",
-    },
-    **{"barlow": "Barlow Twins", "vicreg": "VICReg", "nnclr": "NNCLR", "swav": "SwAV", "dino": "DINO"},
-    **{"supcon": "SupCon", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "svhn": "SVHN"},
-}  # names as their authors write them
+DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "svhn": "SVHN"}  # as their authors say
 
 
 def section(title: str, html: str, name: str = "") -> str:

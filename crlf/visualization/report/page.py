@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from crlf.methods import known
 from crlf.runs.files import finite
 from crlf.runs.run import FIGURES, Run
 from crlf.visualization.figures.run_arrays import class_indices
@@ -20,7 +21,7 @@ from crlf.visualization.report import gallery
 from crlf.visualization.report.appendix import drawing, files, measured, readable, repeat, settings
 from crlf.visualization.report.confusion import confusion
 from crlf.visualization.report.curves import curves
-from crlf.visualization.report.html import PROPER, section
+from crlf.visualization.report.html import DATA, section
 from crlf.visualization.report.pictures import Shown, across, contact_sheet, shown
 from crlf.visualization.report.plots import library, map_plot
 from crlf.visualization.report.verdict import todo, verdict, what_labels_add
@@ -28,9 +29,9 @@ from crlf.visualization.report.verdict import todo, verdict, what_labels_add
 
 def page(run: Run) -> str:
     """The report as HTML."""
-    recipe, scores = run.recipe, run.scores
-    method, data = (PROPER.get(str(recipe.get(key)), str(recipe.get(key, "?"))) for key in ("method", "data"))
-    title = f"{method} on {data}: what the encoder learned"
+    recipe, scores = run.settings, run.scores
+    method, data = (str(recipe.get(key, "?")) for key in ("method", "data"))
+    title = f"{known(method).title or method} on {DATA.get(data, data)}: what the encoder learned"
     images = shown(run)
     training, plots = curves(run)
     if images is not None:

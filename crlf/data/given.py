@@ -1,0 +1,77 @@
+"""Images given from Python: an `ImageSet`, or an array, in place of a name or a path.
+
+A run keeps every setting as plain values, and so not the images: what needs them again is given them again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from crlf.data.files.arrays import three_channels
+from crlf.data.files.folder import ImageSettings
+from crlf.data.image_set import ImageSet
+from crlf.data.memmap import tensor
+from crlf.data.stream import scaled
+from crlf.errors import InputError
+
+Given: TypeAlias = ImageSet | np.ndarray | torch.Tensor
+NAME = re.compile(r"array of [\d,]+ images of \d+×\d+×\d+")
+
+
+def name_of(images: ImageSet) -> str:
+    """What a recipe calls them."""
+    return f"array of {len(images):,} images of {'×'.join(map(str, images.images.shape[1:]))}"
+
+
+def is_given(data: str) -> bool:
+    """Whether a recipe's data are such."""
+    return NAME.fullmatch(data) is not None
+
+
+def image_set(data: Given, settings: ImageSettings | None = None, split: str = "train") -> ImageSet:
+    """The images that were given.
+
+    Args:
+        data: a set; or an array, read as a .npy file is: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1, 3
+            or 4, which becomes (N, 3, H, W).
+        settings: `image_size` scales them.
+        split: the ids of an array begin with it.
+
+    Raises:
+        InputError: it is neither, or of another shape or dtype.
+    """
+    if isinstance(data, torch.Tensor):
+        data = data.cpu().numpy()
+    if isinstance(data, np.ndarray):
+        images = tensor(three_channels(data, Path("data")))
+        data = ImageSet(images, None, (), tuple(f"{split}/{row:05}" for row in range(len(images))))
+    if not isinstance(data, ImageSet):
+        rule = "an ImageSet or an array of images; a name or a path is the recipe's"
+        raise InputError(f"data must be {rule}, not a {type(data).__name__}")
+    side = settings.image_size if settings else 0
+    if not side or data.images.shape[2:] == (side, side):
+        return data
+    if data.images.shape[1] != 3:
+        raise InputError(f"image_size scales images of 3 channels, not of {data.images.shape[1]}")
+    return replace(data, images=torch.from_numpy(scaled(data.images.numpy(), side)), mapped=None)
+
+
+def both(data: Given | tuple[Given, Given], settings: ImageSettings, subset: int) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images that were given; no test images where there is one set alone."""
+    if isinstance(data, tuple):
+        train, test = image_set(data[0], settings), image_set(data[1], settings, "test")
+    else:
+        train = image_set(data, settings)
+        test = replace(train, images=train.images[:0], labels=None, ids=train.ids[:0], mapped=None)
+    return train.first(subset), test.first(subset)
+
+
+def refusal(data: str) -> InputError:
+    """The error where images are needed that were given earlier."""
+    return InputError(f"{data!r} was given from Python and is not kept: give it again, as crlf.embed(run, data=images)")
