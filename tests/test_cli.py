@@ -195,7 +195,7 @@ SECTIONS = {
     "epochs": ("3", ["epochs"], 3),
     "image-size": ("64", ["images", "image_size"], 64),
     "crop-min": ("0.3", ["augmentation", "crop_min"], 0.3),
-    "mean": ("0.5", ["augmentation", "mean"], [0.5]),
+    "mean": ("0.5", ["normalisation", "mean"], [0.5]),
     "lr": ("-1e-3", ["optim", "lr"], None),
     "warmup": ("0.25", ["optim", "warmup"], 0.25),
     "regions": ("3", ["embedding", "regions"], 3),
@@ -220,7 +220,7 @@ def test_a_flag_of_any_section_changes_its_own_setting_and_no_other(flag: str, c
     expected = RECIPES["default"].to_dict()
     (expected if len(place) == 1 else expected[place[0]])[place[-1]] = value
     if flag == "mean":
-        expected["augmentation"]["std"] = [0.5]
+        expected["normalisation"]["std"] = [0.5]
     assert found == [expected]
 
 
