@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TABLE = Path(__file__).with_name("planted.txt")
 ENOUGH = 0.95
-LIMIT = 3600  # seconds of a run of pytest: all tests that are named take minutes
+LIMIT = 1800  # seconds of a run of pytest: all tests that are named take minutes
 PASSED, FAILED = 0, 1  # exit codes of pytest; any other says that the tests did not run
 
 
