@@ -191,6 +191,39 @@ def test_flags_start_from_the_named_recipe(arguments: list[str], expected: Recip
     assert found["recipe"] == expected
 
 
+SECTIONS = {
+    "epochs": ("3", ["epochs"], 3),
+    "image-size": ("64", ["images", "image_size"], 64),
+    "crop-min": ("0.3", ["augmentation", "crop_min"], 0.3),
+    "mean": ("0.5", ["normalisation", "mean"], [0.5]),
+    "lr": ("-1e-3", ["optim", "lr"], None),
+    "warmup": ("0.25", ["optim", "warmup"], 0.25),
+    "regions": ("3", ["embedding", "regions"], 3),
+    "temperature": ("0.4", ["head", "temperature"], 0.4),
+}
+
+
+@pytest.mark.parametrize("flag", SECTIONS)
+def test_a_flag_of_any_section_changes_its_own_setting_and_no_other(flag: str, capsys: pytest.CaptureFixture[str]):
+    word, place, value = SECTIONS[flag]
+    found = []
+
+    def stage(recipe: Recipe = RECIPES["default"], *, out: str = "x", resume: bool = False) -> None:
+        found.append(recipe.to_dict())
+
+    words = [f"--{flag}", word, *(["--std", "0.5"] if flag == "mean" else [])]
+    if value is None:
+        assert cli.command_line(stage, words, "stage") == 2
+        assert "lr must be above 0 and finite, not -0.001" in capsys.readouterr().err
+        return
+    assert cli.command_line(stage, words, "stage") == 0
+    expected = RECIPES["default"].to_dict()
+    (expected if len(place) == 1 else expected[place[0]])[place[-1]] = value
+    if flag == "mean":
+        expected["normalisation"]["std"] = [0.5]
+    assert found == [expected]
+
+
 def test_a_recipe_file_repeats_a_run(made: Path, tmp_path: Path):
     again = tmp_path / "again"
     assert command("pretrain", "--recipe", str(made / "recipe.json"), "--out", str(again), "--device", "cpu") == 0

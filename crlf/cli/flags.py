@@ -238,7 +238,7 @@ def add(group: Any, flag: Flag) -> None:
         return
     many = get_origin(flag.hint) is tuple
     shown, kind = kind_of(get_args(flag.hint)[0] if many else flag.hint)
-    group.add_argument(*names, type=kind, metavar=shown, nargs="+" if many else None, help=flag.help, **common)
+    group.add_argument(*names, type=kind, metavar=shown, nargs="*" if many else None, help=flag.help, **common)
 
 
 def kind_of(hint: Any) -> tuple[str, Callable[[str], Any]]:

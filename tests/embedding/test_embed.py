@@ -95,6 +95,7 @@ def test_embeddings_flow_one_way(run: crlf.Run, tmp_path: Path, monkeypatch: pyt
     rows = [np.load(copy / name) for name in ("train_emb.npy", "test_emb.npy")]
     assert np.array_equal(matrix(table.read()), np.vstack(rows))
     assert table.read()["id"].to_pylist() == [*run.ids("train"), *run.ids("test")]
+    assert table.read()["label"].to_pylist() == [*run.array("train_lbl.npy"), *run.array("test_lbl.npy")]
 
 
 def test_a_table_is_written_in_groups_and_keeps_its_order(tmp_path: Path):

@@ -451,7 +451,8 @@ def test_durations(seconds: float, text: str):
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (51_200_128, "51.2 MB"), (2e9, "2 GB")]
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (1010, "1.01 kB"), (51_200_128, "51.2 MB"), (2e9, "2 GB")],
 )
 def test_sizes(count: float, text: str):
     assert size(count) == text
