@@ -5,6 +5,7 @@ Shapes: N training and M test images, D embedding, R its rank at most, K classes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 HELD_OUT = 0.1  # share of the training images that the regularisation is chosen on
 STRENGTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)  # of the penalty, relative to the mean loss
-BLOCK = 8192  # training images in a product of the linear probe
+BLOCK = 1024  # training images in a product of the linear probe
+SAMPLE = 16384  # of the images, for their covariance
 
 
 class Result(NamedTuple):
@@ -52,51 +54,43 @@ class Linear:
         return self.classes[self.logits(x).argmax(dim=1).numpy()].astype(np.int64)
 
 
-class Rotated(NamedTuple):
-    """Images in coordinates along the axes of their features' covariance: what all fits on them share."""
+class Problem(NamedTuple):
+    """Images as all fits on them share them: standardised, in R = min(N, D) coordinates, in blocks."""
 
-    blocks: list[tuple[Tensor, Tensor]]  # float32 features (b, R) along the axes, and one-hot labels (b, K)
-    variance: Tensor  # float64 (R,), along the axes
-    axes: Tensor  # float64 (D, R), orthonormal columns
+    blocks: list[tuple[Tensor, Tensor]]  # float32 features (b, R), and one-hot labels (b, K)
+    covariance: Tensor  # float64 (R, R), of at most `SAMPLE` of the images
+    basis: Tensor | None  # float32 (D, R), orthonormal columns that the images lie in; None: R is D
     mean: Tensor  # (D,)
     scale: Tensor  # (D,)
     classes: np.ndarray  # (K,)
 
 
-def rotate(x: np.ndarray, y: np.ndarray) -> Rotated:
-    """Standardise and rotate: float32 (N, D) and int (N,), at least two different labels."""
+def pose(x: np.ndarray, y: np.ndarray) -> Problem:
+    """Standardise: float32 (N, D) and int (N,), at least two different labels.
+
+    Of fewer images than features, the penalty keeps the weights in what the images span. They are fitted there: a
+    covariance of 100 images then has 100 rows, not 1,792.
+    """
     features, mean, scale = standardise(torch.from_numpy(x))
+    basis = None
+    if len(x) < x.shape[1]:
+        basis = torch.linalg.qr(features.T)[0]
+        features = features @ basis
     classes, places = np.unique(y, return_inverse=True)
     target = F.one_hot(torch.from_numpy(places.astype(np.int64)), len(classes)).float()  # (N, K)
-    variance, axes = principal_axes(features)
-    blocks = list(zip((features @ axes.float()).split(BLOCK), target.split(BLOCK), strict=True))
-    return Rotated(blocks, variance, axes, mean, scale, classes)
-
-
-def principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The variances along the axes of centred features float32 (N, D), and the axes: float64 (R,), (D, R).
-
-    R is D; of fewer images than features it is what they span, to which the penalty keeps the weights anyway, and the
-    decomposition is of the images' products: of 100 images and 1,792 features it takes 1 ms, not 2 s.
-    """
-    n, d = features.shape
-    if n >= d:
-        variance, axes = torch.linalg.eigh((features.T @ features / n).double())
-        return variance.clamp(min=0), axes
-    products = features.double() @ features.T.double() / n  # (N, N)
-    variance, vectors = torch.linalg.eigh(products)
-    spanned = variance > 1e-9 * variance[-1]
-    variance, vectors = variance[spanned], vectors[:, spanned]
-    return variance, features.T.double() @ vectors / (n * variance).sqrt()
+    sample = features[:: math.ceil(len(features) / SAMPLE)]
+    covariance = (sample.T @ sample / len(sample)).double()
+    return Problem(
+        list(zip(features.split(BLOCK), target.split(BLOCK), strict=True)), covariance, basis, mean, scale, classes
+    )
 
 
 def fit_linear(x: np.ndarray, y: np.ndarray, c: float, start: Linear | None = None, tolerance: float = 1e-8) -> Linear:
     """Minimise scikit-learn's objective, C * sum of the log losses + ||W||^2 / 2, with L-BFGS.
 
     The features are standardised first (constant ones are only centred); the bias is not penalised. L-BFGS works in
-    float64 on coordinates in which the curvature is about the same in all directions: along the eigenvectors of the
-    features' covariance, scaled. Embeddings are so correlated that it takes a tenth of the steps there. Products are in
-    float32.
+    float64 on coordinates in which the curvature is about the same in all directions (`solve`). Embeddings are so
+    correlated that it takes a tenth of the steps there. Products with the images are in float32.
 
     Args:
         x: float32 (N, D).
@@ -105,19 +99,25 @@ def fit_linear(x: np.ndarray, y: np.ndarray, c: float, start: Linear | None = No
         start: where to start from, with the same classes and features of the same kind.
         tolerance: it ends when a step lowers the objective by less than this share.
     """
-    return fit_rotated(rotate(x, y), 1 / (c * len(x)), start, tolerance)
+    return solve(pose(x, y), 1 / (c * len(x)), start, tolerance)
 
 
-def fit_rotated(images: Rotated, penalty: float, start: Linear | None, tolerance: float) -> Linear:
-    """Minimise mean log loss + penalty * ||W||^2 / 2; the arguments as for `fit_linear`."""
-    blocks, variance, axes, mean, scale, classes = images
-    n, r, k = sum(len(rows) for rows, _ in blocks), len(variance), len(classes)
-    stretch = (penalty + variance / k).rsqrt()  # (R,); weights = coordinates * stretch @ axes^T
+def solve(problem: Problem, penalty: float, start: Linear | None, tolerance: float) -> Linear:
+    """Minimise mean log loss + penalty * ||W||^2 / 2; the arguments as for `fit_linear`.
+
+    L-BFGS moves V = W L, where L L^T = covariance / K + penalty I is about the curvature of the objective.
+    """
+    blocks, covariance, basis, mean, scale, classes = problem
+    n, r, k = sum(len(rows) for rows, _ in blocks), len(covariance), len(classes)
+    factor = torch.linalg.cholesky(covariance / k + penalty * torch.eye(r, dtype=torch.float64))
+
+    def weights_of(v: Tensor) -> Tensor:  # W = V L^-1
+        return torch.linalg.solve_triangular(factor, v, upper=False, left=False)
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        coordinates = torch.from_numpy(flat).view(k, r + 1)
-        turned, bias = coordinates[:, :r] * stretch, coordinates[:, r]
-        weights, shift = turned.float(), bias.float()
+        v, bias = torch.from_numpy(flat[: k * r]).view(k, r), torch.from_numpy(flat[k * r :])
+        w = weights_of(v)
+        weights, shift = w.float(), bias.float()
         loss, slope, total = 0.0, torch.zeros(k, r), torch.zeros(k)
         for rows, ones in blocks:  # a block stays in the cache between the two products
             logits = torch.addmm(shift, rows, weights.T).log_softmax(dim=1)  # (b, K)
@@ -125,17 +125,19 @@ def fit_rotated(images: Rotated, penalty: float, start: Linear | None, tolerance
             error = logits.exp_().sub_(ones)
             slope.addmm_(error.T, rows)
             total += error.sum(dim=0)
-        slopes = (slope.double() / n + penalty * turned) * stretch
-        gradient = torch.cat([slopes, total.double()[:, None] / n], dim=1)
-        return loss / n + penalty / 2 * turned.square().sum().item(), gradient.flatten().numpy()
+        slopes = slope.double() / n + penalty * w
+        slopes = torch.linalg.solve_triangular(factor.T, slopes, upper=True, left=False)  # of V: slopes L^-T
+        gradient = torch.cat([slopes.flatten(), total.double() / n])
+        return loss / n + penalty / 2 * w.square().sum().item(), gradient.numpy()
 
     first = np.zeros(k * (r + 1))
     if start is not None:
-        u = start.weights.double() @ axes / stretch
-        first = torch.cat([u, start.bias.double()[:, None]], dim=1).flatten().numpy()
+        w = start.weights.double() if basis is None else start.weights.double() @ basis.double()
+        first = torch.cat([(w @ factor).flatten(), start.bias.double()]).numpy()
     options = {"maxiter": 500, "ftol": tolerance, "gtol": 1e-6, "maxcor": 20}
-    found = torch.from_numpy(minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x).view(k, r + 1)
-    return Linear(mean, scale, (found[:, :r] * stretch @ axes.T).float(), found[:, r].float(), classes)
+    found = torch.from_numpy(minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x)
+    weights = weights_of(found[: k * r].view(k, r)).float()
+    return Linear(mean, scale, weights if basis is None else weights @ basis.T, found[k * r :].float(), classes)
 
 
 def standardise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,9 +157,9 @@ def choose_c(x: np.ndarray, y: np.ndarray) -> tuple[float, str]:
     if len(held) < 20 or len(np.unique(y[kept])) < len(np.unique(y)):
         return 1 / (1e-3 * len(y)), "C not chosen: too few images to hold some out"
     best, chosen, worse = -1.0, STRENGTHS[0], 0
-    images, model = rotate(x[kept], y[kept]), None
+    images, model = pose(x[kept], y[kept]), None
     for strength in STRENGTHS:
-        model = fit_rotated(images, strength, model, tolerance=1e-5)
+        model = solve(images, strength, model, tolerance=1e-5)
         accuracy = float((model.predict(x[held]) == y[held]).mean())
         if accuracy > best:
             best, chosen, worse = accuracy, strength, 0

@@ -14,7 +14,7 @@ import crlf
 from crlf.errors import InputError
 from crlf.evaluation.embedded import Embedded
 from crlf.evaluation.labelled import chance
-from crlf.evaluation.logistic_regression import STRENGTHS, choose_c, fit_linear, held_out, rotate, standardise
+from crlf.evaluation.logistic_regression import STRENGTHS, choose_c, fit_linear, held_out, pose, standardise
 from crlf.evaluation.probe import PROBES, QUICK, chosen
 from crlf.metrics import cosine
 from crlf.metrics.cosine import chunk_rows
@@ -130,7 +130,7 @@ def test_few_images(name: str, count: int):
 def test_fewer_images_than_features_are_fitted_in_what_they_span():
     """The same optimum as scikit-learn's in all directions: the penalty keeps the weights among the images."""
     x, y = np.random.default_rng(0).normal(size=(20, 60)).astype(np.float32) * 3 + 1, np.arange(20) % 3
-    assert rotate(x, y).axes.shape == (60, 19)  # centred
+    assert pose(x, y).covariance.shape == (20, 20)
     features = standardise(torch.from_numpy(x))[0].double().numpy()
     theirs = LogisticRegression(C=0.1, tol=1e-9, max_iter=5000).fit(features, y)
     np.testing.assert_allclose(fit_linear(x, y, 0.1).weights.numpy(), theirs.coef_, atol=1e-3)
