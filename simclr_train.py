@@ -38,7 +38,7 @@ def simclr(
     if distributed.rank() > 0:
         return  # torchrun's other processes have trained along; what is left is little
     crlf.embed(run, data_dir=data_dir, device=device)
-    crlf.probe(run)
+    crlf.probe(run, data_dir=data_dir, device=device)
     crlf.draw(run)
     crlf.report(run)
     crlf.summary(run)

@@ -23,10 +23,12 @@ def augmented(embedded: Embedded) -> Found:
         embedded.recipe.augmentation, resolution=1.0, flip=0.5, jitter=0.0, grayscale=0.0, blur=0.0
     )  # pixels are cropped and mirrored only
     views = [embedded.train, *(embed_views(embedded, settings, i) for i in range(VIEWS))]
-    x, y = np.concatenate(views), np.tile(embedded.train_lbl, len(views))
-    c, how = choose_c(embedded.train, embedded.train_lbl)
-    model = fit_linear(x, y, c / len(views))  # the same penalty for an image
-    predictions = model.predict(embedded.test)
+    predictions = np.empty(len(embedded.test), dtype=np.int64)
+    for rows, tested in embedded.parts:
+        x, y = np.concatenate([view[rows] for view in views]), embedded.train_lbl[rows]
+        c, how = choose_c(embedded.train[rows], y)
+        model = fit_linear(x, np.tile(y, len(views)), c / len(views))  # the same penalty for an image
+        predictions[tested] = model.predict(embedded.test[tested])
     scores = {
         "augmented_accuracy": embedded.accuracy(predictions),
         "augmented_interval": interval(predictions == embedded.test_lbl),

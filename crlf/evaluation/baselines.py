@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from crlf import encoders
 from crlf.augmentation import Views
@@ -13,17 +16,29 @@ from crlf.data.loader import batch_rows
 from crlf.embedding.embed import embed_images
 from crlf.errors import InputError
 from crlf.evaluation.embedded import Embedded, Found
-from crlf.evaluation.logistic_regression import linear
-from crlf.metrics.knn import HEADLINE, knn_predict
+from crlf.metrics.intervals import paired_interval
 from crlf.optim import OPTIMIZERS, schedule, set_rates
 from crlf.runtime.devices import autocast, pick_device
 from crlf.runtime.seeding import generator
 
+SIDE = 16  # pixels
+GAINS = "the run's gain over it with the paired interval of 95 %, on the same test images"
+
 
 def pixels(embedded: Embedded) -> Found:
-    """The linear probe and kNN on raw pixels."""
-    train, test = (part.flatten(1).numpy().astype(np.float32) for part in embedded.images)  # (N, C H W)
-    return Found(both("pixels", embedded, train, test), "linear probe and kNN (k = 10) on raw pixels")
+    """The linear probe and kNN on raw pixels, scaled to at most `SIDE` × `SIDE`."""
+    train, test = (shrunk(part) for part in embedded.images)  # (N, C h w)
+    how = f"linear probe and kNN (k = 10) on raw pixels, scaled to {SIDE} × {SIDE}"
+    return Found(both("pixels", embedded, train, test), f"{how}; {GAINS}")
+
+
+def shrunk(images: Tensor) -> np.ndarray:
+    """uint8 (N, C, H, W) -> float32 (N, C h w), each pixel the mean of those that it stands for."""
+    parts = [
+        F.adaptive_avg_pool2d(part.float(), SIDE) if part.shape[2] > SIDE else part.float()
+        for part in images.split(1000)
+    ]
+    return torch.cat(parts).flatten(1).numpy()
 
 
 def untrained(embedded: Embedded) -> Found:
@@ -36,16 +51,20 @@ def untrained(embedded: Embedded) -> Found:
     encoder = encoders.Frozen(net, recipe.embedding.mirror).to(pick_device(embedded.device))
     rows = [embedded.embed(part, encoder) for part in (train, test)]
     how = "linear probe and kNN (k = 10) on the encoder before its first step, the run's recipe and seed"
-    return Found(both("untrained", embedded, *rows), how)
+    return Found(both("untrained", embedded, *rows), f"{how}; {GAINS}")
 
 
-def both(name: str, embedded: Embedded, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
-    """The accuracies of the two probes with other features, float32 (N, F) and (M, F)."""
-    neighbours = knn_predict(train, embedded.train_lbl, test, min(HEADLINE, len(train)))
-    return {
-        f"{name}_linear_accuracy": embedded.accuracy(linear(train, embedded.train_lbl, test).predictions),
-        f"{name}_knn_accuracy": embedded.accuracy(neighbours),
-    }
+def both(name: str, embedded: Embedded, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+    """The accuracies of the two probes with other features, float32 (N, F) and (M, F), and how much more the run's own
+    are worth: the difference, and its paired interval."""
+    other = replace(embedded, train=train, test=test)
+    scores: dict[str, Any] = {}
+    for probe, theirs, ours in (("linear", other.predicted, embedded.predicted), ("knn", other.voted, embedded.voted)):
+        scores[f"{name}_{probe}_accuracy"] = embedded.accuracy(theirs)
+        low, high = paired_interval(theirs == embedded.test_lbl, ours == embedded.test_lbl)
+        gain = embedded.accuracy(ours) - embedded.accuracy(theirs)
+        scores[f"{probe}_over_{name}"] = {"difference": gain, "interval": (low, high)}
+    return scores
 
 
 def supervised(embedded: Embedded) -> Found:
@@ -54,7 +73,7 @@ def supervised(embedded: Embedded) -> Found:
     Raises:
         InputError: the run's budget is not known.
     """
-    recipe = embedded.recipe
+    embedded, recipe = embedded.split(), embedded.recipe
     assert embedded.run is not None
     seen = embedded.run.scores.get("views_seen")
     if not isinstance(seen, int) or seen < 1:

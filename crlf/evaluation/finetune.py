@@ -29,7 +29,7 @@ from crlf.evaluation import classifier, labelled
 from crlf.evaluation.classifier import Classifier
 from crlf.evaluation.embedded import Embedded, Found
 from crlf.evaluation.labelled import Labelled, chance
-from crlf.evaluation.logistic_regression import choose_c, fit_linear
+from crlf.evaluation.logistic_regression import Linear, choose_c, fit_linear
 from crlf.metrics.intervals import interval
 from crlf.optim import OPTIMIZERS, OptimSettings, schedule, set_rates
 from crlf.recipe import Recipe
@@ -248,6 +248,7 @@ def fine_tuning(embedded: Embedded) -> Found:
     Raises:
         InputError: the encoder is missing or damaged, or a weight is not finite in the end.
     """
+    embedded = embedded.split()
     model, data = started(embedded)
     rows = np.arange(len(data.train_labels))
     how = tune(model, data, rows, embedded.recipe, epochs=0, lr=PEAK, batch=BATCH, seed=embedded.recipe.seed)
@@ -265,5 +266,7 @@ def started(embedded: Embedded) -> tuple[classifier.Classifier, Labelled]:
     data = of_present(data, np.arange(len(train)))  # a test image of a class that nothing is learned of is wrong
     model = classifier.build(recipe, train.shape[1:], len(data.classes))
     model.encoder.load_state_dict(embedded.encoder.encoder.state_dict())
-    model.start_from(embedded.linear[0])
+    probe = embedded.linear[0]
+    assert isinstance(probe, Linear), "one probe, of images that are split"
+    model.start_from(probe)
     return model.requires_grad_(True).to(pick_device(embedded.device)), data

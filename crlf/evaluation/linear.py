@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from crlf.evaluation.cross_validation import FOLDS
 from crlf.evaluation.embedded import Embedded, Found
 from crlf.metrics.intervals import interval
 
@@ -9,12 +10,13 @@ from crlf.metrics.intervals import interval
 def linear(embedded: Embedded) -> Found:
     """The linear probe, C chosen on held-out training images and then fitted on all of them."""
     model, how = embedded.linear
-    predictions, N = model.predict(embedded.test), len(embedded.train)
-    protocol = f"logistic regression on standardised frozen embeddings of {N:,} training images; {how}"
+    predictions, N = embedded.predicted, len(embedded.train)
+    of = f"{N:,} training images" if embedded.folds is None else f"{N:,} images, {FOLDS}-fold cross-validated"
+    protocol = f"logistic regression on standardised frozen embeddings of {of}; {how}"
     scores = {
         "linear_accuracy": embedded.accuracy(predictions),
         "linear_interval": interval(predictions == embedded.test_lbl),
     }
-    protocol += f"; interval: Wilson's, 95 %, of {len(embedded.test):,} test images"
+    protocol += f"; interval: Wilson's, 95 %, of {embedded.tested()}"
     files = {"test_pred.npy": predictions, "test_prob.npy": model.probabilities(embedded.test)}
     return Found(scores, protocol, files)

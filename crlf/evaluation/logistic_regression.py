@@ -18,6 +18,7 @@ from torch import Tensor
 HELD_OUT = 0.1  # share of the training images that the regularisation is chosen on
 STRENGTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)  # of the penalty, relative to the mean loss
 BLOCK = 1024  # training images in a product of the linear probe
+CHOSEN_ON = 16384  # images that are fitted to choose C
 SAMPLE = 16384  # of the images, for their covariance
 
 
@@ -151,9 +152,10 @@ def choose_c(x: np.ndarray, y: np.ndarray) -> tuple[float, str]:
     """The C with the best accuracy on a held-out part of the training images, and how it was found.
 
     The penalty falls from strong to weak, each fit starting from the one before; two steps without a gain end it.
-    Where a class is too rare to be split, C is 1 / (0.001 N).
+    Of the images that are not held out at most `CHOSEN_ON` are fitted, and C, the inverse variance that the weights are
+    thought to have, is then that of all. Where a class is too rare to be split, C is 1 / (0.001 N).
     """
-    held, kept = held_out(y)
+    held, kept = held_out(y, CHOSEN_ON)
     if len(held) < 20 or len(np.unique(y[kept])) < len(np.unique(y)):
         return 1 / (1e-3 * len(y)), "C not chosen: too few images to hold some out"
     best, chosen, worse = -1.0, STRENGTHS[0], 0
@@ -171,14 +173,21 @@ def choose_c(x: np.ndarray, y: np.ndarray) -> tuple[float, str]:
     return c, f"C = {c:.2g} chosen on {len(held):,} held-out training images ({100 * best:.1f} %)"
 
 
-def held_out(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are held out and rows that are kept: a tenth of each class, always the same."""
-    random = np.random.default_rng(0)
-    order = random.permutation(len(y))
-    held = np.concatenate(
-        [rows[: round(HELD_OUT * len(rows))] for rows in (order[y[order] == k] for k in np.unique(y))]
-    )
-    return held, np.setdiff1d(np.arange(len(y)), held)
+def held_out(y: np.ndarray, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are held out, a tenth of each class, and rows that are kept; always the same.
+
+    Args:
+        y: int (N,).
+        most: about how many rows are kept at most, the same share of each class.
+    """
+    order = np.random.default_rng(0).permutation(len(y))
+    held, kept = [], []
+    share = 1.0 if most is None else min(1.0, most / len(y))
+    for rows in (order[y[order] == k] for k in np.unique(y)):
+        count = round(HELD_OUT * len(rows))
+        held.append(rows[:count])
+        kept.append(rows[count:][: math.ceil(share * (len(rows) - count))])
+    return np.concatenate(held), np.sort(np.concatenate(kept))
 
 
 def linear(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray) -> Result:

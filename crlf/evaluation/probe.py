@@ -28,6 +28,7 @@ from crlf.evaluation import (
     retrieval,
     robustness,
 )
+from crlf.evaluation.cross_validation import folds_of, same
 from crlf.evaluation.embedded import Embedded, Found
 from crlf.evaluation.finetune import fine_tuning
 from crlf.evaluation.labelled import chance
@@ -48,7 +49,8 @@ PROBES: dict[str, Callable[[Embedded], Found]] = {
     "supervised": baselines.supervised,
     "fine_tuning": fine_tuning,
 }
-QUICK = ("linear", "calibration", "knn")
+QUICK = ("linear", "calibration", "knn", "untrained", "pixels")
+OF_IMAGES = ("untrained", "pixels")  # of the quick ones: left out, with the reason, where the images are not there
 LONG = ("supervised", "fine_tuning")  # about as long as the training itself: asked for by name
 
 
@@ -62,8 +64,9 @@ def probe(
 
     Args:
         run: the run folder.
-        probes: names with commas between; quick for linear, calibration and knn, which take seconds; all for every one
-            but supervised and fine_tuning, which take about as long as the training.
+        probes: names with commas between; quick for linear, calibration and knn, and for what the same encoder is worth
+            untrained, and pixels, where the images are at hand; all for every one but supervised and fine_tuning, which
+            take about as long as the training.
         data_dir: where a data set known by name lies, for the probes that need the images.
         device: of the encoder, for the probes that need it.
 
@@ -74,7 +77,7 @@ def probe(
         InputError: an unknown probe, or embeddings or labels that are missing, damaged, not finite or do not fit
             together.
     """
-    run, names = Run.open(run), chosen(probes)
+    run, names, named = Run.open(run), chosen(probes), asked_for(probes)
     if run.unlabelled and not run.file("train_lbl.npy").exists():
         print(f"nothing is probed: the images of {str(run.path)!r} have no labels", file=sys.stderr)
         return run.scores
@@ -83,7 +86,12 @@ def probe(
     scores: dict[str, Any] = {"chance": chance(embedded.train_lbl, embedded.test_lbl), "protocol": {}}
     files: dict[str, np.ndarray] = {}
     for name in names:
-        found = PROBES[name](embedded)
+        try:
+            found = PROBES[name](embedded)
+        except InputError as error:
+            if name not in OF_IMAGES or name in named:
+                raise
+            found = Found({}, f"not measured: {error}")
         scores |= found.scores
         scores["protocol"][name] = found.protocol
         files |= found.files
@@ -99,7 +107,7 @@ def chosen(probes: str) -> list[str]:
     Raises:
         InputError: a name that no probe has.
     """
-    asked = {name.strip() for name in probes.split(",")} - {""}
+    asked = asked_for(probes)
     for name in sorted(asked - {"quick", "all"}):
         if name not in PROBES:
             raise unknown("probe", name, [*PROBES, "quick", "all"])
@@ -110,6 +118,10 @@ def chosen(probes: str) -> list[str]:
     if "all" in asked:
         asked |= {*PROBES} - {*LONG}
     return [name for name in PROBES if name in asked]
+
+
+def asked_for(probes: str) -> set[str]:
+    return {name.strip() for name in probes.split(",")} - {""}
 
 
 def read(run: Run, data_dir: str | Path | None = None, device: str = "auto") -> Embedded:
@@ -125,7 +137,8 @@ def read(run: Run, data_dir: str | Path | None = None, device: str = "auto") -> 
     if len(np.unique(train_lbl)) < 2:
         raise InputError(f"train_lbl.npy must hold two classes or more, not {len(np.unique(train_lbl))}")
     train, test = at_hand(train, test)
-    return Embedded(train, train_lbl, test, test_lbl, run, data_dir, device)
+    folds = folds_of(train_lbl, same(train)) if run.cross_validated else None
+    return Embedded(train, train_lbl, test, test_lbl, run, data_dir, device, folds)
 
 
 def at_hand(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

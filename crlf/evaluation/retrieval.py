@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crlf.evaluation.cross_validation import same
 from crlf.evaluation.embedded import Embedded, Found
 from crlf.metrics.cosine import chunk_rows, unit
 
@@ -32,9 +33,15 @@ def retrieval(embedded: Embedded) -> Found:
     labels, asked = torch.from_numpy(embedded.train_lbl), torch.from_numpy(embedded.test_lbl[rows])
     queries = unit(embedded.test[rows])
     size = max(1, chunk_rows(len(train)) // 8)  # ranks are of int64, and hits of float64
-    precisions = [
-        average_precision(labels[(query @ train.T).argsort(dim=1, descending=True)] == wanted[:, None])
-        for query, wanted in zip(queries.split(size), asked.split(size), strict=True)
-    ]
-    protocol = f"mean average precision over {len(rows):,} test images as queries, all {len(train):,} training images"
+    left_out = torch.zeros(len(rows), 1, dtype=torch.bool)
+    if embedded.folds is not None:  # an image finds neither itself nor its copies
+        groups = torch.from_numpy(same(embedded.train))
+        left_out = groups[rows][:, None] == groups
+    precisions = []
+    for query, wanted, out in zip(queries.split(size), asked.split(size), left_out.split(size), strict=True):
+        order = (query @ train.T).masked_fill(out, -torch.inf).argsort(dim=1, descending=True)
+        hits = labels[order] == wanted[:, None]
+        precisions.append(average_precision(hits & ~out.expand(len(query), len(train)).gather(1, order)))
+    among = f"all {len(train):,} training images" if embedded.folds is None else "all other images"
+    protocol = f"mean average precision over {len(rows):,} test images as queries, {among}"
     return Found({"retrieval_map": torch.cat(precisions).mean().item()}, f"{protocol} ranked by cosine")

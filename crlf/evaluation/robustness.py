@@ -26,5 +26,5 @@ def corrupted_accuracy(embedded: Embedded, corruption: str, strength: int) -> fl
         corrupted = np.ascontiguousarray(CORRUPTIONS[corruption](part.numpy(), strength))
         return embed_images(embedded.encoder, torch.from_numpy(corrupted), embedded.recipe.normalisation)
 
-    model = embedded.linear[0]
-    return embedded.accuracy(np.concatenate([model.predict(rows(part)) for part in embedded.images[1].split(BATCH)]))
+    found = np.concatenate([rows(part) for part in embedded.images[1].split(BATCH)])
+    return embedded.accuracy(embedded.linear[0].predict(found))

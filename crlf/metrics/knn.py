@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from crlf.errors import InputError
-from crlf.metrics.cosine import top_k, unit
+from crlf.metrics.cosine import best, chunk_rows, top_k, unit
 
 HEADLINE = 10  # the k of knn_accuracy
+KS = (1, HEADLINE, 20, 200)  # that are tried
 TEMPERATURE = 0.1  # of the weighted vote
 
 
@@ -34,6 +35,33 @@ def nearest(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray, 
     labels = torch.from_numpy(target.astype(np.int64))
     found = top_k(unit(test_emb), [unit(train_emb)], k)
     return Neighbours(labels[found.rows], found.cosines, classes)
+
+
+def nearest_others(emb: np.ndarray, lbl: np.ndarray, groups: np.ndarray, k: int) -> Neighbours:
+    """The k other images of the highest cosine similarity to each image; images of its own group are left out.
+
+    Args:
+        emb: float32 (N, D).
+        lbl: int (N,).
+        groups: int (N,), the same for images that must not vote for each other.
+        k: at most; where a group leaves fewer, as many as the largest one leaves all others.
+
+    Raises:
+        InputError: all images are of one group.
+    """
+    classes, target = np.unique(lbl, return_inverse=True)
+    labels, own = torch.from_numpy(target.astype(np.int64)), torch.from_numpy(groups)
+    k = min(k, len(emb) - int(np.bincount(groups).max()))
+    if k < 1:
+        raise InputError(f"kNN needs two different images or more, and all {len(emb)} are copies of one")
+    rows = unit(emb)
+    found = []
+    for part in torch.arange(len(emb)).split(chunk_rows(len(emb))):
+        cosines = rows[part] @ rows.T
+        found.append(best(cosines.masked_fill_(own[part][:, None] == own, -torch.inf), k))
+    return Neighbours(
+        labels[torch.cat([one.rows for one in found])], torch.cat([one.cosines for one in found]), classes
+    )
 
 
 def knn_predict(train_emb: np.ndarray, train_lbl: np.ndarray, test_emb: np.ndarray, k: int = 10) -> np.ndarray:

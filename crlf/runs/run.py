@@ -121,6 +121,11 @@ class Run:
         """Whether the images were embedded and have no labels."""
         return self.file("test_emb.npy").exists() and not self.file("test_lbl.npy").exists()
 
+    @property
+    def cross_validated(self) -> bool:
+        """Whether every image is tested, by what was fitted on others: the test images are the training images then."""
+        return self.scores.get("cross_validated") is True
+
     def update_scores(self, **values: Any) -> None:
         """Merge these into scores.json. Dicts, such as `protocol`, are merged one level deep."""
         scores = self.scores
