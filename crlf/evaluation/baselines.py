@@ -43,15 +43,21 @@ def shrunk(images: Tensor) -> np.ndarray:
 
 def untrained(embedded: Embedded) -> Found:
     """The linear probe and kNN on the embeddings of the encoder as the run drew it, before the first step."""
-    recipe, (train, test) = embedded.recipe, embedded.images
-    _, channels, height, width = train.shape
+    encoder, (train, test) = untrained_encoder(embedded), embedded.images
+    rows = [embedded.embed(train, encoder)]
+    rows.append(rows[0] if embedded.folds is not None else embedded.embed(test, encoder))
+    how = "linear probe and kNN (k = 10) on the encoder before its first step, the run's recipe and seed"
+    return Found(both("untrained", embedded, *rows), f"{how}; {GAINS}")
+
+
+def untrained_encoder(embedded: Embedded) -> encoders.Frozen:
+    """The encoder that the run began with, on the device."""
+    recipe = embedded.recipe
+    _, channels, height, width = embedded.images[0].shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         net = encoders.build(recipe.encoder, channels, min(height, width), recipe.embedding.regions)
-    encoder = encoders.Frozen(net, recipe.embedding.mirror).to(pick_device(embedded.device))
-    rows = [embedded.embed(part, encoder) for part in (train, test)]
-    how = "linear probe and kNN (k = 10) on the encoder before its first step, the run's recipe and seed"
-    return Found(both("untrained", embedded, *rows), f"{how}; {GAINS}")
+    return encoders.Frozen(net, recipe.embedding.mirror).to(pick_device(embedded.device))
 
 
 def both(name: str, embedded: Embedded, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:

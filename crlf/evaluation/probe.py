@@ -8,7 +8,6 @@ Shapes: N training and M test images, D embedding, K classes.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from crlf.evaluation import (
     baselines,
     calibration,
     clustering,
+    crops,
     few_labels,
     knn,
     linear,
@@ -32,8 +32,10 @@ from crlf.evaluation.cross_validation import folds_of, same
 from crlf.evaluation.embedded import Embedded, Found
 from crlf.evaluation.finetune import fine_tuning
 from crlf.evaluation.labelled import chance
+from crlf.evaluation.payoff import payoff
 from crlf.runs.files import save_array
 from crlf.runs.run import Run
+from crlf.text import say
 
 PROBES: dict[str, Callable[[Embedded], Found]] = {
     "linear": linear.linear,
@@ -46,27 +48,29 @@ PROBES: dict[str, Callable[[Embedded], Found]] = {
     "robustness": robustness.robustness,
     "pixels": baselines.pixels,
     "untrained": baselines.untrained,
+    "crops": crops.crops,
     "supervised": baselines.supervised,
     "fine_tuning": fine_tuning,
 }
-QUICK = ("linear", "calibration", "knn", "untrained", "pixels")
-OF_IMAGES = ("untrained", "pixels")  # of the quick ones: left out, with the reason, where the images are not there
+WITHOUT_LABELS = ("crops",)
+QUICK = ("linear", "calibration", "knn", "pixels", "untrained")
+OF_IMAGES = (*WITHOUT_LABELS, "pixels", "untrained")  # left out, with the reason, where the images are not there
 LONG = ("supervised", "fine_tuning")  # about as long as the training itself: asked for by name
 
 
 def probe(
     run: Run | str | Path, *, probes: str = "quick", data_dir: str | Path | None = None, device: str = "auto"
 ) -> dict[str, Any]:
-    """Measure the embeddings of a run; of images without labels, say that there is nothing to measure.
+    """Measure the embeddings of a run; of images without labels, how well a crop finds its image.
 
     Writes NAME_accuracy of the probes (a fraction), their other numbers, chance and the protocols to scores.json, and
     the linear probe's predictions and probabilities to test_pred.npy, int64 (M,), and test_prob.npy, float32 (M, K).
 
     Args:
         run: the run folder.
-        probes: names with commas between; quick for linear, calibration and knn, and for what the same encoder is worth
-            untrained, and pixels, where the images are at hand; all for every one but supervised and fine_tuning, which
-            take about as long as the training.
+        probes: names with commas between; quick for linear, calibration and knn, and for what pixels and the untrained
+            encoder are worth, where the images are at hand, or for crops where there are no labels; all for every one
+            but supervised and fine_tuning, which take about as long as the training.
         data_dir: where a data set known by name lies, for the probes that need the images.
         device: of the encoder, for the probes that need it.
 
@@ -78,12 +82,17 @@ def probe(
             together.
     """
     run, names, named = Run.open(run), chosen(probes), asked_for(probes)
-    if run.unlabelled and not run.file("train_lbl.npy").exists():
-        print(f"nothing is probed: the images of {str(run.path)!r} have no labels", file=sys.stderr)
+    labelled = not run.unlabelled or run.file("train_lbl.npy").exists()
+    if not labelled:
+        names = [name for name in WITHOUT_LABELS if name in names or named & {"quick", "all"}]
+    if not names:
+        say(f"nothing is probed: the images of {str(run.path)!r} have no labels; --probes crops needs none")
         return run.scores
     start = time.perf_counter()
-    embedded = read(run, data_dir, device)
-    scores: dict[str, Any] = {"chance": chance(embedded.train_lbl, embedded.test_lbl), "protocol": {}}
+    embedded = read(run, data_dir, device) if labelled else unlabelled(run, data_dir, device)
+    scores: dict[str, Any] = {"protocol": {}}
+    if labelled:
+        scores["chance"] = chance(embedded.train_lbl, embedded.test_lbl)
     files: dict[str, np.ndarray] = {}
     for name in names:
         try:
@@ -98,6 +107,8 @@ def probe(
     for name, array in files.items():
         save_array(run.file(name), array)
     run.update_scores(**scores, probe_seconds=time.perf_counter() - start)
+    if found_out := payoff(run.scores):
+        say(found_out.sentence)
     return run.scores
 
 
@@ -139,6 +150,12 @@ def read(run: Run, data_dir: str | Path | None = None, device: str = "auto") -> 
     train, test = at_hand(train, test)
     folds = folds_of(train_lbl, same(train)) if run.cross_validated else None
     return Embedded(train, train_lbl, test, test_lbl, run, data_dir, device, folds)
+
+
+def unlabelled(run: Run, data_dir: str | Path | None, device: str) -> Embedded:
+    """The embeddings of a run without labels, for the probes that need none."""
+    none = np.zeros(0, dtype=np.int64)
+    return Embedded(run.array("train_emb.npy"), none, run.array("test_emb.npy"), none, run, data_dir, device)
 
 
 def at_hand(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

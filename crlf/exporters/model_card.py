@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crlf.evaluation.payoff import payoff
 from crlf.runs.run import Run
 
 if TYPE_CHECKING:
@@ -22,7 +23,11 @@ DATASETS = {
     "svhn": "ufldl-stanford/svhn",
 }  # the hub's names for what it holds
 CODE = "embed.py"  # loads the files beside it, and defines `embed`
-SCORES = {"linear_accuracy": "linear probe", "knn_accuracy": "nearest neighbours, k = 10"}
+SCORES = {
+    "linear_accuracy": "linear probe",
+    "knn_accuracy": "nearest neighbours, k = 10",
+    "crops_accuracy": "finding an image by a crop of it, without labels",
+}
 
 
 def card(run: Run, made: Exported, record: dict[str, Any], license: str) -> str:
@@ -116,7 +121,9 @@ def worth(run: Run, made: Exported) -> str:
     found = list(measured(scores))
     if not found:
         return "Not measured: the images have no labels." if run.unlabelled else "Not measured."
-    table = ["| measure | accuracy | protocol |", "|---|---|---|", *found]
+    paid = payoff(scores)
+    first = [f"{paid.sentence}\n"] if paid else []
+    table = [*first, "| measure | accuracy | protocol |", "|---|---|---|", *found]
     protocol = scores.get("protocol", {}).get("embedding")
     if protocol == made.embedding:
         return "\n".join(table)

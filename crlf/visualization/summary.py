@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from crlf.evaluation.payoff import payoff
 from crlf.runs.run import ENCODER, REPORT, Run
 from crlf.text import duration
 
@@ -12,7 +13,9 @@ from crlf.text import duration
 def summary(run: Run | str | Path) -> None:
     """Print a short table of a run's scores and files."""
     run = Run.open(run)
-    print(table(run.scores, run))
+    scores = run.scores
+    found = payoff(scores)
+    print(table(scores, run) + (f"\n\n{found.sentence}" if found else ""))
 
 
 def table(scores: dict[str, Any], run: Run) -> str:
@@ -26,10 +29,11 @@ def table(scores: dict[str, Any], run: Run) -> str:
     stages = [scores.get(f"{stage}_seconds") for stage in ("train", "embed", "probe", "draw")]
     training = stages[0]
     speed = f"{scores.get('images_per_second', 0):,.0f} images/s, {scores.get('pflop', 0):.3g} PFLOP"
+    quality = [("linear probe", "linear_accuracy"), ("kNN (k = 10)", "knn_accuracy"), ("chance", "chance")]
+    if run.unlabelled and "crops_accuracy" in scores:
+        quality = [("image by crop", "crops_accuracy")]
     rows = [
-        ("linear probe", percent("linear_accuracy")),
-        ("kNN (k = 10)", percent("knn_accuracy")),
-        ("chance", percent("chance")),
+        *((name, percent(key)) for name, key in quality),
         ("trained in", f"{duration(training)} ({speed})" if training else "not yet"),
         ("all stages", duration(sum(s for s in stages if s))),
         ("encoder", str(run.file(ENCODER))),

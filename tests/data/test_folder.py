@@ -453,14 +453,14 @@ def test_unlabelled_images_end_in_embeddings_and_a_report(tmp_path: Path, monkey
     put(tmp_path / "my photos", names)
     run = stages(monkeypatch, tmp_path, "--subset", "32")
     said = capsys.readouterr()
-    assert "nothing is probed" in said.err and "not measured: the images have no labels" in said.out
+    assert "finding an image by a crop of it" in said.err and "image by crop" in said.out
     ids = json.loads((run / "train_ids.json").read_text())
     assert ids == sorted(names)[:32] and json.loads((run / "test_ids.json").read_text()) == []
     assert np.load(run / "train_emb.npy").shape[0] == 32 and np.load(run / "test_emb.npy").shape[0] == 0
     for figure in ("loss_curve", "pca_embedding", "tsne_embedding", "views"):
         assert (run / f"{figure}.png").is_file()
     page = (run / "report.html").read_text()
-    assert "not measured: the data set has no labels" in page and "Not there yet" not in page
+    assert "finding an image by a crop of it" in page and "Not there yet" not in page
     assert "PCA of 32 training embeddings" in page
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from crlf.evaluation.payoff import payoff
 from crlf.runs.run import ENCODER, FIGURES, THUMBNAILS, Run
 from crlf.text import duration, percent
 from crlf.visualization.report.appendix import readable
@@ -15,7 +16,9 @@ from crlf.visualization.report.html import Section, called, plural, quoted, rend
 
 def verdict(run: Run, scores: dict[str, Any]) -> Markup:
     """The sentences, the tiles and the bars that open the report."""
-    sentences = [how_good(scores, run.unlabelled), how_long(scores)]
+    found = payoff(scores)
+    good = "" if found and run.unlabelled else how_good(scores, run.unlabelled)
+    sentences = [found.sentence if found else "", good, how_long(scores)]
     return render(
         "verdict.html", sentences=[text for text in sentences if text], tiles=tiles(run, scores), bars=bars(scores)
     )
