@@ -104,11 +104,11 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    x = _newton_schulz(x) if matrices.is_cuda else _newton_schulz_on_gram(x)
+    x = plain_iteration(x) if matrices.is_cuda else through_gram(x)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def _newton_schulz(x: Tensor) -> Tensor:
+def plain_iteration(x: Tensor) -> Tensor:
     """Five times X <- P X with P = a + b G + c G^2 and G = X X^T: float (..., M, N), of norm 1."""
     a, b, c = NEWTON_SCHULZ
     batch = x if x.ndim == 3 else x[None]
@@ -119,7 +119,7 @@ def _newton_schulz(x: Tensor) -> Tensor:
     return batch.view(x.shape)
 
 
-def _newton_schulz_on_gram(x: Tensor) -> Tensor:
+def through_gram(x: Tensor) -> Tensor:
     """The same with G alone carried from step to step, G <- P G P, and all P applied at once.
 
     Everything but X is then symmetric, (M, M) and a polynomial of the first G, so the order of products is free. For

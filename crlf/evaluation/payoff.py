@@ -13,8 +13,14 @@ class Payoff(NamedTuple):
 
     paid: bool | None
     """None: within noise."""
-    sentence: str
-    """With the numbers, and what to try where it did not pay."""
+    what: str
+    """In a few words."""
+    numbers: str
+
+    @property
+    def sentence(self) -> str:
+        """Both, and what to try where it did not pay."""
+        return f"{self.what}: {self.numbers}." + ("" if self.paid else f" Try: {ADVICE}.")
 
 
 def payoff(scores: dict[str, Any]) -> Payoff | None:
@@ -31,15 +37,15 @@ def payoff(scores: dict[str, Any]) -> Payoff | None:
     lows, highs = ([gain["interval"][end] for _, gain in gains] for end in (0, 1))
     beaten = [name for name in names if scores.get(f"{name}_over_pixels", {"difference": 0})["difference"] < 0]
     if max(lows) > 0 and min(highs) >= 0 and not beaten:
-        return Payoff(True, f"Training paid: {told}.")
+        return Payoff(True, "Training paid", told)
     if beaten:
         pixels = " and ".join(
             f"{MEASURES[name]} of raw pixels {100 * scores[f'pixels_{name}_accuracy']:.1f} %" for name in beaten
         )
-        return Payoff(False, f"Training did not pay, raw pixels do better: {told}; {pixels}. Try: {ADVICE}.")
+        return Payoff(False, "Training did not pay, raw pixels do better", f"{told}; {pixels}")
     if min(highs) < 0:
-        return Payoff(False, f"Training did not pay: {told}. Try: {ADVICE}.")
-    return Payoff(None, f"Whether training paid is within noise: {told}. Try: {ADVICE}.")
+        return Payoff(False, "Training did not pay", told)
+    return Payoff(None, "Whether training paid is within noise", told)
 
 
 def told_gain(scores: dict[str, Any], name: str, gain: dict[str, Any]) -> str:

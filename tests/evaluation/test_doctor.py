@@ -96,7 +96,12 @@ TRAINED: dict[str, tuple[dict, str]] = {
     "too_few_epochs": ({"epochs": 4}, "after 8"),
     "batch_norm": ({"epochs": 1}, "in 8 steps"),
 }
-BESIDE = {"too_few_epochs", "batch_norm", "loss"}  # what may follow from another fault, and from so short a run
+BESIDE = {
+    "too_few_epochs",
+    "batch_norm",
+    "loss",
+    "worth",
+}  # what may follow from another fault, and from so short a run
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ from crlf.evaluation.doctor import images, settings, training
 from crlf.evaluation.doctor.case import Case, Finding
 
 CHECKS: dict[str, Callable[[Case], Finding | None]] = {
+    "worth": training.worth,
     "collapse": training.collapse,
     "loss": training.loss,
     "learning_rate": settings.learning_rate,

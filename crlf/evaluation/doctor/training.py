@@ -13,6 +13,7 @@ from crlf.augmentation import Views
 from crlf.embedding.embed import load_encoder
 from crlf.errors import InputError
 from crlf.evaluation.doctor.case import Case, Finding
+from crlf.evaluation.payoff import ADVICE, payoff
 from crlf.methods import METHODS
 from crlf.metrics.geometry import SETTLED, diagnose
 from crlf.runtime.seeding import generator
@@ -24,6 +25,14 @@ GAIN = 0.1  # of the fall so far, that twice the epochs should bring
 OFF = 0.5  # mean |log| of the ratio of variances: 0.1 after 39 steps, 1 after 8
 ENOUGH = 100  # steps, after which the first statistics are forgotten
 SAMPLE = 512  # images that statistics are taken of
+
+
+def worth(case: Case) -> Finding | None:
+    """Embeddings that are worth no more than those of the same encoder before its first step."""
+    found = payoff(case.run.scores)
+    if found is None:
+        raise InputError("what training was worth was not measured: `crlf probe` does, where the images are at hand")
+    return None if found.paid else Finding("worth", found.what.lower(), found.numbers, ADVICE)
 
 
 def collapse(case: Case) -> Finding | None:
