@@ -19,10 +19,10 @@ from crlf.methods.base import SupervisedMethod
 from crlf.optim import (
     OPTIMIZERS,
     OptimSettings,
-    plain_iteration,
     keep_rates_in_tensors,
     orthogonalise,
     orthogonalise_all,
+    plain_iteration,
     rates,
     set_rates,
 )
