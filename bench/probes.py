@@ -33,7 +33,7 @@ def embeddings(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def measure(rounds: int = 1) -> list[dict[str, Any]]:
     (x, y), (test, truth) = embeddings(50_000, 1), embeddings(10_000, 2)
-    c, _ = choose_c(x, y)
+    c = choose_c(x, y).c
     mean, scale = x.mean(axis=0), x.std(axis=0)
     theirs = LogisticRegression(C=c, max_iter=1000)
     neighbours = KNeighborsClassifier(10, metric="cosine", algorithm="brute").fit(x, y)

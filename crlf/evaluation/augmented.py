@@ -26,7 +26,7 @@ def augmented(embedded: Embedded) -> Found:
     predictions = np.empty(len(embedded.test), dtype=np.int64)
     for rows, tested in embedded.parts:
         x, y = np.concatenate([view[rows] for view in views]), embedded.train_lbl[rows]
-        c, how = choose_c(embedded.train[rows], y)
+        c, how, _ = choose_c(embedded.train[rows], y)
         model = fit_linear(x, np.tile(y, len(views)), c / len(views))  # the same penalty for an image
         predictions[tested] = model.predict(embedded.test[tested])
     scores = {

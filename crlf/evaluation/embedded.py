@@ -17,7 +17,7 @@ from crlf.encoders import Frozen
 from crlf.errors import InputError
 from crlf.evaluation import cross_validation
 from crlf.evaluation.cross_validation import CrossValidated
-from crlf.evaluation.logistic_regression import Linear, choose_c, fit_linear
+from crlf.evaluation.logistic_regression import Linear, fit_chosen
 from crlf.metrics.knn import HEADLINE, KS, Neighbours, nearest, nearest_others, vote
 from crlf.recipe import Recipe
 from crlf.runs.run import Run
@@ -57,8 +57,7 @@ class Embedded:
         """The linear probe, and how its C was found; fitted once for all probes that ask for it."""
         if self.folds is not None:
             return cross_validation.fit(self.train, self.train_lbl, self.folds)
-        c, how = choose_c(self.train, self.train_lbl)
-        return fit_linear(self.train, self.train_lbl, c), how
+        return fit_chosen(self.train, self.train_lbl)
 
     @functools.cached_property
     def predicted(self) -> np.ndarray:

@@ -29,7 +29,7 @@ from crlf.evaluation import classifier, labelled
 from crlf.evaluation.classifier import Classifier
 from crlf.evaluation.embedded import Embedded, Found
 from crlf.evaluation.labelled import Labelled, chance
-from crlf.evaluation.logistic_regression import Linear, choose_c, fit_linear
+from crlf.evaluation.logistic_regression import Linear, fit_chosen
 from crlf.metrics.intervals import interval
 from crlf.optim import OPTIMIZERS, OptimSettings, schedule, set_rates
 from crlf.recipe import Recipe
@@ -157,8 +157,8 @@ def fit_head(model: Classifier, images: Labelled, rows: np.ndarray, recipe: Reci
     frozen = encoders.Frozen(model.encoder, model.mirror)
     x, y = embed_images(frozen, some, recipe.normalisation), images.train_labels[rows]
     model.requires_grad_(True)
-    c, how = choose_c(x, y)
-    model.start_from(fit_linear(x, y, c))
+    probe, how = fit_chosen(x, y)
+    model.start_from(probe)
     text = f"logistic regression on frozen embeddings of {len(rows):,} labelled images, {how}"
     return score(model, images, recipe), text
 

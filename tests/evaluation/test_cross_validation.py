@@ -56,7 +56,7 @@ def test_the_linear_probe_of_a_fold_is_fitted_on_the_others():
     assert embedded.folds is not None
     for fold in range(FOLDS):
         rest, here = embedded.folds != fold, embedded.folds == fold
-        scaler, (c, _) = StandardScaler().fit(x[rest]), choose_c(x[rest], y[rest])
+        scaler, c = StandardScaler().fit(x[rest]), choose_c(x[rest], y[rest]).c
         theirs = LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(x[rest]), y[rest])
         np.testing.assert_array_equal(embedded.predicted[here], theirs.predict(scaler.transform(x[here])))
     np.testing.assert_allclose(model.probabilities(x).sum(axis=1), 1, atol=1e-5)

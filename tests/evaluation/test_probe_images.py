@@ -47,7 +47,7 @@ def tables():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> crlf.Run:
     recipe = Recipe(
-        data="gratings", encoder="tiny", epochs=6, batch_size=64, views=2, augmentation=VIEWS,
+        data="gratings", encoder="tiny", epochs=6, batch_size=64, views=2, augmentation=VIEWS, precision="float32",
         head=SimCLRSettings(hidden=64, projection=32),
     )  # fmt: skip
     made = crlf.pretrain(recipe, out=tmp_path_factory.mktemp("probes") / "ein Lauf ü", device="cpu")
