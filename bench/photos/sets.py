@@ -121,18 +121,16 @@ STAMPS = {
     "planets and moons": r"space/(planets|moon)/",
 }  # folders of Tux Paint
 DRAWN = r"cartoon|toys|plastic|outlined|_mirror|_flip|/0_sun"  # no photographs, or one that is there already
-BIRDS = (
-    "chicken duck owl scarlet_macaw gosling heron kingfisher northern_harrier penguin spoonbills swans toucan".split()
-)
+BIRDS = "chicken|duck|owl|scarlet_macaw|gosling|heron|kingfisher|northern_harrier|penguin|spoonbills|swans|toucan"
 MAMMALS = (
-    "cat cow dog horse pig sheep bison giraffe hedgehog jaguar kangaroo koala lemur moose narwhal panda polar_bear "
-    "alpaca calf camels cheetah dolphin flying_fox gibbon goat gorilla kitten long_nosed_monkey macaque meerkats "
-    "nubian_ibex pika red_panda rhinoceros squirrel"
-).split()
+    "cat|cow|dog|horse|pig|sheep|bison|giraffe|hedgehog|jaguar|kangaroo|koala|lemur|moose|narwhal|panda|polar_bear|"
+    "alpaca|calf|camels|cheetah|dolphin|flying_fox|gibbon|goat|gorilla|kitten|long_nosed_monkey|macaque|meerkats|"
+    "nubian_ibex|pika|red_panda|rhinoceros|squirrel"
+)
 ANIMALS = r"(explore_farm_animals/resource/animals|explore_world_animals/resource/animals|erase/resource)/"
 GCOMPRIS = {
-    "birds": rf"{ANIMALS}({'|'.join(BIRDS)})\.",
-    "mammals": rf"{ANIMALS}({'|'.join(MAMMALS)})\.",
+    "birds": rf"{ANIMALS}({BIRDS})\.",
+    "mammals": rf"{ANIMALS}({MAMMALS})\.",
     "fish and shellfish": rf"categorization/resource/images/fishes/|{ANIMALS}crab\.",
     "insects": rf"{ANIMALS}(bee|butterfly|caterpillar)\.",
     "household and tools": r"categorization/resource/images/(tools/|others/(?!baseball|volleyball|igloo))",
