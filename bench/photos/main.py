@@ -36,8 +36,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seeds", default=SEEDS, help="of encoders, folds and the labels that are drawn")
     parser.add_argument("--rows", type=Path, default=ROWS, help="a file of JSON lines to go on from")
     parser.add_argument("--table", action="store_true", help="only print what the rows say")
+    parser.add_argument("--about", action="store_true", help="only say what the sets are made of")
     parser.add_argument("--record", action="store_true", help="append the table to bench/records.jsonl")
     asked = parser.parse_args(argv)
+    if asked.about:
+        print(packages())
+        return 0
     if not asked.table:
         sets, wanted, seeds = asked.sets.split(","), [one.strip() for one in asked.contestants.split(";")], asked.seeds
         if wrong := [one for one in sets if one not in SETS]:
