@@ -83,7 +83,7 @@ THINGS = (
         "gcompris-qt-data",
         "3.1-2",
         "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f",
-        "GPL-3+; its photographs CC-BY-SA, CC0 or public domain",
+        "GPL-3+; its photographs CC-BY, CC-BY-SA, CC0, GFDL, GPL or public domain, file by file",
     ),
 )
 SKY = (
