@@ -29,7 +29,7 @@ from crlf.embedding.embed import embed_images
 from crlf.errors import InputError, unknown
 from crlf.recipe import Recipe
 
-SIZES = (64, 96, 128, 160, 224)
+SIZES = (32, 64, 96, 128, 160, 224)
 BATCH = 50  # images that are embedded at once: of 224 px they take 30 MB
 
 
