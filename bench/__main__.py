@@ -47,7 +47,9 @@ RECORDS = Path(__file__).parent / "records.jsonl"
 COMMANDS = {
     "gpu-program": "fifteen minutes of a GPU: --help says how",
     "record": "keep what a GPU program brought back: its folder",
+    "photos": "sets of real photographs: CRLF, untrained, pixels and an ImageNet network; --help says how",
 }  # with arguments of their own
+MODULES = {"gpu-program": "gpu_program.main", "record": "gpu_program.keep", "photos": "photos.main"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def command(name: str, words: list[str]) -> int:
     try:
-        return importlib.import_module(f"bench.gpu_program.{'main' if name == 'gpu-program' else 'keep'}").main(words)
+        return importlib.import_module(f"bench.{MODULES[name]}").main(words)
     except InputError as error:
         print(f"bench: error: {error}", file=sys.stderr)
         return 2
