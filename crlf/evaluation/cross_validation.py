@@ -70,7 +70,7 @@ def fit(x: np.ndarray, y: np.ndarray, folds: np.ndarray) -> tuple[CrossValidated
     for fold in range(int(folds.max()) + 1):
         rest = folds != fold
         choice = choose_c(x[rest], y[rest])
-        models.append(fit_linear(x[rest], y[rest], choice.c, choice.model, tolerance=1e-6))
+        models.append(fit_linear(x[rest], y[rest], choice.c, choice.model))
         chosen.append(choice.c)
     strengths = " to ".join(f"{c:.2g}" for c in sorted({min(chosen), max(chosen)}))
     return CrossValidated(folds, tuple(models)), f"C = {strengths}, chosen in each fold's training images"

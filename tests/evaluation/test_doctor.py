@@ -49,7 +49,7 @@ def tables():
 def made(settings: dict, folder: Path) -> crlf.Run:
     run = crlf.pretrain(Recipe(**settings), out=folder, device="cpu")
     crlf.embed(run, device="cpu")
-    crlf.probe(run)
+    crlf.probe(run, probes="linear,calibration,knn,untrained")  # the nearest gratings by their pixels are of its class
     return run
 
 
@@ -203,6 +203,10 @@ def rising(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
     save_array(run.file("loss.npy"), losses)
 
 
+def worthless(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
+    run.update_scores(linear_over_untrained={"difference": -0.021, "interval": [-0.04, -0.002]})
+
+
 def write_log(run: crlf.Run, rows: list[dict]) -> None:
     run.file("log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -216,6 +220,7 @@ WRITTEN: dict[str, tuple[Callable[[crlf.Run, pytest.MonkeyPatch], None], str, st
     "stem": (coarse, "stem", "1 × 1 places"),
     "collapsed": (collapsed, "collapse", "0.000"),
     "loss stuck": (stuck, "loss", "from 4.84"),
+    "worth less than untrained": (worthless, "worth", "2.1 points below the same encoder untrained"),
     "loss rose": (rising, "loss", "with muon, lr 0.02"),
 }
 

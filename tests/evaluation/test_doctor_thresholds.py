@@ -22,7 +22,7 @@ class Seen:
     """What the checks ask of a case; what is not given is not there."""
 
     def __init__(self, log: list[dict[str, Any]] | None = None, **given: Any):
-        self.run = SimpleNamespace(log=lambda: log or [], unlabelled=True)
+        self.run = SimpleNamespace(log=lambda: log or [], unlabelled=True, cross_validated=False)
         self.recipe = Recipe(data="shapes", normalisation=PUBLISHED["shapes"])
         self.__dict__ |= given
 
