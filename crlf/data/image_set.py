@@ -33,6 +33,8 @@ class ImageSet:
     """A name for each image, such as "train/00000"."""
     mapped: Mapped | None = None
     """The user's file that the images are mapped from, where they are."""
+    white: int = 0
+    """The number that was white in its files, where these have more than 8 bits."""
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels
@@ -58,7 +60,7 @@ class ImageSet:
         """Tells this set from another: SHA-256 of its shape, and of the names and pixels of 256 of its images."""
         rows = torch.linspace(0, len(self) - 1, min(len(self), SAMPLE)).long().unique()
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update("\n".join(self.ids[row] for row in rows.tolist()).encode())
+        digest.update("\n".join(self.ids[row] for row in rows.tolist()).encode("utf-8", "surrogatepass"))
         digest.update(self.images[rows].numpy().tobytes())
         return digest.hexdigest()
 

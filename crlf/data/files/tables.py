@@ -17,16 +17,11 @@ from typing import Any
 from crlf.data.files import columns, shards
 from crlf.data.files.collection import Collection
 from crlf.data.files.decode import PICTURES
+from crlf.data.files.layout import SPLITS
 from crlf.data.files.listing import File, look_at
 from crlf.data.files.shards import Shard
 from crlf.errors import InputError
 from crlf.text import say
-
-SPLITS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "eval", "evaluation"),
-    "validation": ("validation", "valid", "val", "dev"),
-}  # by the words of which a shard's path tells its split, as `datasets` does
 
 
 def in_folder(files: Sequence[File]) -> list[Path]:
@@ -55,14 +50,14 @@ def by_split(paths: Iterable[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def collections(
-    where: str, splits: dict[str, list[Path]], image_column: str = "", label_column: str = ""
+    where: str, splits: dict[str, list[Path]], image_column: str = "", label_column: str | None = ""
 ) -> tuple[Collection, Collection | None]:
     """The training images of a table, and its test images where it has a split of these, with their labels.
 
     Args:
         where: what the data are called, for messages and for the cache.
         splits: the shards of each split, by name. The test split is "test", or else "validation".
-        image_column, label_column: their names; empty to find them by their types.
+        image_column, label_column: their names; empty to find them by their types, None for no labels.
 
     Raises:
         InputError: a table cannot be read, or a column is not there, ambiguous, or of another type.
@@ -75,7 +70,7 @@ def collections(
         test, opened = "", opened[:1]
     schema = opened[0][0].schema
     image = columns.image(schema, image_column, where, lambda name: first_value(opened[0], name))
-    label = columns.label(schema, label_column, where)
+    label = None if label_column is None else columns.label(schema, label_column, where)
     for shard in (shard for part in opened for shard in part):
         shard.require(schema, [name for name in (image, label) if name])
     labels, classes = (None, []) if label is None else columns.labels(opened, label, where)
@@ -115,11 +110,11 @@ def of_rows(
     rows = Rows(parts, image)
     first = next((row for row in rows.read(0, 64) if row.size or row.path), None)
     if first is None or first.data is not None or first.skipped:
-        return Collection(rows.names(), rows.read, mark, False, labels, classes, hold_out)
+        return Collection(rows.names(), rows.read, mark, None, labels, classes, hold_out)
     files = rows.read(0, rows.total)
     mark.append([(file.name, file.size, file.mtime) for file in files])
     names = [file.name for file in files]
-    return Collection(names, lambda a, b: files[a:b], mark, False, labels, classes, hold_out)
+    return Collection(names, lambda a, b: files[a:b], mark, None, labels, classes, hold_out)
 
 
 def first_value(parts: Sequence[Shard], column: str) -> Any:
