@@ -233,7 +233,10 @@ def build(name: str, channels: int, size: int, regions: int = 1) -> nn.Module:
     Raises:
         InputError: the name is not known, timm is needed and missing, or the encoder does not take such images.
     """
-    encoder = find(name)(channels, size, regions).to(memory_format=torch.channels_last)
+    encoder = find(name)(channels, size, regions)
+    for tensor in (*encoder.parameters(), *encoder.buffers()):
+        if tensor.ndim == 4:  # Module.to would take weights of five dimensions too, and fail
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     for module in encoder.modules():
         if type(module) is nn.Conv2d:
             module.__class__ = ExactConv2d

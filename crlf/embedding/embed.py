@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crlf import encoders
-from crlf.data import ImageSet, given, load, named
+from crlf.data import UNLABELLED_PART, ImageSet, given, load, load_parts, named
 from crlf.data.given import Given
 from crlf.data.stream import Sets, Source, open_path, require_shape
 from crlf.data.thumbnails import sample, thumbnails
@@ -69,7 +69,8 @@ def embed(
     Writes train_emb.npy and test_emb.npy, float32 (N, D), the frozen encoder's output (no projector); row i is image i
     of the data set, and entry i of train_ids.json and test_ids.json is its name, for files the relative path. Where
     there are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json; where there are none the test
-    set may be empty. embeddings.parquet holds all of it in one table. For the report thumbnails.npy, see
+    set may be empty. embeddings.parquet holds all of it in one table, and images without a label that a folder has
+    beside others. For the report thumbnails.npy, see
     `crlf.data.thumbnails`.
 
     Args:
@@ -115,12 +116,12 @@ def embed_own(
     recipe = run.recipe
     start = time.perf_counter()
     if data is None:
-        sets = load(recipe.data, data_dir, recipe.images, recipe.subset)
+        splits = load_parts(recipe.data, data_dir, recipe.images, recipe.subset)
     else:
-        sets = given.both(data, recipe.images, recipe.subset)
-        for part in sets:
+        splits = dict(zip(("train", "test"), given.both(data, recipe.images, recipe.subset), strict=True))
+        for part in splits.values():
             require_shape(part.images.shape[1:], image_shape(run), "images in data")
-    splits = dict(zip(("train", "test"), sets, strict=True))
+    beside = splits.pop(UNLABELLED_PART, None)
     shape = splits["train"].images.shape[1:]
     encoder = load_encoder(run, recipe, shape).to(place)
     run.update_scores(image_shape=list(shape))
@@ -129,11 +130,14 @@ def embed_own(
             rows = embedded(encoder, split.images, recipe.normalisation, batch_size)
             save_rows(run.file(f"{name}_emb.npy"), len(split), noted(rows, split, name, table))
             keep_beside(run, name, split)
+        if beside is not None:  # in the table alone: what lies in arrays has labels, or has none anywhere
+            for _ in noted(embedded(encoder, beside.images, recipe.normalisation, batch_size), beside, None, table):
+                pass
     run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
     return run
 
 
-def noted(rows: Iterator[np.ndarray], split: ImageSet, name: str, table: Writer) -> Iterator[np.ndarray]:
+def noted(rows: Iterator[np.ndarray], split: ImageSet, name: str | None, table: Writer) -> Iterator[np.ndarray]:
     """The same rows, each batch of which goes to the table too; as long as nobody writes to the file that their images
     are in."""
     done = 0
@@ -236,6 +240,10 @@ def embedded(encoder: nn.Module, images: Tensor, by: Normalisation, batch_size: 
     """The rows of `embed_images` a batch at a time: neither the images nor the rows need to fit in memory."""
     assert not encoder.training, "a frozen encoder is in evaluation mode"
     device = next(encoder.parameters()).device
+    if not len(images):  # many a network cannot take none: what they reshape or attend to is empty
+        one = torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device=device)
+        yield encoder(normalise(one, by)).float().cpu().numpy()[:0]  # (0, D)
+        return
     done = 0
     for batch in images.split(batch_size):
         rows = encoder(normalise(batch.to(device), by)).float().cpu().numpy()

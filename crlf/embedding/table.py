@@ -3,7 +3,8 @@
 | column    | type                      | holds                                              |
 |-----------|---------------------------|----------------------------------------------------|
 | id        | string                    | the image's name, for files the relative path      |
-| split     | string or null            | train or test; null for images that are new        |
+| split     | string or null            | train or test; null for images that are new, or    |
+|           |                           | have no label where others have one                |
 | label     | int64 or null             | null where there is none                           |
 | class     | string or null            | the label's name                                   |
 | embedding | fixed_size_list<float>[D] | what the frozen encoder gives                      |
