@@ -19,16 +19,9 @@ from crlf.errors import InputError, unknown
 from crlf.normalisation import Normalisation
 
 __all__ = [
-    "PUBLISHED",
-    "SOURCES",
-    "ImageSet",
-    "ImageSettings",
-    "cache_dir",
-    "load",
-    "load_for_pretraining",
-    "load_parts",
-    "named",
-]
+    "PUBLISHED", "SOURCES", "UNLABELLED_PART", "ImageSet", "ImageSettings", "cache_dir", "load",
+    "load_for_pretraining", "load_parts", "named", "require_there",
+]  # fmt: skip
 
 SOURCES: dict[str, Callable[[str | Path | None], tuple[ImageSet, ImageSet]]] = {
     "cifar10": cifar.load,
@@ -107,6 +100,12 @@ def load_parts(
             return found
         return found | {UNLABELLED_PART: replace(own.learn, images=own.learn.images[rest], ids=own.learn.ids[rest])}
     return dict(zip(("train", "test"), load(data, data_dir, settings, subset), strict=True))
+
+
+def require_there(data: str) -> None:
+    """Raise InputError when the path that a run has its images at leads nowhere by now."""
+    if os.path.isabs(data) and not os.path.exists(data):
+        raise InputError(f"data {data!r} does not exist: --data says where the images lie now")
 
 
 def refuse(settings: ImageSettings | None, data: str) -> None:

@@ -91,6 +91,7 @@ def layout(names: Sequence[str]) -> Layout:
     if roles:
         names_of = named(rest, place, seen)
         rest = [[*parts[:place], *parts[place + 1 :]] for parts in rest]
+        rest = [parts[1:] if parts and parts[0].lower() in WORD_OF else parts for parts in rest]  # train/train/cat
         again = common([rest[i] for i in seen if found[i] != UNLABELLED])  # train/all/cat
         rest = [parts[again:] for parts in rest]
         found, note = used(found, [bool(parts) for parts in without_masks(rest, found, seen)[0]], seen, names_of)
