@@ -102,9 +102,7 @@ class Recipe:
             InputError: it is one image, or none.
         """
         if images < 2:
-            raise InputError(
-                f"data {self.data!r} must have 2 training images or more, to tell them apart, not {images}"
-            )
+            raise InputError(f"data {self.data!r} must have 2 training images or more, not {images}")
         if not isinstance(self.batch_size, UpTo) or images >= self.batch_size:
             return self
         return dataclasses.replace(self, batch_size=images)
