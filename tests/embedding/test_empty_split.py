@@ -34,6 +34,15 @@ def test_no_images_give_no_rows_by_any_model_of_timm(name: str):
     through(f"timm:{name}", 256 if "256" in name or "lambda" in name else 224)
 
 
+def test_gradients_of_narrow_maps_of_three_dimensions_are_finite_in_bf16():
+    torch.manual_seed(0)
+    net = encoders.build("timm:lambda_resnet26t", 3, 64).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        h = net(torch.randn(4, 3, 64, 64))
+    h.float().pow(2).mean().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+
+
 def test_weights_of_five_dimensions_keep_their_layout():
     net = encoders.build("timm:lambda_resnet26t", 3, 64)
     assert any(weight.ndim == 5 for weight in net.parameters())
