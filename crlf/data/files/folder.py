@@ -151,8 +151,8 @@ def load_tables(where: str, splits: dict[str, list[Path]], settings: ImageSettin
     limit = enough(subset, count) if subset and count else subset
     found = parts(*from_cache(where, train, side, settings, limit, white))
     if test is not None:
-        whole, _ = from_cache(where, test, side, settings, subset, white)
-        found = Loaded(found.train, whole, found.train)
+        held = parts(*from_cache(where, test, side, settings, subset, white)).train
+        found = Loaded(found.train, held, found.train)
     return cut(found, subset)
 
 
