@@ -103,7 +103,8 @@ def test_paths_of_every_type(kind: Any, tmp_path: Path):
 
 LABELS: dict[str, tuple[Callable[[], Any], tuple[str, str]]] = {
     **{str(kind): (lambda kind=kind: pa.array(NUMBERS, kind), ("0", "1"))
-       for kind in (pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.uint64(), pa.float32(), pa.float64())},
+       for kind in (pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.uint64(), pa.float32(),
+                    pa.float64())},
     **{str(kind): (lambda kind=kind: pa.array(TEXTS, kind), ("a", "b"))
        for kind in (pa.string(), pa.large_string(), pa.string_view())},
     "half float": (lambda: pa.array(np.array(NUMBERS, np.float16)), ("0", "1")),
