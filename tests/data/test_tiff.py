@@ -193,3 +193,11 @@ def test_without_imagecodecs_a_file_is_the_same_or_says_why(name: str, monkeypat
         assert "of a kind that cannot be read (" in str(error) and "imagecodecs" in str(error)
     else:
         assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+def test_half_opacity(kind: str):
+    half = np.full_like(GRAY, 128)
+    written = np.rint(RGB * (128 / 255)).astype(np.uint8) if kind == "assocalpha" else RGB
+    found = decode(tiff(np.dstack([written, half]), photometric="rgb", extrasamples=[kind]), 32).transpose(1, 2, 0)
+    assert abs(found - (RGB * (128 / 255) + 127)).max() <= 1
