@@ -68,6 +68,17 @@ class ExactConv2d(nn.Conv2d):
         return super()._conv_forward(x, weight, bias)
 
 
+class ExactConv3d(nn.Conv3d):
+    """The same of three dimensions, as timm's lambda networks have them, of which any may be the narrow one."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        narrow = any(side < width for side, width in zip(input.shape[2:], self.kernel_size, strict=True))
+        if input.device.type == "cpu" and narrow and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super()._conv_forward(input.float(), weight, bias)
+        return super()._conv_forward(input, weight, bias)
+
+
 class RegionMean(nn.Module):
     """The means of a map over R x R regions side by side: float (B, C, h, w) -> (B, R R C).
 
@@ -233,10 +244,15 @@ def build(name: str, channels: int, size: int, regions: int = 1) -> nn.Module:
     Raises:
         InputError: the name is not known, timm is needed and missing, or the encoder does not take such images.
     """
-    encoder = find(name)(channels, size, regions).to(memory_format=torch.channels_last)
+    encoder = find(name)(channels, size, regions)
+    for tensor in (*encoder.parameters(), *encoder.buffers()):
+        if tensor.ndim == 4:  # Module.to would take weights of five dimensions too, and fail
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     for module in encoder.modules():
         if type(module) is nn.Conv2d:
             module.__class__ = ExactConv2d
+        elif type(module) is nn.Conv3d:
+            module.__class__ = ExactConv3d
     return encoder
 
 

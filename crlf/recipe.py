@@ -29,6 +29,10 @@ LIMITS = {
 }
 
 
+class UpTo(int):
+    """A size of batches that nobody asked for: a set with fewer images makes it smaller."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Every setting of a run."""
@@ -46,8 +50,8 @@ class Recipe:
     """Passes over the training images."""
     minutes: float = 0.0
     """A time budget for training, in place of the epochs: as many steps as fit; 0 trains by epochs."""
-    batch_size: int = 128
-    """Images in a step; a last, smaller batch is left out."""
+    batch_size: int = UpTo(128)
+    """Images in a step; a last, smaller batch is left out. Where it is not given, all of a smaller set."""
     micro_batch: int = 0
     """Images of each process that are in memory at a time, where the batch is larger; gradients are still those of the
     whole batch, for a second forward pass. 0 for all at once."""
@@ -90,6 +94,18 @@ class Recipe:
         for name, (low, high) in LIMITS.items():
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} must be in {low}..{high}, not {getattr(self, name)}")
+
+    def for_images(self, images: int) -> Recipe:
+        """The recipe for so many training images, of which a batch that was not asked for may be all.
+
+        Raises:
+            InputError: it is one image, or none.
+        """
+        if images < 2:
+            raise InputError(f"data {self.data!r} must have 2 training images or more, not {images}")
+        if not isinstance(self.batch_size, UpTo) or images >= self.batch_size:
+            return self
+        return dataclasses.replace(self, batch_size=images)
 
     def steps_per_epoch(self, images: int) -> int:
         """Whole batches in an epoch over this many images.
@@ -185,7 +201,7 @@ def published(method: str, encoder: str, optim: OptimSettings, views: ViewSettin
     return Recipe(method=method, encoder=encoder, optim=optim, views=2, augmentation=views, embedding=PLAIN, **others)
 
 
-RECIPES: dict[str, Recipe] = {
+NAMED: dict[str, Recipe] = {
     "default": Recipe(),
     # The project that this one grew from: SimCLR on CIFAR-10 in 10 epochs, 45.3 % linear accuracy.
     "seed": Recipe(
@@ -229,3 +245,4 @@ RECIPES: dict[str, Recipe] = {
         "vicreg", "resnet18", lars(0.3, 1e-4), ViewSettings(resolution=1.0, saturation=0.2), epochs=1000, batch_size=256
     ),
 }  # fmt: skip
+RECIPES = {name: dataclasses.replace(recipe, batch_size=UpTo(recipe.batch_size)) for name, recipe in NAMED.items()}

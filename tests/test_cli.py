@@ -368,10 +368,12 @@ def test_python_and_the_command_line_share_names_and_arguments():
 
 
 def test_images_are_given_from_python_alone(capsys, tmp_path: Path):
-    """`data` of pretrain and embed holds images: on the command line --data is the recipe's, and embed has none."""
+    """`data` of pretrain holds images: on the command line --data is the recipe's; embed's is a path as well."""
     assert cli.main(["pretrain", "--help"]) == 0
     assert len(re.findall(r"^\W*--data [A-Z]", capsys.readouterr().out, flags=re.MULTILINE)) == 1
-    assert "--data" in refused("embed", str(tmp_path), "--data", "shapes")
+    assert cli.main(["embed", "--help"]) == 0
+    assert len(re.findall(r"^\W*--data PATH", capsys.readouterr().out, flags=re.MULTILINE)) == 1
+    assert "holds no run" in refused("embed", str(tmp_path), "--data", "shapes")
 
 
 def test_ctrl_c_before_training_leaves_130(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from crlf.data.image_set import ImageSet
 from crlf.errors import InputError, unknown
 from crlf.normalisation import Normalisation
 
-__all__ = ["PUBLISHED", "SOURCES", "ImageSet", "ImageSettings", "cache_dir", "load", "load_for_pretraining", "named"]
+__all__ = [
+    "PUBLISHED", "SOURCES", "UNLABELLED_PART", "ImageSet", "ImageSettings", "cache_dir", "load",
+    "load_for_pretraining", "load_parts", "named", "require_there",
+]  # fmt: skip
 
 SOURCES: dict[str, Callable[[str | Path | None], tuple[ImageSet, ImageSet]]] = {
     "cifar10": cifar.load,
@@ -33,6 +37,7 @@ PUBLISHED = {
     "svhn": Normalisation(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970)),
     "shapes": shapes.NORMALISATION,
 }  # of training images, as the literature has them; what is not here is measured (crlf.normalisation)
+UNLABELLED_PART = "unlabelled"  # of a folder
 UNLABELLED: dict[str, Callable[[str | Path | None], ImageSet]] = {
     "stl10": stl10.unlabelled,
 }  # the sources with images that are there for pretraining alone
@@ -75,10 +80,32 @@ def load(
     if data not in SOURCES:
         if data_dir is not None:
             raise InputError(f"data_dir is for data sets known by name, and data is the path {data!r}")
-        return folder.load(data, settings, subset)
+        own = folder.load(data, settings, subset)
+        return own.train, own.test
     refuse(settings, data)
     train, test = SOURCES[data](data_dir)
     return train.first(subset), test.first(subset)
+
+
+def load_parts(
+    data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None, subset: int = 0
+) -> dict[str, ImageSet]:
+    """What `load` gives, as "train" and "test", and as "unlabelled" the images that a folder has beside those with
+    labels; arguments and errors are the same."""
+    if data_dir is None and named(data) not in SOURCES and not given.is_given(data):
+        own = folder.load(named(data), settings or ImageSettings(), subset)
+        rest = slice(len(own.train), None)
+        found = {"train": own.train, "test": own.test}
+        if len(own.learn) == len(own.train):
+            return found
+        return found | {UNLABELLED_PART: replace(own.learn, images=own.learn.images[rest], ids=own.learn.ids[rest])}
+    return dict(zip(("train", "test"), load(data, data_dir, settings, subset), strict=True))
+
+
+def require_there(data: str) -> None:
+    """Raise InputError when the path that a run has its images at leads nowhere by now."""
+    if os.path.isabs(data) and not os.path.exists(data):
+        raise InputError(f"data {data!r} does not exist: --data says where the images lie now")
 
 
 def refuse(settings: ImageSettings | None, data: str) -> None:
@@ -91,10 +118,13 @@ def refuse(settings: ImageSettings | None, data: str) -> None:
 def load_for_pretraining(
     data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None, subset: int = 0
 ) -> ImageSet:
-    """The images of a source to learn from: its unlabelled ones if it has such, else its training images.
+    """The images of a source to learn from: its unlabelled ones if it has such, else its training images; of a folder
+    that has both, both.
 
     Arguments and errors are those of `load`, whose training and test images stay for the probes.
     """
+    if data_dir is None and named(data) not in SOURCES and not given.is_given(data):
+        return folder.load(named(data), settings or ImageSettings(), subset).learn
     if data not in UNLABELLED:
         return load(data, data_dir, settings, subset)[0]
     refuse(settings, data)

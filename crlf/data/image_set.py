@@ -33,6 +33,8 @@ class ImageSet:
     """A name for each image, such as "train/00000"."""
     mapped: Mapped | None = None
     """The user's file that the images are mapped from, where they are."""
+    white: int = 0
+    """The number that was white in its files, where these have more than 8 bits."""
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels
@@ -54,11 +56,13 @@ class ImageSet:
         size = "×".join(map(str, self.images.shape[1:]))
         return f"ImageSet({len(self):,} images of {size}, {len(self.classes)} classes)"
 
-    def fingerprint(self) -> str:
-        """Tells this set from another: SHA-256 of its shape, and of the names and pixels of 256 of its images."""
+    def fingerprint(self, names: bool = True) -> str:
+        """Tells this set from another: SHA-256 of its shape, and of the pixels of 256 of its images, with their
+        names or without."""
         rows = torch.linspace(0, len(self) - 1, min(len(self), SAMPLE)).long().unique()
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update("\n".join(self.ids[row] for row in rows.tolist()).encode())
+        if names:
+            digest.update("\n".join(self.ids[row] for row in rows.tolist()).encode("utf-8", "surrogatepass"))
         digest.update(self.images[rows].numpy().tobytes())
         return digest.hexdigest()
 

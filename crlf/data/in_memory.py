@@ -10,10 +10,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from crlf.data.files import arrays
 from crlf.data.files.arrays import three_channels
-from crlf.data.files.decode import rgb, square
+from crlf.data.files.decode import rgb, square, upright
 from crlf.data.files.decode_cache import look_into
 from crlf.data.files.folder import ImageSettings
 from crlf.data.files.listing import look_at
@@ -64,8 +65,8 @@ def of_array(array: np.ndarray, shape: Sequence[int], settings: ImageSettings, s
 
 def with_count(array: np.ndarray) -> np.ndarray:
     """One image as an array of one; see `batches` for how three dimensions are read."""
-    one = array.ndim == 2 or (array.ndim == 3 and (array.shape[2] in (1, 3, 4) or array.shape[0] == 3))
-    return array[None] if one else array
+    one = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    return array[None] if one else arrays.with_count(array)
 
 
 def fitted(array: np.ndarray, shape: Sequence[int], settings: ImageSettings) -> np.ndarray:
@@ -91,7 +92,7 @@ def one_image(image: Any, shape: Sequence[int], settings: ImageSettings, place: 
         raise InputError(f"image {place} must be a path, an array or a PIL image, not a {type(image).__name__}")
     side = side_of(shape, "PIL images")
     try:
-        return square(rgb(ImageOps.exif_transpose(image)), side)
+        return square(rgb(upright(image), settings.white), side)
     except Exception as error:  # what Pillow has not read yet may be damaged, in almost any way
         raise InputError(f"image {place} cannot be used: {first_line(error)}") from error
 
@@ -99,7 +100,7 @@ def one_image(image: Any, shape: Sequence[int], settings: ImageSettings, place: 
 def of_file(path: str, shape: Sequence[int], settings: ImageSettings) -> np.ndarray:
     """The image in a file: uint8 (3, H, W)."""
     side = side_of(shape, "files")
-    pixels, outcome = look_into(look_at(path, os.path.expanduser(path)), side, settings.max_pixels)
+    pixels, outcome = look_into(look_at(path, os.path.expanduser(path)), side, settings.max_pixels, settings.white)
     if pixels is None:
         raise InputError(f"image {path!r} cannot be used: {outcome.skipped}")
     return pixels

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from crlf.data.files import arrays, folder, listing, tables
-from crlf.data.files.decode import open_image, square
+from crlf.data.files.decode import image_size, square
 from crlf.data.files.decode_cache import look_into
 from crlf.data.files.folder import ImageSettings
 from crlf.data.files.listing import File
@@ -64,10 +64,12 @@ class Files:
         side: of the images, in pixels.
         max_pixels: an image of more is skipped.
         threads: that decode.
+        white: the number that is white in files of more than 8 bits; 0 for the largest that there is.
     """
 
-    def __init__(self, files: Sequence[File], side: int, max_pixels: int, threads: int):
+    def __init__(self, files: Sequence[File], side: int, max_pixels: int, threads: int, white: int = 0):
         self.files, self.side, self.max_pixels, self.threads = files, side, max_pixels, threads
+        self.white = white
 
     def __len__(self) -> int:
         return len(self.files)
@@ -78,7 +80,7 @@ class Files:
             yield self.part(files, found)
 
     def look(self, file: File) -> tuple[np.ndarray | None, str]:
-        pixels, outcome = look_into(file, self.side, self.max_pixels)
+        pixels, outcome = look_into(file, self.side, self.max_pixels, self.white)
         return pixels, outcome.skipped
 
     def part(self, files: Sequence[File], found: Iterator[tuple[np.ndarray | None, str]]) -> Part:
@@ -208,7 +210,7 @@ def is_image(path: Path) -> bool:
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
-            open_image(file)
+            image_size(file)
     except (InputError, OSError):
         return False
     return True
@@ -241,4 +243,5 @@ def open_path(path: Path, shape: Sequence[int], settings: ImageSettings, threads
     files = files_at(path, settings.follow_links)
     if files is None:
         return None
-    return Files(files, side_of(shape, f"the files of {str(path)!r}"), settings.max_pixels, threads)
+    side = side_of(shape, f"the files of {str(path)!r}")
+    return Files(files, side, settings.max_pixels, threads, settings.white)

@@ -6,14 +6,14 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, overload
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crlf import encoders
-from crlf.data import ImageSet, given, load, named
+from crlf.data import UNLABELLED_PART, ImageSet, given, load, load_for_pretraining, load_parts, named, require_there
 from crlf.data.given import Given
 from crlf.data.stream import Sets, Source, open_path, require_shape
 from crlf.data.thumbnails import sample, thumbnails
@@ -22,18 +22,19 @@ from crlf.embedding.table import Writer
 from crlf.errors import InputError
 from crlf.normalisation import Normalisation, normalise
 from crlf.recipe import Recipe
+from crlf.runs import checkpoints
 from crlf.runs.files import replacing, save_array, save_rows, write_json
 from crlf.runs.run import CLASSES, ENCODER, SCORES, TABLE, THUMBNAILS, Run
 from crlf.runtime import distributed
 from crlf.runtime.devices import pick_device
-from crlf.text import PYTHON_ONLY
+from crlf.training.state import has_moved, note_move
 
 
 @overload
 def embed(
     run: Run | str | Path,
     *,
-    data: Given | tuple[Given, Given] | None = None,
+    data: Given | tuple[Given, Given] | str | Path | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 500,
@@ -57,7 +58,7 @@ def embed(
     run: Run | str | Path,
     path: str | Path | None = None,
     *,
-    data: Annotated[Given | tuple[Given, Given] | None, PYTHON_ONLY] = None,
+    data: Given | tuple[Given, Given] | str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     data_dir: str | Path | None = None,
@@ -69,14 +70,16 @@ def embed(
     Writes train_emb.npy and test_emb.npy, float32 (N, D), the frozen encoder's output (no projector); row i is image i
     of the data set, and entry i of train_ids.json and test_ids.json is its name, for files the relative path. Where
     there are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json; where there are none the test
-    set may be empty. embeddings.parquet holds all of it in one table. For the report thumbnails.npy, see
+    set may be empty. embeddings.parquet holds all of it in one table, and images without a label that a folder has
+    beside others. For the report thumbnails.npy, see
     `crlf.data.thumbnails`.
 
     Args:
         run: the run.
         path: new images: a folder, one image, or anything else that `crlf pretrain` takes. They are prepared as the
             training images were. Nothing in the run changes.
-        data: the training images, or (train, test), of a run that was given them from Python and keeps none.
+        data: where the images of the run lie now, if they were moved; they must be the same. From Python, of a run
+            that was given its images and keeps none: the training images, or (train, test).
         out: for new images, the table that is written: a .parquet file, with a .npy file of the embeddings alone beside
             it; by default named after the path, in the current folder.
         overwrite: replace what is there already under these names.
@@ -93,6 +96,11 @@ def embed(
     run, place = Run.open(run), distributed.own_device(pick_device(device))
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+    if isinstance(data, str | Path) and path is None:
+        find_again(run, named(str(data)), data_dir)
+        data = None
+    if isinstance(data, str | Path):
+        raise InputError(f"data {str(data)!r} is for a run's own images, and a path of new ones is given too")
     if data is not None and (path is not None or not given.is_given(run.recipe.data)):
         raise InputError("data is for the images that a run was given from Python: name others by their path")
     if path is not None:
@@ -102,6 +110,22 @@ def embed(
     if distributed.rank() > 0:
         return run  # a run's own files are written by one
     return embed_own(run, data, data_dir, place, batch_size)
+
+
+def find_again(run: Run, data: str, data_dir: str | Path | None) -> None:
+    """Let a run know where its images lie now.
+
+    Raises:
+        InputError: they are others, or the run has no checkpoint that knows them.
+    """
+    recipe = run.recipe
+    if data == recipe.data:
+        return
+    images = load_for_pretraining(data, data_dir, recipe.images, recipe.subset)
+    if not has_moved(run, data, images):
+        why = "its checkpoint knows others" if checkpoints.kept(run) else "it has no checkpoint that would know them"
+        raise InputError(f"images of {data!r} are not taken for those of {recipe.data!r} in {str(run.path)!r}: {why}")
+    note_move(run, data)
 
 
 def embed_own(
@@ -115,12 +139,13 @@ def embed_own(
     recipe = run.recipe
     start = time.perf_counter()
     if data is None:
-        sets = load(recipe.data, data_dir, recipe.images, recipe.subset)
+        require_there(recipe.data)
+        splits = load_parts(recipe.data, data_dir, recipe.images, recipe.subset)
     else:
-        sets = given.both(data, recipe.images, recipe.subset)
-        for part in sets:
+        splits = dict(zip(("train", "test"), given.both(data, recipe.images, recipe.subset), strict=True))
+        for part in splits.values():
             require_shape(part.images.shape[1:], image_shape(run), "images in data")
-    splits = dict(zip(("train", "test"), sets, strict=True))
+    beside = splits.pop(UNLABELLED_PART, None)
     shape = splits["train"].images.shape[1:]
     encoder = load_encoder(run, recipe, shape).to(place)
     run.update_scores(image_shape=list(shape))
@@ -129,11 +154,14 @@ def embed_own(
             rows = embedded(encoder, split.images, recipe.normalisation, batch_size)
             save_rows(run.file(f"{name}_emb.npy"), len(split), noted(rows, split, name, table))
             keep_beside(run, name, split)
+        if beside is not None:  # in the table alone: what lies in arrays has labels, or has none anywhere
+            for _ in noted(embedded(encoder, beside.images, recipe.normalisation, batch_size), beside, None, table):
+                pass
     run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
     return run
 
 
-def noted(rows: Iterator[np.ndarray], split: ImageSet, name: str, table: Writer) -> Iterator[np.ndarray]:
+def noted(rows: Iterator[np.ndarray], split: ImageSet, name: str | None, table: Writer) -> Iterator[np.ndarray]:
     """The same rows, each batch of which goes to the table too; as long as nobody writes to the file that their images
     are in."""
     done = 0
@@ -236,6 +264,10 @@ def embedded(encoder: nn.Module, images: Tensor, by: Normalisation, batch_size: 
     """The rows of `embed_images` a batch at a time: neither the images nor the rows need to fit in memory."""
     assert not encoder.training, "a frozen encoder is in evaluation mode"
     device = next(encoder.parameters()).device
+    if not len(images):  # many a network cannot take none: what they reshape or attend to is empty
+        one = torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device=device)
+        yield encoder(normalise(one, by)).float().cpu().numpy()[:0]  # (0, D)
+        return
     done = 0
     for batch in images.split(batch_size):
         rows = encoder(normalise(batch.to(device), by)).float().cpu().numpy()

@@ -3,7 +3,8 @@
 | column    | type                      | holds                                              |
 |-----------|---------------------------|----------------------------------------------------|
 | id        | string                    | the image's name, for files the relative path      |
-| split     | string or null            | train or test; null for images that are new        |
+| split     | string or null            | train or test; null for images that are new, or    |
+|           |                           | have no label where others have one                |
 | label     | int64 or null             | null where there is none                           |
 | class     | string or null            | the label's name                                   |
 | embedding | fixed_size_list<float>[D] | what the frozen encoder gives                      |
@@ -92,7 +93,7 @@ class Writer:
     def keep(self, batch: Any) -> None:
         """Write a record batch of this schema."""
         told = zip(*(batch.column(name).to_pylist() for name in COLUMNS[:4]), strict=True)
-        self.append(told, matrix(batch.column("embedding")))
+        self.append(told, matrix(batch.column("embedding"), self.dim))
 
     def append(self, told: Iterable[Any], embeddings: np.ndarray) -> None:
         """Write rows, with others until they are a group."""
@@ -121,10 +122,11 @@ def text(name: str) -> str:
 
 
 class Table:
-    """A table of embeddings, opened to be read.
+    """A table of embeddings, opened to be read: as `Writer` writes it, or as pandas or polars did after that, whose ids
+    are texts or numbers of another type, and whose embeddings are lists of any length that a type may have.
 
     Raises:
-        InputError: it is missing, no Parquet file, or has no columns `id` and `embedding`, a list of D floats.
+        InputError: it is missing, no Parquet file, or has no columns `id` and `embedding`, a list of D numbers.
     """
 
     def __init__(self, path: Path):
@@ -140,13 +142,18 @@ class Table:
             raise InputError(f"table {str(path)!r} cannot be read as Parquet: {first_line(error)}") from error
         schema = self.file.schema_arrow
         embedding = schema.field("embedding").type if "embedding" in schema.names else pa.null()
-        if "id" not in schema.names or not pa.types.is_fixed_size_list(embedding):
+        if "id" not in schema.names or not holds_numbers(embedding):
             columns = ", ".join(schema.names[:8])
             rule = "must have a column id and a column embedding, fixed_size_list<float>"
             raise InputError(f"table {str(path)!r} {rule}, not {columns}: `crlf embed` writes such tables")
-        self.dim: int = embedding.list_size
+        self.dim: int = embedding.list_size if pa.types.is_fixed_size_list(embedding) else self.first_length()
         self.columns = [name for name in COLUMNS if name in schema.names]
         self.source = (schema.metadata or {}).get(SOURCE, b"").decode()
+
+    def first_length(self) -> int:
+        """The length of the first embedding, where the type does not say it."""
+        first = next(iter(self.file.iter_batches(1, columns=["embedding"])), None)
+        return len(first.column(0)[0].as_py() or ()) if first is not None else 0
 
     def __len__(self) -> int:
         return self.file.metadata.num_rows
@@ -169,13 +176,28 @@ class Table:
     def embeddings(self) -> Iterator[np.ndarray]:
         """Its embeddings, in order: float32 (n, D) at a time."""
         for batch in self.batches(["embedding"]):
-            yield matrix(batch.column("embedding"))
+            rows = matrix(batch.column("embedding"), self.dim)
+            if len(rows) != batch.num_rows:
+                raise InputError(
+                    f"table {str(self.path)!r} must hold embeddings of one length, {self.dim}, in each row"
+                )
+            yield rows
 
 
-def matrix(column: Any) -> np.ndarray:
-    """A column of embeddings as float32 (n, D)."""
+def holds_numbers(kind: Any) -> bool:
+    """Whether a type is lists of numbers."""
+    import pyarrow.types as of
+
+    listed = of.is_list(kind) or of.is_large_list(kind) or of.is_fixed_size_list(kind)
+    return listed and (of.is_floating(kind.value_type) or of.is_integer(kind.value_type))
+
+
+def matrix(column: Any, dim: int) -> np.ndarray:
+    """A column of embeddings as float32 (n, D); of no rows where one is missing or of another length."""
     flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(column), column.type.list_size).astype(np.float32, copy=False)
+    even = column.null_count == 0 and len(flat) == len(column) * dim
+    even = even and set(column.value_lengths().unique().to_pylist()) <= {dim}
+    return flat.reshape(-1, dim).astype(np.float32, copy=False) if even else np.empty((0, dim), np.float32)
 
 
 def join(parts: Sequence[Path], out: Path) -> int:
@@ -194,5 +216,5 @@ def join(parts: Sequence[Path], out: Path) -> int:
             for table in tables:
                 for batch in table.batches():
                     writer.keep(batch)
-                    array.write(matrix(batch.column("embedding")).astype("<f4", copy=False).tobytes())
+                    array.write(matrix(batch.column("embedding"), first.dim).astype("<f4", copy=False).tobytes())
     return rows

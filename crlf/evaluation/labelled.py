@@ -75,7 +75,7 @@ def opened(
 ) -> tuple[ImageSet, ImageSet]:
     """The training and the test images of a source, in this shape."""
     own = named(data) not in SOURCES
-    read_as = dataclasses.replace(settings, image_size=shape[1]) if own else None
+    read_as = dataclasses.replace(settings, image_size=shape[1], labels=True) if own else None
     train, test = load(data, data_dir, read_as)
     found = tuple(train.images.shape[1:])
     if found != shape:

@@ -103,7 +103,7 @@ def told(loaded: Loaded, files: Sequence[File], batch_size: int) -> Iterator[tup
         warnings.filterwarnings("ignore", module=r"PIL\.")  # on files that are a little out of order
         for start in range(0, len(files), batch_size):
             part = files[start : start + batch_size]
-            looked = list(pool.map(lambda file: look_into(file, side, settings.max_pixels), part))
+            looked = list(pool.map(lambda file: look_into(file, side, settings.max_pixels, settings.white), part))
             yield from judged(loaded, part, looked)
 
 

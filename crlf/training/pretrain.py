@@ -10,7 +10,7 @@ from typing import Annotated
 
 import torch
 
-from crlf.data import ImageSet, given, load_for_pretraining
+from crlf.data import ImageSet, given, load_for_pretraining, require_there
 from crlf.data.given import Given
 from crlf.errors import InputError
 from crlf.methods import METHODS
@@ -27,7 +27,7 @@ from crlf.training.cost import embedding_bytes, estimate
 from crlf.training.loop import train
 from crlf.training.monitor import knn_curve
 from crlf.training.results import save_views
-from crlf.training.state import State, completed
+from crlf.training.state import State, completed, has_moved, note_move
 from crlf.training.trackers import require_tracker
 
 
@@ -66,8 +66,11 @@ def pretrain(
     started = time.perf_counter()
     require_tracker(track)
     place = distributed.own_device(pick_device(device))
+    if resume and data is None:
+        require_there(recipe.data)
     with distributed.first_alone():
-        recipe, images = with_images(recipe, data, data_dir)
+        asked, images = with_images(recipe, data, data_dir)
+        recipe = asked.for_images(len(images))
         recipe.steps_per_epoch(len(images))
         recipe = resolved(recipe, images, Run(out), resume)
         require_labels(recipe, images)
@@ -76,11 +79,13 @@ def pretrain(
         require_compilable(recipe, place)
         state = State(recipe, images, place)  # before the folder is claimed: an encoder may refuse the images
     space = 5 * embedding_bytes(recipe, images) // 2
-    run = distributed.by_first(lambda: claim(out, recipe.to_dict(), resume, overwrite, space, completed))
+    run = distributed.by_first(lambda: claimed(out, recipe, resume, overwrite, space, images))
     try:
         if resume and checkpoints.kept(run):
             state.load(run)
         if distributed.rank() == 0:
+            if recipe.batch_size < asked.batch_size:
+                print(f"a batch is all {len(images):,} images: --batch-size sets another", file=sys.stderr)
             save_views(run, recipe, images)
             tell_cost(state, images)
         train(run, recipe, images, state, started, track, knn_curve(recipe, images, place))
@@ -89,10 +94,23 @@ def pretrain(
     return run
 
 
+def claimed(out: str | Path, recipe: Recipe, resume: bool, overwrite: bool, space: int, images: ImageSet) -> Run:
+    """The folder as the place of the run, see `claim`. A run to resume may have its images elsewhere by now: where they
+    are the same, its recipe says so from here on."""
+    moved = resume and has_moved(Run(out), recipe.data, images)
+    same = {"data": recipe.data} if moved else {}
+    run = claim(out, recipe.to_dict(), resume, overwrite, space, lambda there: completed(there) | same)
+    if moved:
+        note_move(run, recipe.data)
+    return run
+
+
 def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None) -> tuple[Recipe, ImageSet]:
     """The images to learn from, and the recipe that says which."""
     if data is None:
-        return recipe, load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
+        found = load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
+        read_as = dataclasses.replace(recipe.images, white=recipe.images.white or found.white)
+        return dataclasses.replace(recipe, images=read_as), found
     images = given.image_set(data, recipe.images)
     return dataclasses.replace(recipe, data=given.name_of(images)), images.first(recipe.subset)
 

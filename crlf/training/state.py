@@ -16,7 +16,9 @@ from crlf.normalisation import normalise
 from crlf.optim import OPTIMIZERS
 from crlf.recipe import Recipe
 from crlf.runs import checkpoints
-from crlf.runs.run import Run, difference
+from crlf.runs.files import write_json
+from crlf.runs.run import RECIPE, Run, difference
+from crlf.text import say
 
 CHEAP = 0.25  # seconds of a checkpoint that is written after every epoch
 SHARE = 0.05  # of the time that others may take
@@ -25,6 +27,24 @@ SHARE = 0.05  # of the time that others may take
 def completed(recipe: dict[str, Any]) -> dict[str, Any]:
     """The settings of an older run; what was not a setting yet was as the default is."""
     return Recipe.from_dict(recipe).to_dict()
+
+
+def has_moved(run: Run, data: str, images: ImageSet) -> bool:
+    """Whether these are the training images of a run, which its recipe looks for elsewhere: its checkpoint knows them.
+
+    Raises:
+        InputError: the checkpoint cannot be read.
+    """
+    if not run.file(RECIPE).is_file() or run.settings.get("data") == data or not checkpoints.kept(run):
+        return False
+    values = checkpoints.load(run)
+    return values.get("pixels") == images.fingerprint(names=False) or values.get("fingerprint") == images.fingerprint()
+
+
+def note_move(run: Run, data: str) -> None:
+    """Let the recipe of a run say where its images lie now."""
+    say(f"the images of {run.settings.get('data')!r} are now those of {data!r}: they are the same")
+    write_json(run.file(RECIPE), run.settings | {"data": data})
 
 
 def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> None:
@@ -51,7 +71,7 @@ class State:
         self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim.for_batch(recipe.batch_size))
         self.recipe = recipe
         self.device = device
-        self.fingerprint = data.fingerprint()
+        self.fingerprint, self.pixels = data.fingerprint(), data.fingerprint(names=False)
         self.step = 0  # steps done
         self.seconds = 0.0  # of training so far
         self.first_step = 0.0  # seconds of this process's first step, with its compiling
@@ -71,6 +91,7 @@ class State:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "losses": self.losses,
             "fingerprint": self.fingerprint,
+            "pixels": self.pixels,
             **{name: getattr(self, name) for name in ("step", "seconds", "share", "epoch_losses")},
         }
         checkpoints.save(run, values)
@@ -81,9 +102,12 @@ class State:
         values = checkpoints.load(run)
         where = f"the checkpoint in {str(run.path)!r}"
         try:
+            moved = values["recipe"].get("data") != self.recipe.data  # then names may be others, and pixels are proof
+            same = values.get("fingerprint") == self.fingerprint or (moved and values.get("pixels") == self.pixels)
             for name, here, there in difference(self.recipe.to_dict(), completed(values["recipe"])):
-                raise InputError(f"{name} is {here!r}, but {where} has {there!r}")
-            if values.get("fingerprint", self.fingerprint) != self.fingerprint:  # older ones have none
+                if name != "data" or not same:
+                    raise InputError(f"{name} is {here!r}, but {where} has {there!r}")
+            if "fingerprint" in values and not same:  # older ones have none
                 raise InputError(f"the images of {self.recipe.data!r} are not those that {where} was trained on")
             self.method.load_state_dict(values["method"])
             for optimizer, saved in zip(self.optimizers, values["optimizers"], strict=True):

@@ -20,7 +20,7 @@ from terminal import refused
 import crlf
 from crlf import cli
 from crlf.data import stream
-from crlf.data.files.decode import decode
+from crlf.data.files.decode import KINDS, decode
 from crlf.embedding.table import GROUP, Table, Writer, join
 from crlf.errors import InputError
 from crlf.normalisation import Normalisation
@@ -137,7 +137,7 @@ def test_a_row_is_the_embedding_of_its_file(run: crlf.Run, photos: Path, tmp_pat
     with (tmp_path / "a_skipped.csv").open() as file:
         assert dict(csv.reader(file)) == {
             "path": "reason",
-            "05x.png": "it is no JPEG, PNG, WebP, TIFF, GIF or BMP",
+            "05x.png": f"it is no {KINDS}",
             "empty.png": "it is empty",
         }
     said = capsys.readouterr().out

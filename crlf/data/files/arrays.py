@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from crlf.data.files.class_folders import hold_out
 from crlf.data.files.decode import square
 from crlf.data.image_set import ImageSet
 from crlf.data.memmap import Mapped, mode, tensor
 from crlf.errors import InputError, first_line
 from crlf.runtime.devices import fits
+from crlf.text import say
 
 SUFFIXES = (".npy", ".npz")
 SHAPES = "uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1, 3 or 4"
 CHANNELS = (1, 3, 4)
+LABELS = "labels"  # the array of an .npz file
 
 
-def load(path: Path, image_size: int = 0, subset: int = 0) -> ImageSet:
-    """The images in an array, in its order, without labels.
+def load(path: Path, image_size: int = 0, subset: int = 0, labelled: bool = True) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images in an array, in its order.
+
+    An .npz file may hold "labels" beside "images", whole numbers or texts (N,): then a tenth of each class is the test
+    set, and both are in the order in which classes take turns. Else all is for training.
 
     Args:
         path: a .npy file, or an .npz file of one array, or with one named "images".
         image_size: pixels a side, as for files (`crlf.data.files.decode`); 0 leaves them as they are.
         subset: at most so many, the first ones; 0 for all.
+        labelled: whether labels are looked for.
 
     Returns:
         uint8 (N, 3, H, W): gray three times, and what is transparent on white.
@@ -36,15 +45,65 @@ def load(path: Path, image_size: int = 0, subset: int = 0) -> ImageSet:
         InputError: it cannot be read, holds Python objects, or is of another shape or dtype.
     """
     mapped = Mapped.of(path) if path.is_file() else None
-    array = read(path)
-    images = three_channels(array[:subset] if subset and array.ndim else array, path)  # (N, 3, H, W)
+    array, labels = read_all(path)
+    array = array[:subset] if subset and array.ndim else array
+    images = three_channels(array, path)  # (N, 3, H, W)
     if image_size and images.shape[2:] != (image_size, image_size):
         images = np.stack([square(Image.fromarray(image.transpose(1, 2, 0)), image_size) for image in images])
     ids = tuple(f"{path.name}/{i:05}" for i in range(len(images)))
-    return ImageSet(tensor(images), None, (), ids, mapped if np.may_share_memory(images, array) else None)
+    whole = ImageSet(tensor(images), None, (), ids, mapped if np.may_share_memory(images, array) else None)
+    found = usable(labels, len(images), bool(subset), path) if labelled and labels is not None else None
+    return split(whole, *found) if found else (whole, part(whole, [], None, []))
+
+
+def usable(labels: np.ndarray, count: int, cut: bool, path: Path) -> tuple[list[int], list[str]] | None:
+    """Labels as places in classes, and the classes; None, and a word why, where they cannot be used."""
+    why = ""
+    if labels.ndim != 1 or (len(labels) < count if cut else len(labels) != count):
+        why = f"it must be ({count},), not {labels.shape}"
+    elif labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.rint(labels)).all():
+        labels = labels.astype(np.int64)
+    if not why and labels.dtype.kind not in "iubUS":
+        why = f"it must hold whole numbers or texts, not {labels.dtype}"
+    values = labels[:count].tolist() if not why else []
+    texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
+    classes = sorted(set(texts))
+    if not why and (len(classes) < 2 or -1 in classes):
+        why = "some are missing (-1)" if -1 in classes else "they are all the same"
+    if why:
+        say(f"array 'labels' of {str(path)!r} is not used: {why}")
+        return None
+    return [classes.index(text) for text in texts], [str(name) for name in classes]
+
+
+def split(whole: ImageSet, labels: list[int], classes: list[str]) -> tuple[ImageSet, ImageSet]:
+    """The set with its labels, a tenth of each class held out."""
+    digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in whole.images]
+    train, test = hold_out(labels, digests)
+    if not test:
+        say("too few images of each class to hold some out: all are for training, without labels")
+        return whole, part(whole, [], None, [])
+    say(f"labels of {len(classes):,} classes, which pretraining never sees; {len(test):,} images are held out")
+    return part(whole, train, labels, classes), part(whole, test, labels, classes)
+
+
+def part(whole: ImageSet, rows: list[int], labels: list[int] | None, classes: list[str]) -> ImageSet:
+    y = None if labels is None else torch.tensor([labels[row] for row in rows], dtype=torch.int64)
+    ids = [whole.ids[row] for row in rows]
+    return ImageSet(whole.images[torch.tensor(rows, dtype=torch.int64)], y, tuple(classes), ids)
 
 
 def read(path: Path) -> np.ndarray:
+    """The images in an array as they are; one image is an array of one.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return read_all(path)[0]
+
+
+def read_all(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images, and in an .npz file the array beside them that is named "labels"."""
     try:
         with path.open("rb") as file:
             if file.read(2) == b"PK":  # an .npz file is a zip archive
@@ -52,14 +111,37 @@ def read(path: Path) -> np.ndarray:
                 with np.load(file, allow_pickle=False) as found:
                     name = only(found.files)
                     require_room(found.zip, [name])
-                    return found[name]
-        return np.load(path, mmap_mode=mode(path.stat().st_size), allow_pickle=False)
+                    rest = [other for other in found.files if other not in (name, LABELS)]
+                    if rest:
+                        say(f"of {str(path)!r} only {name!r} and {LABELS!r} are read, not {', '.join(rest[:5])}")
+                    return with_count(found[name]), labels_in(found, name)
+        array = np.load(path, mmap_mode=mode(path.stat().st_size), allow_pickle=False)
+        return with_count(array), None
     except InputError as error:
         raise InputError(f"array {str(path)!r} cannot be used: {error}") from error
     except OSError as error:
         raise InputError(f"array {str(path)!r} cannot be read: {error.strerror or first_line(error)}") from error
     except Exception as error:  # a damaged file raises almost any kind; a pickled one ValueError
         raise InputError(f"array {str(path)!r} cannot be read: {first_line(error)}") from error
+
+
+def labels_in(found: Any, images: str) -> np.ndarray | None:
+    if LABELS not in found.files or images == LABELS:
+        return None
+    try:
+        return found[LABELS]
+    except ValueError as error:
+        say(f"array {LABELS!r} is not used: {first_line(error)}")
+        return None
+
+
+def with_count(array: np.ndarray) -> np.ndarray:
+    """One colour image as an array of one.
+
+    Of three dimensions an array is one image where the last is 3 or 4 or the first is 3, and else N gray ones.
+    """
+    one = array.ndim == 3 and (array.shape[2] in (3, 4) or array.shape[0] == 3)
+    return array[None] if one else array
 
 
 def require_room(archive: zipfile.ZipFile, names: Collection[str]) -> None:

@@ -4,26 +4,127 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
+
+from crlf.data.files.layout import FEW, UNLABELLED, Layout, looks_like_a_date
 
 HELD_OUT = 0.1  # share of each class that becomes the test split
+SHOWN = 3  # names in a message
 
 
-def arrange(names: Sequence[str], digests: Sequence[str]) -> tuple[list[int], list[int], list[int], list[str]] | None:
-    """Folders as classes, where that is obvious: each image lies in one of two or more, each of two or more images.
+class Arranged(NamedTuple):
+    """How decoded images are put in order."""
 
-    Images are held out as `hold_out` says; those that have a copy are not among the two.
+    train: list[int]
+    test: list[int]
+    labels: list[int] | None
+    """Of each image, before they are put in order; -1 for those without."""
+    classes: list[str]
+    unlabelled: list[int] = []  # noqa: RUF012 - nobody writes to it
+    """What is trained on as well, and has no label."""
+    notes: tuple[str, ...] = ()
+    """What to say of it."""
 
-    Returns:
-        Rows for training, rows for testing, the label of each of `names`, the classes; None where it is not obvious.
+
+def arrange(found: Layout, digests: Sequence[str], labels: bool = True) -> Arranged:
+    """Images by their folders: splits, where they are such, and classes, where that is obvious.
+
+    Folders are classes where there are two or more, nearly all images lie in them, and their names are no dates. A
+    class of which no image can be held out, or that the test split does not have, is a class all the same.
+
+    Args:
+        found: what the folders say of each image.
+        digests: the SHA-256 of each image.
+        labels: whether they may be classes.
     """
-    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
-    classes, copies = sorted(set(folders)), Counter(digests)
-    alone = Counter(folder for folder, digest in zip(folders, digests, strict=True) if copies[digest] == 1)
-    if "" in classes or len(classes) < 2 or min(alone[name] for name in classes) < 2:
-        return None
+    parts: dict[str, list[int]] = {"train": [], "test": [], UNLABELLED: []}
+    for row, role in enumerate(found.roles):
+        parts.setdefault(role, []).append(row)
+    train, test, unlabelled = parts["train"], parts["test"], parts[UNLABELLED]
+    reason = not_classes(found, train, test, digests) if labels else ""
+    if not labels or reason is None or reason:
+        notes = (*found.notes, *([f"the folders are not taken for classes: {reason}"] if reason else []))
+        return Arranged(sorted(train + unlabelled), test, None, [], [], notes)
+    return in_classes(found, train, test, unlabelled, digests)
+
+
+def in_classes(
+    found: Layout, train: list[int], test: list[int], unlabelled: list[int], digests: Sequence[str]
+) -> Arranged:
+    loose = [row for row in train if not found.folders[row]]
+    train = [row for row in train if found.folders[row]]
+    classes = sorted({found.folders[row] for row in train})
     places = {name: label for label, name in enumerate(classes)}
-    labels = [places[folder] for folder in folders]
-    return *hold_out(labels, digests), labels, classes
+    labels = [places.get(folder, -1) if role else -1 for folder, role in zip(found.folders, found.roles, strict=True)]
+    for row in unlabelled:
+        labels[row] = -1
+    notes = [*found.notes, *dates(classes)]
+    if loose:
+        notes.append(f"{of(loose, found)} in no class folder: trained on and embedded, without a label")
+    if found.count("test"):
+        strange = sorted({found.folders[row] for row in test if labels[row] < 0})
+        if strange:
+            notes.append(f"test images of {listed(strange)} are left out: no training image is of that class")
+        test = [row for row in test if labels[row] >= 0]
+        train, test = take_turns(grouped(train, labels)), take_turns(grouped(test, labels))
+    else:
+        kept, held = hold_out([labels[row] for row in train], [digests[row] for row in train])
+        few = sorted(set(classes) - {found.folders[train[place]] for place in held})
+        if few:
+            notes.append(f"of {listed(few)} no image is held out: there are too few that have no copy")
+        train, test = [train[place] for place in kept], [train[place] for place in held]
+    return Arranged(train, test, labels, classes, sorted(loose + unlabelled), tuple(notes))
+
+
+def not_classes(found: Layout, train: Sequence[int], test: Sequence[int], digests: Sequence[str]) -> str | None:
+    """Why the folders are not taken for classes; "" if they are, None where there is nothing to take."""
+    folders = [found.folders[row] for row in train]
+    loose, sizes = folders.count(""), Counter(name for name in folders if name)
+    if not sizes:
+        return None
+    if loose > FEW * len(folders):
+        return f"{loose:,} of {len(folders):,} images lie beside them"
+    if len(sizes) < 2:
+        return None if not loose else f"there is only {next(iter(sizes))!r}"
+    if all(map(looks_like_a_date, sizes)):
+        return f"their names are dates, such as {min(sizes)!r}"
+    if test:
+        known = {found.folders[row] for row in test} & set(sizes)
+        return "" if len(known) > 1 else "the test images are of fewer than two of them"
+    copies = Counter(digests)
+    alone = Counter(folder for folder, row in zip(folders, train, strict=True) if copies[digests[row]] == 1)
+    able = [name for name in sizes if alone[name] > 1]
+    if len(able) < 2 or 2 * sum(sizes[name] for name in able) < len(folders):
+        small = sorted(set(sizes) - set(able))
+        return f"{listed(small)} {'has' if len(small) == 1 else 'have'} fewer than two images that have no copy"
+    return ""
+
+
+def dates(classes: Sequence[str]) -> list[str]:
+    """A warning where some names of classes look like dates."""
+    found = [name for name in classes if looks_like_a_date(name)]
+    if not found:
+        return []
+    verb = "looks like a date" if len(found) == 1 else "look like dates"
+    return [f"warning: {listed(found)} {verb}: --no-labels takes no folder for a class"]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Such as 'a', 'b', 'c' and 5 more."""
+    more = len(names) - SHOWN
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def of(rows: Sequence[int], found: Layout) -> str:
+    return "1 image lies" if len(rows) == 1 else f"{len(rows):,} images lie"
+
+
+def grouped(rows: Sequence[int], labels: Sequence[int]) -> list[list[int]]:
+    """The rows of each class."""
+    members: dict[int, list[int]] = {}
+    for row in rows:
+        members.setdefault(labels[row], []).append(row)
+    return [members[label] for label in sorted(members)]
 
 
 def hold_out(labels: Sequence[int], digests: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -34,11 +135,8 @@ def hold_out(labels: Sequence[int], digests: Sequence[str]) -> tuple[list[int], 
     other one of its class. The classes take turns, so that the first images of a split are of all of them.
     """
     copies = Counter(digests)
-    members: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
-    for row, label in enumerate(labels):
-        members[label].append(row)
     kept, held = [], []
-    for rows in members.values():
+    for rows in grouped(range(len(labels)), labels):
         few = sorted((row for row in rows if copies[digests[row]] == 1), key=lambda row: digests[row])
         out = few[: max(1, round(HELD_OUT * len(rows)))] if len(few) > 1 else []
         held.append(sorted(out))

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from crlf.data.files.class_folders import arrange, hold_out, take_turns
-from crlf.data.files.decode import PICTURES
+from crlf.data.files.class_folders import Arranged, arrange, enough, grouped, hold_out, not_classes, take_turns
+from crlf.data.files.layout import UNLABELLED, Layout, layout
 from crlf.data.files.listing import File
-
-
-class Arranged(NamedTuple):
-    """How decoded images are put in order."""
-
-    train: list[int]
-    test: list[int]
-    labels: list[int] | None
-    """Of each image, before they are put in order."""
-    classes: list[str]
 
 
 @dataclass(frozen=True)
@@ -30,13 +20,15 @@ class Collection:
     """Those of a range [start, stop)."""
     mark: list[Any]
     """Plain values, others as soon as anything is changed: what the cache knows them by."""
-    by_folder: bool = False
-    """Whether their folders may be classes (crlf.data.files.class_folders)."""
+    layout: Layout | None = None
+    """What their folders say of each."""
     labels: list[int] | None = None
     """Of each, where a table holds them; then they go with `classes`."""
     classes: list[str] = field(default_factory=list)
     hold_out: bool = False
     """Whether a tenth of each class is held out as the test set."""
+    folders_label: bool = True
+    """Whether folders may be classes."""
 
     def arranged(self, kept: Sequence[int], digests: Sequence[str]) -> Arranged:
         """The order of the images in it.
@@ -46,8 +38,8 @@ class Collection:
             digests: the SHA-256 of each of these.
         """
         everything = list(range(len(kept)))
-        if self.by_folder and (found := arrange([self.names[row] for row in kept], digests)):
-            return Arranged(*found)
+        if self.layout is not None:
+            return arrange(self.layout.of(kept), digests, self.folders_label)
         if self.labels is None:
             return Arranged(everything, [], None, [])
         labels = [self.labels[row] for row in kept]
@@ -57,24 +49,47 @@ class Collection:
         return Arranged(train, test, labels, self.classes) if test else Arranged(everything, [], None, [])
 
 
-def of_files(files: Sequence[File], where: str, by_folder: bool) -> Collection:
-    """The files in a folder or a list; where: its place, for the cache."""
+def of_files(files: Sequence[File], where: str, found: Layout | None = None, labels: bool = True) -> Collection:
+    """The files in a folder or a list; where: its place, for the cache; labels: whether folders may be classes."""
     told = [(file.name, file.size, file.mtime, file.skipped) for file in files]
-    return Collection([file.name for file in files], lambda a, b: files[a:b], [where, told], by_folder)
+    mark = [where, told] if found is None else [where, told, found.roles, found.folders, labels]
+    return Collection([file.name for file in files], lambda a, b: files[a:b], mark, found, folders_label=labels)
 
 
-def in_turns(files: Sequence[File]) -> tuple[list[File], int]:
-    """The same files with those of the first-level folders in turns, so that the first ones are of every class.
+def in_folders(files: Sequence[File], where: str, labels: bool, subset: int) -> tuple[Collection, int]:
+    """The files of a folder that are used, and how many of the first are to be decoded; 0 for all.
 
-    What lies in no folder, and by its name is no picture, comes last.
-
-    Returns:
-        The files, and how many folders take turns; where a picture lies in none, the files as they are, and 0.
+    Args:
+        where: its place, for the cache.
+        labels: whether folders may be classes.
+        subset: at most so many training and as many test images; 0 for all. Then classes take turns.
     """
-    folders: dict[str, list[int]] = {}
-    for place, file in enumerate(files):
-        folders.setdefault(file.name.partition("/")[0] if "/" in file.name else "", []).append(place)
-    loose = folders.pop("", [])
-    if len(folders) < 2 or any(files[place].name.lower().endswith(PICTURES) for place in loose):
-        return list(files), 0
-    return [files[place] for place in [*take_turns(list(folders.values())), *loose]], len(folders)
+    found = layout([file.name for file in files])
+    rows = [row for row, role in enumerate(found.roles) if role]
+    limit = 0
+    if 0 < subset < len(rows):
+        rows, limit = some(found, rows, labels, subset)
+        if not (found.splits or limit > subset):
+            labels = False  # as in the whole set
+    return of_files([files[row] for row in rows], where, found.of(rows), labels), limit
+
+
+def some(found: Layout, rows: Sequence[int], labels: bool, subset: int) -> tuple[list[int], int]:
+    """Files of which the first give a subset of images, and how many of them do; 0 for all."""
+    parts = {role: [row for row in rows if found.roles[row] == role] for role in ("train", UNLABELLED, "test")}
+    train, test = parts["train"], parts["test"]
+    digests = [str(row) for row in range(len(found.roles))]  # what has copies is not known yet
+    pictures = [row for row in train if found.pictures[row]]
+    classes = labels and not_classes(found, pictures, test, digests) == ""
+    if classes:
+        loose = [row for row in train if not found.folders[row]]
+        places = {name: place for place, name in enumerate(sorted({found.folders[row] for row in train} - {""}))}
+        labelled = [places.get(folder, len(places)) for folder in found.folders]
+        turns = grouped([row for row in train if found.folders[row]], labelled)
+        train, test = [*take_turns(turns), *loose], take_turns(grouped(test, labelled))
+        if not found.splits:
+            return train, enough(subset, len(places))
+    if not found.splits:
+        return train, subset
+    spare = subset + max(1, subset // 10)  # some may be broken
+    return [*train[:spare], *parts[UNLABELLED][: max(0, subset - len(train))], *test[:spare]], 0

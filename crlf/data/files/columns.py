@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from decimal import Decimal
+from typing import Any, NamedTuple
 
-from crlf.data.files.decode import PICTURES
+from crlf.data.files.decode import HEAD, PICTURES, kind_of
 from crlf.data.files.shards import Shard
 from crlf.errors import InputError, unknown
 
@@ -42,10 +44,13 @@ def image(schema: Any, wanted: str, where: str, first: Callable[[str], Any]) -> 
         return wanted
     named = features(schema)
     able = [name for name in schema.names if holds_files(schema.field(name).type)]
+    binary = [name for name in able if is_binary(schema.field(name).type)]
+    listed = [name for name in able if is_list(schema.field(name).type) and looks_like_pixels(first(name))]
     kinds_of = (
         [name for name in able if named.get(name, {}).get("_type") == "Image"],
         [name for name in able if is_struct(schema.field(name).type)],
-        [name for name in able if is_binary(schema.field(name).type)],
+        [name for name in binary if kind_of(bytes(first(name) or b"")[:HEAD])] or binary,
+        listed,
         [name for name in able if str(first(name)).lower().endswith(PICTURES)],
     )
     found = next((names for names in kinds_of if names), [])
@@ -56,22 +61,41 @@ def image(schema: Any, wanted: str, where: str, first: Callable[[str], Any]) -> 
     raise InputError(f"data {where!r} {many}{rest}: --image-column can name one")
 
 
-def label(schema: Any, wanted: str, where: str) -> str | None:
-    """The name of the column of labels: the one that is wanted, or that `datasets` calls so, or of such a name.
+class Label(NamedTuple):
+    """A column of labels."""
+
+    name: str
+    wanted: bool
+    """Whether it was named, and not found."""
+
+
+def label(schema: Any, wanted: str, where: str) -> tuple[Label | None, list[str]]:
+    """The column of labels: the one that is wanted, or that `datasets` calls so, or of such a name.
+
+    Returns:
+        The column, and of others that are named so, or of its own, why they are not used.
 
     Raises:
         InputError: the one that is wanted is not there, or of another type.
     """
     if wanted:
         if not holds_labels(typed(schema, wanted, where, "label_column")):
-            raise InputError(
-                f"column {wanted!r} of {where!r} must hold whole numbers or texts, not {schema.field(wanted).type}"
-            )
-        return wanted
-    able = [name for name in schema.names if holds_labels(schema.field(name).type)]
+            raise not_labels(schema, wanted, where)
+        return Label(wanted, True), []
     named = features(schema)
-    told = [name for name in able if named.get(name, {}).get("_type") == "ClassLabel"]
-    return next(iter([*told, *(name for name in LABELS if name in able)]), None)
+    told = [name for name in schema.names if named.get(name, {}).get("_type") == "ClassLabel"]
+    called = [name for known in LABELS for name in schema.names if name.lower() == known]
+    able = [name for name in dict.fromkeys([*told, *called]) if holds_labels(schema.field(name).type)]
+    notes = [
+        f"column {name!r} is not used: it must hold whole numbers or texts, not {schema.field(name).type}"
+        for name in called
+        if name not in able
+    ]
+    return (Label(able[0], False) if able else None), notes
+
+
+def not_labels(schema: Any, name: str, where: str) -> InputError:
+    return InputError(f"column {name!r} of {where!r} must hold whole numbers or texts, not {schema.field(name).type}")
 
 
 def typed(schema: Any, name: str, where: str, setting: str) -> Any:
@@ -81,50 +105,123 @@ def typed(schema: Any, name: str, where: str, setting: str) -> Any:
     return schema.field(name).type
 
 
-def holds_files(kind: Any) -> bool:
+def plain(kind: Any) -> Any:
+    """The type of the values, however they are stored: as a dictionary, in runs, or with a name of their own."""
     import pyarrow as pa
 
-    return is_struct(kind) or is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        else:
+            return kind
+
+
+def any_of(kind: Any, *names: str) -> bool:
+    """Whether pyarrow calls a type one of these; what an older one does not know, no type is."""
+    import pyarrow.types as of
+
+    return any(check(kind) for check in (getattr(of, f"is_{name}", None) for name in names) if check)
+
+
+def holds_files(kind: Any) -> bool:
+    return is_struct(kind) or is_binary(kind) or is_text(kind) or is_list(kind)
 
 
 def is_struct(kind: Any) -> bool:
     """Whether this is {bytes, path}, or either of the two."""
-    import pyarrow as pa
-
-    names = {kind.field(i).name for i in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
+    kind = plain(kind)
+    names = {kind.field(i).name for i in range(kind.num_fields)} if any_of(kind, "struct") else set()
     return bool(names & {"bytes", "path"})
 
 
 def is_binary(kind: Any) -> bool:
-    import pyarrow as pa
+    return any_of(plain(kind), "binary", "large_binary", "binary_view", "fixed_size_binary")
 
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+def is_text(kind: Any) -> bool:
+    return any_of(plain(kind), "string", "large_string", "string_view")
+
+
+def is_list(kind: Any) -> bool:
+    """Whether this is a list of bytes, or of rows of pixels."""
+    lists = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    kind = plain(kind)
+    if not any_of(kind, *lists):
+        return False
+    while any_of(kind, *lists):
+        kind = plain(kind.value_type)
+    return any_of(kind, "uint8")
+
+
+def looks_like_pixels(value: Any) -> bool:
+    """Whether a list is the bytes of an image file, or rows of pixels."""
+    if value is None or not len(value):
+        return False
+    return bool(kind_of(bytes(value[:HEAD]))) if isinstance(value[0], int) else True
 
 
 def holds_labels(kind: Any) -> bool:
-    import pyarrow.types as of
-
-    kind = kind.value_type if of.is_dictionary(kind) else kind
-    return any(check(kind) for check in (of.is_integer, of.is_boolean, of.is_string, of.is_large_string))
+    kind = plain(kind)
+    return is_text(kind) or is_binary(kind) or any_of(kind, "integer", "boolean", "floating", "decimal", "null")
 
 
-def labels(splits: Sequence[Sequence[Shard]], column: str, where: str) -> tuple[list[list[int]] | None, list[str]]:
-    """The labels of each split as places in the classes, and the classes: named by `datasets`, or the values sorted.
+class NoLabel(Exception):
+    """A value that is no label."""
 
-    None in place of the labels where some are missing (null, or -1 as in the test sets of competitions), or all alike.
+
+def as_label(value: Any) -> int | bool | str | None:
+    """A value as a label: a whole number or a text; None where it is missing.
 
     Raises:
-        InputError: a label has no name among those that `datasets` wrote.
+        NoLabel: it is a fraction, or bytes that are no text.
     """
-    values = [[value for shard in parts for value in shard.values(column)] for parts in splits]
-    different = set().union(*values)
-    if None in different or -1 in different or len(different) < 2:
-        return None, []
-    names = features(splits[0][0].schema).get(column, {}).get("names")
-    if not names or isinstance(next(iter(different)), str):
-        places = {value: place for place, value in enumerate(sorted(different))}
-        return [[places[value] for value in part] for part in values], [str(value) for value in places]
-    if not 0 <= min(different) <= max(different) < len(names):
-        wrong = max(different) if max(different) >= len(names) else min(different)
-        raise InputError(f"labels in column {column!r} of {where!r} must be 0..{len(names) - 1}, not {wrong}")
-    return values, list(names)
+    if value is None or value == -1 or (isinstance(value, float | Decimal) and math.isnan(value)):
+        return None  # -1 as in the test sets of competitions
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise NoLabel("it holds bytes that are no text") from None
+    if isinstance(value, float | Decimal):
+        if not math.isfinite(value) or value != int(value):
+            raise NoLabel(f"it holds fractions, such as {value}")
+        return int(value)
+    return value
+
+
+def labels(
+    splits: Sequence[Sequence[Shard]], column: Label, where: str
+) -> tuple[list[list[int]] | None, list[str], str]:
+    """The labels of each split as places in the classes, and the classes: named by `datasets`, or the values sorted.
+
+    None in place of the labels where some are missing, or all alike, and then the reason.
+
+    Raises:
+        InputError: a label has no name among those that `datasets` wrote, or the wanted column holds none.
+    """
+    schema = splits[0][0].schema
+    try:
+        values = [[as_label(value) for shard in parts for value in shard.values(column.name)] for parts in splits]
+    except NoLabel as error:
+        if column.wanted:
+            raise not_labels(schema, column.name, where) from error
+        return None, [], str(error)
+    different = {value for part in values for value in part}
+    if None in different:
+        missing = sum(value is None for part in values for value in part)
+        return None, [], f"{missing:,} of its {sum(map(len, values)):,} labels are missing"
+    if len(different) < 2:
+        return None, [], "all of its labels are the same"
+    names = features(schema).get(column.name, {}).get("names")
+    if not names or any(isinstance(value, str) for value in different):
+        if len({isinstance(value, str) for value in different}) > 1:  # shards of two types
+            values, different = [[str(value) for value in part] for part in values], set(map(str, different))
+        places = {value: place for place, value in enumerate(sorted(different))}  # type: ignore[type-var]
+        return [[places[value] for value in part] for part in values], [str(value) for value in places], ""
+    low, high = min(different), max(different)  # type: ignore[type-var]
+    if not 0 <= low <= high < len(names):  # type: ignore[operator]
+        wrong = high if high >= len(names) else low  # type: ignore[operator]
+        raise InputError(f"labels in column {column.name!r} of {where!r} must be 0..{len(names) - 1}, not {wrong}")
+    return values, list(names), ""  # type: ignore[return-value]

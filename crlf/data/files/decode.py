@@ -7,59 +7,234 @@ Colour profiles are not applied.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from crlf.data.files import png, tiff
+from crlf.data.files.samples import Samples, eight_bits, on_white, picture
 from crlf.errors import InputError, first_line
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 PILLOW = 178_956_970  # pixels from which Pillow itself takes an image for a decompression bomb
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")  # as their files are usually called
-KINDS = "JPEG, PNG, WebP, TIFF, GIF or BMP"
+PICTURES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"),
+    *(".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k"),
+)  # as their files are usually called
+KINDS = "JPEG, PNG, WebP, TIFF, GIF, BMP, AVIF, HEIC, JPEG XL or JPEG 2000"
+HEAD = 32  # bytes that tell the kind of a file
+JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif")
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # what makes an image of this orientation upright
+ORIENTATION = 0x0112  # the number of EXIF's tag
+
+
+def formats() -> tuple[str, ...]:
+    """What Pillow may read; HEIC only where pillow-heif is installed."""
+    plain = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "JPEG2000", "AVIF")
+    if importlib.util.find_spec("pillow_heif") is None:
+        return plain
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return (*plain, "HEIF")
+
+
+FORMATS = formats()
+
+
+class NoImage(InputError):
+    """A file that is no image, by its first bytes."""
+
+
+def kind_of(head: bytes) -> str:
+    """The kind of a file by its first bytes, such as "PNG"; empty where it is no image."""
+    if tiff.is_tiff(head):
+        return "TIFF"
+    if head.startswith(JXL):
+        return "JPEG XL"
+    if head.startswith(JP2):
+        return "JPEG 2000"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
+        return "AVIF"
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        return "HEIC"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    starts = {b"\xff\xd8\xff": "JPEG", png.SIGNATURE: "PNG", b"GIF8": "GIF", b"BM": "BMP"}
+    return next((kind for start, kind in starts.items() if head.startswith(start)), "")
+
+
+def image_size(file: IO[bytes], max_pixels: int = PILLOW) -> tuple[int, int]:
+    """Width and height of the image in an open file, in pixels; of most kinds only the header is read.
+
+    Raises:
+        InputError: as `open_image`.
+    """
+    head = file.read(HEAD)
+    file.seek(0)
+    if tiff.is_tiff(head):
+        return tiff.size(file.read())
+    if kind_of(head) == "JPEG XL":
+        height, width = jpeg_xl(file.read()).values.shape[:2]
+        return width, height
+    return open_image(file, max_pixels).size
 
 
 def open_image(file: IO[bytes], max_pixels: int = PILLOW) -> Image.Image:
-    """The image in an open file; of several, as in a GIF or a TIFF, the first. Only its header is read.
+    """The image in an open file, neither TIFF nor JPEG XL; of several, as in a GIF, the first. Only its header is read.
 
     Raises:
-        InputError: it is no image, or one of too many pixels. Says only why.
+        InputError: it is no image (`NoImage`), or one of too many pixels. Says only why.
     """
+    kind = kind_of(file.read(HEAD))
+    file.seek(0)
     try:
-        image = Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise InputError(f"it is no {KINDS}") from error
+        image = opened(file, kind)
     except Image.DecompressionBombError as error:
         raise InputError(f"it has more than {max_pixels:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise unidentified(kind) from error
     except Exception as error:  # a damaged header raises almost any kind
         raise InputError(f"it is damaged: {first_line(error)}") from error
-    if image.width * image.height > max_pixels:
-        raise InputError(f"it has {image.width:,} × {image.height:,} pixels, more than {max_pixels:,}")
-    if not image.width * image.height:
-        raise InputError("it has no pixels")
+    require_pixels(*image.size, max_pixels)
     return image
 
 
-def decode(data: bytes, side: int, max_pixels: int = PILLOW) -> np.ndarray:
+def opened(file: IO[bytes], kind: str) -> Image.Image:
+    """As Pillow opens it; a PNG whose texts or profiles are damaged is one without them."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise
+    except Exception:
+        if kind != "PNG":
+            raise
+        file.seek(0)
+        return Image.open(io.BytesIO(png.essential(file.read())), formats=FORMATS)
+
+
+def unidentified(kind: str) -> InputError:
+    if not kind:
+        return NoImage(f"it is no {KINDS}")
+    if kind == "HEIC" and "HEIF" not in FORMATS:
+        return InputError("it is HEIC, which needs pillow-heif: pip install 'crlf[heif]'")
+    return InputError(f"it is a damaged {kind}")
+
+
+def require_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise InputError(f"it has {width:,} × {height:,} pixels, more than {max_pixels:,}")
+    if not width * height:
+        raise InputError("it has no pixels")
+
+
+def decode(data: bytes, side: int, max_pixels: int = PILLOW, white: int = 0) -> np.ndarray:
     """An image file's bytes as uint8 (3, side, side).
+
+    Args:
+        white: the number that is white in a file of more than 8 bits; 0 for the largest that there is.
 
     Raises:
         InputError: as `open_image`, or it is empty, damaged, or of numbers of which none is known to be white. Says
             only why.
     """
-    if not data:
-        raise InputError("it is empty")
-    image = open_image(io.BytesIO(data), max_pixels)
+    found, orientation = read(data, side, max_pixels)
     try:
-        # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size leaves the antialiasing to do.
-        image.draft(None, (2 * side, 2 * side))
-        return square(rgb(ImageOps.exif_transpose(image)), side)
+        image = picture(found, white) if isinstance(found, Samples) else rgb(found, white)
+        return square(turned(image, orientation), side)
     except InputError:
         raise
     except Exception as error:  # damaged pixels raise almost any kind
         raise InputError(f"it is damaged: {first_line(error)}") from error
+
+
+def peak(data: bytes, max_pixels: int = PILLOW) -> int:
+    """The brightest number of a file whose whole numbers have more than 8 bits; 0 of any other, and of what is damaged.
+
+    What is not such a file is not decoded.
+    """
+    if not (png.deep(data[:HEAD]) or kind_of(data[:HEAD]) in ("TIFF", "JPEG 2000")):
+        return 0
+    try:
+        found, _ = read(data, 0, max_pixels)
+        if isinstance(found, Samples):
+            return found.peak
+        return int(np.asarray(found).max()) if found.mode.startswith("I") else 0
+    except Exception:  # what is wrong with it is said when it is decoded
+        return 0
+
+
+def read(data: bytes, side: int, max_pixels: int) -> tuple[Samples | Image.Image, int]:
+    """What a file holds, by the library that reads its kind rightly, and its orientation as in EXIF."""
+    if not data:
+        raise NoImage("it is empty")
+    kind = kind_of(data[:HEAD])
+    if kind == "TIFF":
+        return tiff.read(data, max_pixels)
+    if kind == "JPEG XL":
+        found = jpeg_xl(data)
+        require_pixels(found.values.shape[1], found.values.shape[0], max_pixels)
+        return found, 1
+    data = png.essential(data) if kind == "PNG" else data
+    image = open_image(io.BytesIO(data), max_pixels)
+    try:
+        # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size leaves the antialiasing to do.
+        if side:
+            image.draft(None, (2 * side, 2 * side))
+        image.load()
+        numbers = png.samples(data) if kind == "PNG" else None
+        return numbers or image, orientation_of(image)
+    except Exception as error:  # damaged pixels raise almost any kind
+        raise InputError(f"it is damaged: {first_line(error)}") from error
+
+
+def jpeg_xl(data: bytes) -> Samples:
+    """A JPEG XL file, upright.
+
+    Raises:
+        InputError: imagecodecs is not installed, or it is damaged. Says only why.
+    """
+    if importlib.util.find_spec("imagecodecs") is None:
+        raise InputError("it is JPEG XL, which needs imagecodecs: pip install 'crlf[tiff]'")
+    import imagecodecs
+
+    try:
+        values = imagecodecs.jpegxl_decode(data)
+    except Exception as error:
+        raise InputError(f"it is a damaged JPEG XL: {first_line(error)}") from error
+    values = values[0] if values.ndim == 4 else values  # the first frame
+    values = values[..., None] if values.ndim == 2 else values  # (H, W, S)
+    return Samples(values, 8 * values.dtype.itemsize, "straight" if values.shape[2] in (2, 4) else "")
+
+
+def orientation_of(image: Image.Image) -> int:
+    """As EXIF tells it; 1, which is upright, where that is damaged."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # good pixels with bad EXIF are common: phones and editors write them
+        return 1
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The image, upright."""
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image of Pillow's as its EXIF says that it stands; as it lies, where that is damaged."""
+    return turned(image, orientation_of(image))
 
 
 def square(image: Image.Image, side: int) -> np.ndarray:
@@ -68,25 +243,28 @@ def square(image: Image.Image, side: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image, white: int = 0) -> Image.Image:
     """The image in RGB: what is transparent lies on white, and 16 bits become 8.
 
     Raises:
-        InputError: 32-bit pixels that are neither 0..65535 nor fractions of one.
+        InputError: 32-bit pixels that are neither 0..65535 nor fractions of one, and no white is given.
     """
     if image.mode == "F" or image.mode.startswith("I"):
-        return eight_bits(image).convert("RGB")
+        values = np.asarray(image)  # (H, W)
+        values = values.astype(np.int64) if values.dtype.kind == "i" else values
+        bits = 16 if image.mode.startswith("I;16") else 32
+        return Image.fromarray(eight_bits(values.astype(values.dtype.newbyteorder("=")), bits, white)).convert("RGB")
+    if image.mode == "LAB":
+        srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        shown = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert shown is not None, "it is not changed in place"
+        return shown
+    if image.mode in ("La", "RGBa"):
+        bands = image.split()
+        colours = Image.merge("RGB", bands[:3]) if len(bands) == 4 else bands[0].convert("RGB")
+        return on_white(colours, np.asarray(bands[-1])[..., None].astype(np.float32) / 255, premultiplied=True)
     if "A" in image.getbands() or "transparency" in image.info:
         colours = image.convert("RGBA")
-        white = Image.new("RGBA", colours.size, "white")
-        return Image.alpha_composite(white, colours).convert("RGB")
+        on = Image.new("RGBA", colours.size, "white")
+        return Image.alpha_composite(on, colours).convert("RGB")
     return image.convert("RGB")
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A gray image of 16-bit numbers, or of fractions, as one of 8 bits."""
-    values = np.asarray(image).astype(np.float64)  # (H, W)
-    white = 1.0 if image.mode == "F" else 65535.0
-    if not (values.min() >= 0 and values.max() <= white):  # NaN fails too
-        raise InputError(f"its pixels are {values.min():g}..{values.max():g}, not 0..{white:g}: no white is known")
-    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))

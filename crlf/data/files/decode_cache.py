@@ -13,6 +13,7 @@ import io
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from crlf.data.files.collection import Collection
-from crlf.data.files.decode import decode
+from crlf.data.files.decode import PICTURES, NoImage, decode
 from crlf.data.files.listing import File
 from crlf.data.memmap import mode
 from crlf.errors import InputError
@@ -41,6 +42,8 @@ class Outcome:
     """Of its bytes."""
     skipped: str = ""
     """Why it gave no image; empty if it did."""
+    sidecar: bool = False
+    """Whether it is no image by its first bytes and by its name."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,24 @@ class Index:
     ids: list[str]
     train: int
     """Rows of the training images; those of the test images follow."""
+    unlabelled: int
+    """How many of the training images, the last ones, have no label where others have one."""
     labels: list[int] | None
+    """-1 for those without."""
     classes: list[str]
     skipped: int
-    """Files that gave no image."""
+    """Files that gave no image; sidecars are none of them."""
+    sidecars: dict[str, int]
+    """How many files of each suffix are no images by their name and their content."""
     duplicates: int
     """Images that are copies of an earlier one."""
+    notes: list[str]
+    """What is to be said of the folders."""
 
 
-def decoded(files: Collection, side: int, max_pixels: int, folder: Path, limit: int = 0) -> tuple[np.ndarray, Index]:
+def decoded(
+    files: Collection, side: int, max_pixels: int, folder: Path, limit: int = 0, white: int = 0
+) -> tuple[np.ndarray, Index]:
     """The images in these files, decoded if they are not yet.
 
     Args:
@@ -67,6 +79,7 @@ def decoded(files: Collection, side: int, max_pixels: int, folder: Path, limit: 
         max_pixels: an image of more is skipped.
         folder: the place of these files in the cache; nobody else writes to it.
         limit: only the first files are looked into, until they gave so many images; 0 for all.
+        white: the number that is white in files of more than 8 bits; 0 for the largest that there is.
 
     Returns:
         uint8 (N, 3, side, side), mapped from the disk; and what its rows are.
@@ -77,7 +90,7 @@ def decoded(files: Collection, side: int, max_pixels: int, folder: Path, limit: 
     """
     index = finished(folder, side)
     if index is None:
-        outcomes = decode_all(files, side, max_pixels, folder, limit or len(files.names))
+        outcomes = decode_all(files, side, max_pixels, folder, limit or len(files.names), white)
         index = finish(files, outcomes, side, folder)
     return mapped(folder / IMAGES, side, mode(len(index.ids) * 3 * side * side)), index
 
@@ -99,12 +112,14 @@ def mapped(path: Path, side: int, how: str) -> np.ndarray:
 # Decoding
 
 
-def decode_all(files: Collection, side: int, max_pixels: int, folder: Path, limit: int) -> list[Outcome]:
+def decode_all(
+    files: Collection, side: int, max_pixels: int, folder: Path, limit: int, white: int = 0
+) -> list[Outcome]:
     """Decode the files that are not yet, a thread a core: Pillow lets go of the interpreter while it works."""
     outcomes, total = resumed(folder, side), len(files.names)
 
     def one(file: File) -> tuple[np.ndarray | None, Outcome]:
-        return look_into(file, side, max_pixels)
+        return look_into(file, side, max_pixels, white)
 
     with (
         (folder / ROWS).open("ab") as rows,
@@ -152,19 +167,26 @@ def resumed(folder: Path, side: int) -> list[Outcome]:
     return []
 
 
-def look_into(file: File, side: int, max_pixels: int) -> tuple[np.ndarray | None, Outcome]:
+def look_into(file: File, side: int, max_pixels: int, white: int = 0) -> tuple[np.ndarray | None, Outcome]:
     """A file's pixels, uint8 (3, side, side), or None if it is skipped; and what became of it."""
     if file.skipped:
         return None, Outcome(skipped=file.skipped)
     if file.size > LARGEST:
         return None, Outcome(skipped=f"it is larger than {LARGEST / 1e6:.0f} MB")
     try:
-        data = Path(file.path).read_bytes() if file.data is None else file.data
-        return decode(data, side, max_pixels), Outcome(sha256=hashlib.sha256(data).hexdigest())
+        data = bytes_of(file)
+        return decode(data, side, max_pixels, white), Outcome(sha256=hashlib.sha256(data).hexdigest())
+    except NoImage as error:
+        named = file.data is not None or file.name.lower().endswith(PICTURES)
+        return None, Outcome(skipped=str(error), sidecar=not named)
     except InputError as error:
         return None, Outcome(skipped=str(error))
     except OSError as error:
         return None, Outcome(skipped=f"it cannot be read: {error.strerror or error}")
+
+
+def bytes_of(file: File) -> bytes:
+    return Path(file.path).read_bytes() if file.data is None else file.data
 
 
 # Putting in order
@@ -177,19 +199,35 @@ def finish(files: Collection, outcomes: Sequence[Outcome], side: int, folder: Pa
     kept = [row for row, outcome in enumerate(outcomes) if not outcome.skipped]
     names, digests = [files.names[row] for row in kept], [outcomes[row].sha256 for row in kept]
     if not names:
-        name, reason = skipped[0]
+        name, reason = next(((n, why) for n, why in skipped if n.lower().endswith(PICTURES)), skipped[0])
         raise InputError(f"none of {len(outcomes):,} files is an image; the first is {name!r}: {reason}")
     copies = list(duplicates(names, digests))
     write_table(folder / DUPLICATES, ("path", "same as"), copies)
-    train, test, labels, classes = files.arranged(kept, digests)
-    order = [*train, *test]
+    found = files.arranged(kept, digests)
+    train = [*found.train, *found.unlabelled]
+    order = [*train, *found.test]
     put_in_order(folder, side, order)
-    in_order = None if labels is None else [labels[row] for row in order]
-    index = Index([names[row] for row in order], len(train), in_order, classes, len(skipped), len(copies))
+    labels = None if found.labels is None else [found.labels[row] for row in order]
+    sidecars = Counter(suffix_of(files.names[row]) for row, outcome in enumerate(outcomes) if outcome.sidecar)
+    index = Index(
+        ids=[names[row] for row in order],
+        train=len(train),
+        unlabelled=len(found.unlabelled),
+        labels=labels,
+        classes=found.classes,
+        skipped=len(skipped) - sidecars.total(),
+        sidecars=dict(sidecars.most_common()),
+        duplicates=len(copies),
+        notes=list(found.notes),
+    )
     write_whole(folder / INDEX, json.dumps(asdict(index)).encode())
     for name in (ROWS, TOLD):
         (folder / name).unlink(missing_ok=True)
     return index
+
+
+def suffix_of(name: str) -> str:
+    return Path(name).suffix.lower() or "without a suffix"
 
 
 def duplicates(names: Sequence[str], digests: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -11,25 +11,29 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from crlf.data.cache import cache_dir, lock
 from crlf.data.files import arrays, huggingface, listing, shards, tables
 from crlf.data.files.class_folders import enough
-from crlf.data.files.collection import Collection, in_turns, of_files
-from crlf.data.files.decode import PILLOW, open_image
-from crlf.data.files.decode_cache import DUPLICATES, SKIPPED, Index, decoded
+from crlf.data.files.collection import Collection, in_folders, of_files
+from crlf.data.files.decode import PILLOW, image_size, peak
+from crlf.data.files.decode_cache import DUPLICATES, SKIPPED, Index, bytes_of, decoded, write_whole
 from crlf.data.files.listing import File
+from crlf.data.files.samples import white_of
 from crlf.data.image_set import ImageSet
 from crlf.data.memmap import tensor
 from crlf.errors import InputError
 from crlf.text import say
 
 LIST = ".txt"
+WHITE = "white"  # a file of the cache
 SIZES = (32, 64, 96, 128, 224)  # pixels
 MEASURED = 500  # files whose size is looked at to choose one of them
-FORM = 1  # of what the cache holds; another number makes it anew
+BRIGHT = 100  # files whose brightest number is looked at, where they have more than 8 bits
+FORM = 2  # of what the cache holds; another number makes it anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,11 @@ class ImageSettings:
     """The column of a table that holds the images; left out, it is found by its type."""
     label_column: str = ""
     """The column of a table that holds the labels, to evaluate only; left out, it is found by its type or name."""
+    labels: bool = True
+    """Whether folders, or a column of a table, are taken for classes, to evaluate only."""
+    white: int = 0
+    """The number that is white in files of more than 8 bits, such as 4095; 0 takes that of the 8, 10, 12, 14 or 16 bits
+    which the brightest of a hundred files needs."""
 
     def __post_init__(self) -> None:
         if self.image_size and not 8 <= self.image_size <= 1024:
@@ -57,6 +66,8 @@ class ImageSettings:
             raise InputError(f"max_skipped must be in 0..1, not {self.max_skipped}")
         if not 1 <= self.max_pixels <= PILLOW:
             raise InputError(f"max_pixels must be in 1..{PILLOW}, not {self.max_pixels}")
+        if not 0 <= self.white < 2**64:
+            raise InputError(f"white must be 0 or more, not {self.white}")
 
 
 def is_path(data: str) -> bool:
@@ -66,12 +77,22 @@ def is_path(data: str) -> bool:
     return file or any(sep in data for sep in separators) or os.path.exists(os.path.expanduser(data))
 
 
-def load(data: str, settings: ImageSettings, subset: int = 0) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images: (train, test), of ids that are the relative paths, or the rows of a table.
+class Loaded(NamedTuple):
+    """The images of a source."""
 
-    Without labels all images are for training and the test set is empty. Where the folders are obviously classes
-    (crlf.data.files.class_folders), or a table has labels (crlf.data.files.tables), they are the labels, and a tenth of
-    each class is the test set, unless the table has a split for it.
+    train: ImageSet
+    """With labels, where there are any."""
+    test: ImageSet
+    learn: ImageSet
+    """What is learned from: the training images, and those beside them that have no label."""
+
+
+def load(data: str, settings: ImageSettings, subset: int = 0) -> Loaded:
+    """The images of a source, of ids that are the relative paths, or the rows of a table.
+
+    Folders for splits (crlf.data.files.layout), or those of a table, make the training and the test images. Without
+    them, where folders are obviously classes (crlf.data.files.class_folders), or a table has labels
+    (crlf.data.files.tables), a tenth of each class is the test set; without labels it is empty.
 
     Args:
         data: the path of a folder, nested or flat; of a list (.txt) of paths, one a line; of a table or a folder of
@@ -94,44 +115,45 @@ def load(data: str, settings: ImageSettings, subset: int = 0) -> tuple[ImageSet,
     if suffix not in arrays.SUFFIXES:
         return load_files(path, settings, subset)
     refuse_columns(settings, data)
-    whole = arrays.load(path, settings.image_size, subset)
-    return sets(whole, len(whole))
+    train, test = arrays.load(path, settings.image_size, subset, settings.labels)
+    return Loaded(train, test, train)
 
 
-def load_files(path: Path, settings: ImageSettings, subset: int) -> tuple[ImageSet, ImageSet]:
+def load_files(path: Path, settings: ImageSettings, subset: int) -> Loaded:
     """The images in a folder, or in a list; see `load`."""
-    limit, by_folder = subset, path.is_dir()
-    if by_folder:
-        files = listing.in_folder(path, settings.follow_links)
-        if found := tables.in_folder(files):
+    where, limit = os.path.realpath(path), subset
+    if path.is_dir():
+        everything = listing.in_folder(path, settings.follow_links)
+        if found := tables.in_folder(everything):
             return load_tables(str(path), tables.by_split(found, path), settings, subset)
-        if 0 < subset < len(files):
-            files, classes = in_turns(files)
-            by_folder, limit = classes > 0, enough(subset, classes) if classes else subset
+        refuse_columns(settings, str(path))
+        collection, limit = in_folders(everything, where, settings.labels, subset)
     elif path.suffix.lower() == LIST:
-        files = listing.in_list(path)
+        refuse_columns(settings, str(path))
+        collection = of_files(listing.in_list(path), where)
     else:
         rule = "a folder, a list (.txt), a table (.parquet, .arrow) or an array (.npy, .npz)"
         raise InputError(f"data {str(path)!r} must be {rule}")
-    refuse_columns(settings, str(path))
-    collection = of_files(files, os.path.realpath(path), by_folder)
+    files = collection.read(0, len(collection.names))
     side = settings.image_size or typical(files, settings.max_pixels)
-    found_here, train = from_cache(str(path), collection, side, settings, limit)
-    return cut(sets(found_here, train), subset)
+    white = settings.white or brightest(str(path), collection, files, settings.max_pixels)
+    return cut(parts(*from_cache(str(path), collection, side, settings, limit, white)), subset)
 
 
-def load_tables(
-    where: str, splits: dict[str, list[Path]], settings: ImageSettings, subset: int
-) -> tuple[ImageSet, ImageSet]:
+def load_tables(where: str, splits: dict[str, list[Path]], settings: ImageSettings, subset: int) -> Loaded:
     """The images in tables; see `load`."""
-    train, test = tables.collections(where, splits, settings.image_column, settings.label_column)
-    side = settings.image_size or typical(train.read(0, MEASURED), settings.max_pixels)
+    label_column = settings.label_column if settings.labels else None
+    train, test = tables.collections(where, splits, settings.image_column, label_column)
+    first = train.read(0, MEASURED)
+    side = settings.image_size or typical(first, settings.max_pixels)
+    white = settings.white or brightest(where, train, first, settings.max_pixels)
     count = len(train.classes) if train.labels and train.hold_out else 0
     limit = enough(subset, count) if subset and count else subset
-    whole, rows = from_cache(where, train, side, settings, limit)
-    if test is None:
-        return cut(sets(whole, rows), subset)
-    return cut((whole, from_cache(where, test, side, settings, subset)[0]), subset)
+    found = parts(*from_cache(where, train, side, settings, limit, white))
+    if test is not None:
+        held = parts(*from_cache(where, test, side, settings, subset, white)).train
+        found = Loaded(found.train, held, found.train)
+    return cut(found, subset)
 
 
 def refuse_columns(settings: ImageSettings, data: str) -> None:
@@ -141,20 +163,20 @@ def refuse_columns(settings: ImageSettings, data: str) -> None:
             raise InputError(f"{name} is for tables (.parquet, .arrow, hf:NAME), and {data!r} is none")
 
 
-def cut(both: tuple[ImageSet, ImageSet], subset: int) -> tuple[ImageSet, ImageSet]:
-    return both[0].first(subset), both[1].first(subset)
+def cut(found: Loaded, subset: int) -> Loaded:
+    return Loaded(*(part.first(subset) for part in found))
 
 
 def from_cache(
-    data: str, collection: Collection, side: int, settings: ImageSettings, limit: int
-) -> tuple[ImageSet, int]:
-    """The images in a collection, from the cache, which is filled if need be; and how many of them are to train on."""
+    data: str, collection: Collection, side: int, settings: ImageSettings, limit: int, white: int
+) -> tuple[ImageSet, Index]:
+    """The images in a collection, from the cache, which is filled if need be; and what its rows are."""
     limit = limit if limit < len(collection.names) else 0
-    folder = cache_dir() / "images" / key(collection, side, settings.max_pixels, limit)
+    folder = cache_dir() / "images" / key(collection, side, settings.max_pixels, limit, white)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder):
-            pixels, index = decoded(collection, side, settings.max_pixels, folder, limit)
+            pixels, index = decoded(collection, side, settings.max_pixels, folder, limit, white)
     except InputError as error:
         raise InputError(f"data {data!r} cannot be used: {error}") from error
     except OSError as error:
@@ -166,19 +188,53 @@ def from_cache(
         why = f"{index.skipped:,} of {looked_at:,} files were skipped, {share}: {str(folder / SKIPPED)!r} says why"
         raise InputError(f"data {data!r} cannot be used: {why}")
     tell(data, folder, index, side, collection)
-    labels = None if index.labels is None else torch.tensor(index.labels, dtype=torch.int64)
-    return ImageSet(tensor(pixels), labels, tuple(index.classes), index.ids), index.train
+    return ImageSet(tensor(pixels), None, (), index.ids, white=white), index
 
 
-def sets(whole: ImageSet, train: int) -> tuple[ImageSet, ImageSet]:
-    """The first `train` images, and the rest."""
-    parts = [slice(0, train), slice(train, None)]
-    labels = [None if whole.labels is None else whole.labels[part] for part in parts]
-    first, rest = (
-        replace(whole, images=whole.images[part], labels=y, ids=whole.ids[part])
-        for part, y in zip(parts, labels, strict=True)
-    )
-    return first, rest
+def parts(whole: ImageSet, index: Index) -> Loaded:
+    """The training and the test images of a set, as its index says."""
+    labelled = index.train - index.unlabelled
+    train, test = (part_of(whole, index, part) for part in (slice(0, labelled), slice(index.train, None)))
+    if not index.unlabelled:
+        return Loaded(train, test, train)
+    rows = slice(0, index.train)
+    return Loaded(train, test, replace(whole, images=whole.images[rows], ids=whole.ids[rows]))
+
+
+def part_of(whole: ImageSet, index: Index, rows: slice) -> ImageSet:
+    labels = None if index.labels is None else torch.tensor(index.labels[rows], dtype=torch.int64)
+    return replace(whole, images=whole.images[rows], labels=labels, classes=tuple(index.classes), ids=whole.ids[rows])
+
+
+def brightest(data: str, collection: Collection, files: Sequence[File], max_pixels: int) -> int:
+    """The number that is white in those of these files that have more than 8 bits; 0 where there are none.
+
+    It is looked for once, and kept in the cache.
+    """
+    folder = cache_dir() / "images" / key(collection, 0, max_pixels, 0, 0)
+    with contextlib.suppress(OSError, ValueError):
+        return told_white(data, int((folder / WHITE).read_text(encoding="ascii")))
+    looked_at = [file for file in files if not file.skipped]
+    highest = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on files that are a little out of order
+        for file in looked_at[:: -(-len(looked_at) // BRIGHT) or 1]:
+            with contextlib.suppress(OSError):  # decoding it will say why
+                highest = max(highest, peak(bytes_of(file), max_pixels))
+    found = white_of(highest) if highest else 0
+    with contextlib.suppress(OSError):  # what cannot be written is said when the images are
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / WHITE, str(found).encode())
+    return told_white(data, found)
+
+
+def told_white(data: str, white: int) -> int:
+    """The same number; said where it is not the usual one."""
+    if white and white != 65535:
+        bits = white.bit_length()
+        why = f"the brightest number that was looked at needs {bits} of the 16 bits"
+        say(f"data {data!r}: {why}, so {white} is white (--white sets another)")
+    return white
 
 
 def typical(files: Sequence[File], max_pixels: int) -> int:
@@ -197,34 +253,41 @@ def typical(files: Sequence[File], max_pixels: int) -> int:
 def size_of(file: File, max_pixels: int) -> tuple[int, int]:
     """Width and height of an image, in pixels."""
     with open(file.path, "rb") if file.data is None else io.BytesIO(file.data) as opened:
-        return open_image(opened, max_pixels).size
+        return image_size(opened, max_pixels)
 
 
-def key(collection: Collection, side: int, max_pixels: int, limit: int) -> str:
+def key(collection: Collection, side: int, max_pixels: int, limit: int, white: int) -> str:
     """The name of a place in the cache: another one as soon as a file's name, size or time of change is another.
 
     The bytes of the files are not read for it, so that a second run starts at once.
     """
     where, *rest = collection.mark
-    told = [FORM, where, side, max_pixels, *rest] + [limit] * bool(limit)
+    told = [FORM, where, side, max_pixels, white, *rest] + [limit] * bool(limit)
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
 
 def tell(data: str, folder: Path, index: Index, side: int, collection: Collection) -> None:
     """Say what was found, and what the folders are taken for."""
-    count = len(index.ids)
+    count, listed = len(index.ids), str(folder / SKIPPED)
     found = [f"{count:,} images of {side} × {side} pixels"]
     if index.skipped:
-        found.append(f"files skipped: {index.skipped:,}, listed in {str(folder / SKIPPED)!r}")
+        found.append(f"files skipped: {index.skipped:,}, listed in {listed!r}")
+    if index.sidecars:
+        kinds = ", ".join(f"{number:,} × {suffix}" for suffix, number in index.sidecars.items())
+        found.append(f"files that are no images: {kinds}")
     if index.duplicates:
         found.append(f"copies of other images: {index.duplicates:,}, listed in {str(folder / DUPLICATES)!r}")
     say(f"data {data!r}: {'; '.join(found)}")
+    for note in index.notes:
+        say(note)
     held = f"{count - index.train:,} images, about a tenth of each, are held out as the test set"
+    splits = collection.layout is not None and collection.layout.splits
     if index.labels is None and not collection.labels:
-        say("no labels: all images are for training, and no test set is held out")
+        say("no labels" if splits else "no labels: all images are for training, and no test set is held out")
     elif index.labels is None:
         say("too few images of each class to hold some out: all are for training, without labels")
-    elif collection.by_folder:
-        say(f"the {len(index.classes):,} folders are taken for classes, which pretraining never sees; {held}")
+    elif collection.layout is not None:
+        rest = f"{count - index.train:,} images are to test on" if count > index.train and splits else held
+        say(f"the {len(index.classes):,} folders are taken for classes, which pretraining never sees; {rest}")
     elif collection.hold_out:
         say(f"of the {len(index.classes):,} classes {held}")

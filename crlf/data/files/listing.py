@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crlf.errors import InputError
+from crlf.errors import InputError, first_line
+
+SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir", "__MACOSX")  # folders of others
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,11 @@ class File:
 
 
 def in_folder(root: Path, follow_links: bool) -> list[File]:
-    """Every file below a folder, by name. What begins with a dot, such as .DS_Store, is not there for us.
+    """Every file below a folder, by name. What begins with a dot, such as .DS_Store, or is a system's own folder, such
+    as lost+found, is not there for us.
 
     Raises:
-        InputError: the folder cannot be read, or is empty.
+        InputError: the folder, or one in it, cannot be read, or it is empty.
     """
     try:
         os.scandir(root).close()
@@ -52,10 +56,9 @@ def walk(folder: str, prefix: str, root: str, follow_links: bool, seen: set[str]
     seen.add(real)
     try:
         with os.scandir(folder) as found:
-            entries = [entry for entry in found if not entry.name.startswith(".")]
+            entries = [entry for entry in found if not entry.name.startswith(".") and entry.name not in SYSTEM]
     except OSError as error:
-        yield File(prefix.rstrip("/"), folder, skipped=f"the folder cannot be read: {error.strerror}")
-        return
+        raise InputError(f"data folder {folder!r} cannot be read: {error.strerror}") from error
     for entry in sorted(entries, key=lambda entry: entry.name):
         name, link = prefix + entry.name, entry.is_symlink()
         outside = link and not inside(entry.path, root)
@@ -76,6 +79,8 @@ def look_at(name: str, path: str) -> File:
         found = os.stat(path)
     except OSError as error:
         return File(name, path, skipped=f"it cannot be read: {error.strerror}")
+    except ValueError as error:  # a name that the system cannot have, or not under this locale
+        return File(name, path, skipped=f"its name cannot be used: {first_line(error)}")
     if not stat.S_ISREG(found.st_mode):
         return File(name, path, skipped="it is no regular file")
     return File(name, path, found.st_size, found.st_mtime_ns)
@@ -88,14 +93,16 @@ def in_list(path: Path) -> list[File]:
         InputError: the list cannot be read, is empty, or names a file that is not there.
     """
     try:
-        lines = [text for text in path.read_text(encoding="utf-8-sig").splitlines() if text.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise InputError(f"list {str(path)!r} cannot be read: {why}") from error
+        whole = path.read_bytes().decode("utf-8-sig", "surrogateescape")  # a file's name may be no UTF-8
+    except OSError as error:
+        raise InputError(f"list {str(path)!r} cannot be read: {error.strerror}") from error
+    lines = [text for text in re.split(r"\r\n|\n|\r", whole) if text.strip()]
     if not lines:
         raise InputError(f"list {str(path)!r} is empty: it must name an image a line")
     files = [look_at(text, os.path.join(path.parent, text)) for text in lines]
     missing = [file.name for file in files if not os.path.exists(file.path)]
+    if missing and any("\udc80" <= letter <= "\udcff" for letter in "".join(missing)):
+        raise InputError(f"list {str(path)!r} cannot be read: it is no UTF-8 text")
     if missing:
         count = f"{len(missing):,} of {len(files):,} files" if len(files) > 1 else "a file"
         raise InputError(f"list {str(path)!r} names {count} that are not there, the first {missing[0]!r}")

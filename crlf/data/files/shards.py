@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Shard:
     def values(self, column: str, start: int = 0) -> Iterator[Any]:
         """The values of a column as Python's own, from a row on."""
         for batch in self.batches(column, start):
-            yield from batch.to_pylist()
+            yield from plain_values(batch)
 
     def batches(self, column: str, start: int = 0) -> Iterator[Any]:
         """The values of a column, as pyarrow arrays of some rows each, from a row on.
@@ -49,15 +49,27 @@ class Shard:
                 if first + len(array) > start:
                     yield array[max(0, start - first) :]
 
-    def require(self, schema: Any, names: Sequence[str]) -> None:
-        """Raise InputError unless these columns are here, with the types that they have in another shard."""
+    def require(self, schema: Any, names: Sequence[str], alike: Callable[[Any], bool]) -> None:
+        """Raise InputError unless these columns are here, with the types that they have in another shard, or with
+        others that are alike: one library writes string where another writes large_string."""
         for name in names:
             there = self.schema.field(name).type if name in self.schema.names else None
-            if there != schema.field(name).type:
+            if there != schema.field(name).type and not (there is not None and alike(there)):
                 raise InputError(
                     f"column {name!r} of {str(self.path)!r} must be {schema.field(name).type}, as in the first shard, "
                     f"not {there or 'missing'}"
                 )
+
+
+def plain_values(array: Any) -> list[Any]:
+    """The values of a pyarrow array as Python's own, whatever they are stored as; a tensor's as numpy arrays."""
+    import pyarrow as pa
+
+    if pa.types.is_run_end_encoded(array.type):
+        return plain_values(pa.compute.run_end_decode(array))
+    if isinstance(array, pa.FixedShapeTensorArray) and not array.null_count:
+        return list(array.to_numpy_ndarray())
+    return array.storage.to_pylist() if isinstance(array, pa.ExtensionArray) else array.to_pylist()
 
 
 def look_at(path: Path) -> Shard:

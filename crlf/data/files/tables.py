@@ -6,6 +6,7 @@ is for evaluation only. Rows are read a few at a time, in order: a table may be 
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,19 +15,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from crlf.data.files import columns, shards
+from crlf.data.files.class_folders import listed
 from crlf.data.files.collection import Collection
 from crlf.data.files.decode import PICTURES
+from crlf.data.files.layout import SPLITS
 from crlf.data.files.listing import File, look_at
 from crlf.data.files.shards import Shard
 from crlf.errors import InputError
 from crlf.text import say
 
-SPLITS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "eval", "evaluation"),
-    "validation": ("validation", "valid", "val", "dev"),
-}  # by the words of which a shard's path tells its split, as `datasets` does
+CHANNELS = (1, 3, 4)
 
 
 def in_folder(files: Sequence[File]) -> list[Path]:
@@ -55,14 +57,14 @@ def by_split(paths: Iterable[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def collections(
-    where: str, splits: dict[str, list[Path]], image_column: str = "", label_column: str = ""
+    where: str, splits: dict[str, list[Path]], image_column: str = "", label_column: str | None = ""
 ) -> tuple[Collection, Collection | None]:
     """The training images of a table, and its test images where it has a split of these, with their labels.
 
     Args:
         where: what the data are called, for messages and for the cache.
         splits: the shards of each split, by name. The test split is "test", or else "validation".
-        image_column, label_column: their names; empty to find them by their types.
+        image_column, label_column: their names; empty to find them by their types, None for no labels.
 
     Raises:
         InputError: a table cannot be read, or a column is not there, ambiguous, or of another type.
@@ -75,11 +77,19 @@ def collections(
         test, opened = "", opened[:1]
     schema = opened[0][0].schema
     image = columns.image(schema, image_column, where, lambda name: first_value(opened[0], name))
-    label = columns.label(schema, label_column, where)
+    label, notes = (None, []) if label_column is None else columns.label(schema, label_column, where)
     for shard in (shard for part in opened for shard in part):
-        shard.require(schema, [name for name in (image, label) if name])
-    labels, classes = (None, []) if label is None else columns.labels(opened, label, where)
-    say(told(where, image, label, classes if labels else [], train, test))
+        shard.require(schema, [image], columns.holds_files)
+        shard.require(schema, [label.name] if label else [], columns.holds_labels)
+    labels, classes, why = (None, [], "") if label is None else columns.labels(opened, label, where)
+    if label and labels is None:
+        notes.append(f"column {label.name!r} is not used: {why}")
+    used = label.name if label and labels else ""
+    rest = [name for name in schema.names if name not in (image, used) and not any(repr(name) in n for n in notes)]
+    if rest:
+        kind = "column" if len(rest) == 1 else "columns"
+        notes.append(f"{kind} {listed(rest)} not used, being neither of images nor called a label")
+    say(told(where, image, used, classes, notes, train, test, splits))
     made = [
         of_rows(part, image, where, labels[i] if labels else None, classes, hold_out=not test)
         for i, part in enumerate(opened)
@@ -93,17 +103,25 @@ def chosen(splits: dict[str, list[Path]]) -> tuple[str, str]:
     return train, next((name for name in ("test", "validation") if name in splits and name != train), "")
 
 
-def told(where: str, image: str, label: str | None, classes: Sequence[str], train: str, test: str) -> str:
-    """What the columns and splits are taken for, in words."""
+def told(
+    where: str,
+    image: str,
+    label: str,
+    classes: Sequence[str],
+    notes: Sequence[str],
+    train: str,
+    test: str,
+    splits: Iterable[str],
+) -> str:
+    """What the columns and splits are taken for, in words, and which are not used."""
     parts = [f"images are in column {image!r}"]
-    if label is not None:
-        parts.append(
-            f"labels in {label!r} ({len(classes):,} classes), which pretraining never sees"
-            if classes
-            else f"column {label!r} is not used: some of its labels are missing, or all are the same"
-        )
+    if label:
+        parts.append(f"labels in {label!r} ({len(classes):,} classes), which pretraining never sees")
+    parts += notes
     if test:
         parts.append(f"split {train!r} is to train on, {test!r} to test on")
+    if others := [name for name in splits if name not in (train, test)]:
+        parts.append(f"split {listed(others)} is left alone")
     return f"data {where!r}: {'; '.join(parts)}"
 
 
@@ -115,11 +133,11 @@ def of_rows(
     rows = Rows(parts, image)
     first = next((row for row in rows.read(0, 64) if row.size or row.path), None)
     if first is None or first.data is not None or first.skipped:
-        return Collection(rows.names(), rows.read, mark, False, labels, classes, hold_out)
+        return Collection(rows.names(), rows.read, mark, None, labels, classes, hold_out)
     files = rows.read(0, rows.total)
     mark.append([(file.name, file.size, file.mtime) for file in files])
     names = [file.name for file in files]
-    return Collection(names, lambda a, b: files[a:b], mark, False, labels, classes, hold_out)
+    return Collection(names, lambda a, b: files[a:b], mark, None, labels, classes, hold_out)
 
 
 def first_value(parts: Sequence[Shard], column: str) -> Any:
@@ -163,6 +181,27 @@ def as_file(value: Any, name: str, folder: Path) -> File:
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if isinstance(data, str):
         data, path = None, data
+    if isinstance(data, list | np.ndarray):
+        try:
+            data = of_list(data)
+        except (ValueError, TypeError, OverflowError):  # ragged, or numbers that are no bytes
+            return File(name, "", skipped="its cell holds neither the bytes of a file nor rows of pixels")
     if data is not None:
         return File(name, "", len(data), data=data)
     return look_at(path, os.path.join(folder, path)) if path else File(name, "", skipped="its cell is empty")
+
+
+def of_list(value: list[Any] | np.ndarray) -> bytes:
+    """The bytes of a file: those in a list; or of rows of pixels, (H, W) or (H, W, C) or (C, H, W), a PNG of them.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it is none of these.
+    """
+    array = np.asarray(value, dtype=np.uint8)
+    if array.ndim == 1:
+        return array.tobytes()
+    if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
+        array = array.transpose(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)).save(file, "PNG")
+    return file.getvalue()
