@@ -166,7 +166,7 @@ def test_names_of_what_comes_out(fitted: ContrastiveEncoder):
     names = fitted.get_feature_names_out()
     assert len(names) == fitted.transform(IMAGES[:1]).shape[1] == 16 and names[3] == "contrastiveencoder3"
     table = clone(fitted).set_output(transform="pandas").fit(IMAGES).transform(IMAGES)
-    assert list(table.columns) == list(names) and table.shape == (96, 448)
+    assert list(table.columns) == list(names) and table.shape == (96, 16)
 
 
 # Bad input
