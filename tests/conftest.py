@@ -6,8 +6,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: sizes are tiny, and more threads only wait
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from crlf.errors import InputError
 
 MARKERS = {"long": "minutes", "system": "longer, or much to install"}  # of what is left out by default
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
+SENT = "left_out"  # what a worker of pytest-xdist sends it as
 CACHE = data.cache_dir()  # before any test points CRLF_CACHE elsewhere
 
 
@@ -27,6 +29,18 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
             if item.get_closest_marker(marker):
                 left_out = item.config.stash.setdefault(LEFT_OUT, {})
                 left_out[marker] = left_out.get(marker, 0) + 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker tells its controller, which collects nothing itself."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[SENT] = session.config.stash.get(LEFT_OUT, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every worker left out the same; one that was killed says nothing."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get(SENT) or node.config.stash.get(LEFT_OUT, {})
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -56,6 +70,14 @@ def few_weights() -> Callable[..., CNN]:
 def narrow(few_weights: Callable[..., CNN], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `encoder="cnn"` be one of a few weights."""
     monkeypatch.setitem(encoders.ENCODERS, "cnn", few_weights)
+
+
+@pytest.fixture(scope="module")
+def all_narrow(few_weights: Callable[..., CNN]) -> Iterator[None]:
+    """The same for a whole module, and for the runs that its tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(encoders.ENCODERS, "cnn", few_weights)
+        yield
 
 
 @pytest.fixture

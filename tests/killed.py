@@ -147,6 +147,7 @@ def main(folder: Path, moments: int, stride: int, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     encoders.ENCODERS["cnn"] = lambda channels, size, regions: CNN(channels, regions, widths=(4, 8, 8), read=2)
     pretrain.tell_cost = lambda state, data: None
+    job(folder / "first")  # here, so that no process has to import anything, and kills meet the work itself
     alone = folder / "alone"
     start = time.monotonic()
     assert done(forked(alone))

@@ -1,6 +1,6 @@
 """Planted errors: each changes a line or two of crlf, and the tests that are named beside it must notice.
 
-    python tests/planted.py            # all; exit code 1 if less than 95 % are caught
+    python tests/planted.py            # all, long tests too: hours; exit code 1 if less than 95 % are caught
     python tests/planted.py probes     # those whose names begin so
 
 The table is planted.txt. An error is planted in a copy of the checkout, never in the checkout itself.
@@ -8,6 +8,7 @@ The table is planted.txt. An error is planted in a copy of the checkout, never i
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -69,7 +70,8 @@ def run(checkout: Path, tests: Iterable[str], expected: Sequence[int] = (PASSED,
     names = [f"tests/{test}" for test in tests]
     # Without bytecode: a file that changes within a second and keeps its size would not be compiled again.
     ours = {"PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *names]
+    options = ["-x", "-q", "-n", "0", "-m", "not system", "-p", "no:cacheprovider"]  # long tests too, in one process
+    command = [sys.executable, "-m", "pytest", *options, *names]
     try:
         done = subprocess.run(command, cwd=checkout, env=os.environ | ours, capture_output=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
@@ -91,9 +93,14 @@ def verdict(error: Planted, checkout: Path) -> str:
     return {PASSED: "SURVIVED", FAILED: "caught", None: "HANGS"}.get(code, f"NOT TRIED: pytest ended with {code}")
 
 
-def main(wanted: Sequence[str]) -> int:
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python tests/planted.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="how the names of some errors of planted.txt begin; none: all")
+    wanted = parser.parse_args(words).names
     table = read(TABLE.read_text(encoding="utf-8"))
     chosen = [error for error in table if not wanted or error.name.startswith(tuple(wanted))]
+    if not chosen:
+        parser.error(f"no planted error has a name that begins with {' or '.join(wanted)!r}")
     for error in chosen:  # before anything is tried
         error.plant((ROOT / error.file).read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:

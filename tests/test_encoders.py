@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from sampling import some
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,7 +41,7 @@ def fresh(name: str, channels: int, size: int) -> nn.Module:
     return copy.deepcopy(built(name, channels, size))
 
 
-@pytest.mark.parametrize("channels, size", [(3, 32), (1, 16), (4, 64)])
+@pytest.mark.parametrize("channels, size", some([(1, 16), (4, 64), (3, 32)], 2))
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name: str, channels: int, size: int):
     encoder, twin = fresh(name, channels, size), fresh(name, channels, size)
@@ -59,8 +61,10 @@ def test_contract(name: str, channels: int, size: int):
     assert torch.equal(twin(x), encoder(x))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ENCODERS)
+PAIRS = list(itertools.product(ENCODERS, METHODS))
+
+
+@pytest.mark.parametrize("name, method", some(PAIRS, [pair for pair in PAIRS if "cnn" in pair or "simclr" in pair]))
 def test_every_encoder_takes_a_step_of_every_method(name: str, method: str):
     model = METHODS[method](fresh(name, 3, 16), METHODS[method].Settings())
     before = {key: p.detach().clone() for key, p in model.encoder.named_parameters()}
@@ -248,7 +252,7 @@ def tinted(channels: int) -> tuple[ImageSet, ImageSet]:
 
 @pytest.mark.parametrize(
     "name, channels",
-    [("cnn", 1), ("cnn", 4), ("resnet18", 4), ("vit_tiny", 3), ("vit_tiny", 1), ("timm:resnet10t", 1)],
+    some([("cnn", 4), ("vit_tiny", 1), ("timm:resnet10t", 1), ("cnn", 1), ("resnet18", 4), ("vit_tiny", 3)], 3),
 )
 def test_a_run_with_each_family(name: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setitem(SOURCES, "tinted", lambda data_dir: tinted(channels))

@@ -1,7 +1,7 @@
 """Random and damaged input to everything that reads: a result or one clear line; no traceback, no hang, no flood.
 
-2,000 inputs in all; `CRLF_FUZZ=100000 python -m pytest tests/test_fuzz.py` takes more, and other ones each time. What
-was found once stands as an `example`.
+2,000 inputs in all; `CRLF_FUZZ=100000 python -m pytest -m long tests/test_fuzz.py` takes more, and other ones each
+time. What was found once stands as an `example`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sampling import some
 from small_methods import narrow as narrow_head
 from torch import nn
 
@@ -84,7 +86,7 @@ IMAGES: dict[str, Callable[[], np.ndarray]] = {
 }
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", some(IMAGES, ["black but for one", "of one channel", "long"]))
 def test_odd_images_end_in_numbers(tmp_path: Path, name: str):
     run = trained(tmp_path, IMAGES[name]())
     crlf.embed(run, device="cpu")
@@ -327,6 +329,12 @@ def test_projections_that_overflow_bf16_end_the_run(tmp_path: Path, monkeypatch:
     assert not Run(tmp_path).file(ENCODER).exists() and not checkpoints.kept(Run(tmp_path))
 
 
+@functools.cache
+def convolution(name: str) -> type[nn.Conv2d]:
+    """The kind that an encoder is made of."""
+    return next(type(m) for m in encoders.build(name, 3, 32).modules() if isinstance(m, nn.Conv2d))
+
+
 def spoilt_memory() -> None:
     """What is allocated next holds NaN, until it is written."""
     sizes = [factor << shift for factor in (1, 3, 9) for shift in range(5, 21)]
@@ -350,7 +358,7 @@ def gradient(conv: nn.Conv2d, x: torch.Tensor, precision: str) -> torch.Tensor:
 def test_gradients_of_narrow_maps_hold_no_foreign_memory(name: str, kernel: int, stride: int, height: int, width: int):
     """torch's own gradient in bf16 does, of maps that are narrower than the kernel."""
     keep_freed_memory()
-    kind = next(type(m) for m in encoders.build(name, 3, 32).modules() if isinstance(m, nn.Conv2d))
+    kind = convolution(name)
     torch.manual_seed(0)
     conv = kind(64, 64, kernel, stride, kernel // 2, bias=False).to(memory_format=torch.channels_last)
     x = torch.randn(16, 64, height, width).contiguous(memory_format=torch.channels_last)

@@ -26,8 +26,11 @@ IMAGES, LABELS = TRAIN.images[:96].numpy(), TRAIN.labels[:96].numpy()
 FAST = {"epochs": 1, "batch_size": 64, "views": 2, "device": "cpu", "random_state": 0, "recipe": "seed"}
 
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
+
 @pytest.fixture(scope="module")
-def fitted() -> ContrastiveEncoder:
+def fitted(all_narrow: None) -> ContrastiveEncoder:
     return ContrastiveEncoder(**FAST).fit(IMAGES)
 
 
@@ -161,9 +164,9 @@ def test_a_pickled_and_a_cloned_one(fitted: ContrastiveEncoder):
 
 def test_names_of_what_comes_out(fitted: ContrastiveEncoder):
     names = fitted.get_feature_names_out()
-    assert len(names) == fitted.transform(IMAGES[:1]).shape[1] == 448 and names[3] == "contrastiveencoder3"
+    assert len(names) == fitted.transform(IMAGES[:1]).shape[1] == 16 and names[3] == "contrastiveencoder3"
     table = clone(fitted).set_output(transform="pandas").fit(IMAGES).transform(IMAGES)
-    assert list(table.columns) == list(names) and table.shape == (96, 448)
+    assert list(table.columns) == list(names) and table.shape == (96, 16)
 
 
 # Bad input

@@ -10,6 +10,7 @@ import dataclasses
 import pytest
 import torch
 from gratings import NORMALISATION, VIEWS, gradient_to_both_sides, gratings, moderate, no_predictor
+from sampling import some
 from torch import Tensor
 
 import crlf
@@ -44,7 +45,7 @@ def knn(encoder: torch.nn.Module, sets: tuple[ImageSet, ImageSet]) -> float:
     return float((predicted == sets[1].labels.numpy()).mean())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", some(METHODS, ["simclr", "dino"]))
 def test_it_beats_an_untrained_encoder(name: str, tables: None, sets: tuple[ImageSet, ImageSet], tmp_path):
     """In 8 epochs, or in 16: some start slowly (BYOL)."""
     recipe = Recipe(
@@ -100,14 +101,16 @@ def trained(name: str, images: Tensor, monkeypatch: pytest.MonkeyPatch, spoil=No
 
 @pytest.mark.parametrize(
     "name, spoil, left",
-    [
-        ("simsiam", no_predictor, 0.1),
-        ("simsiam", gradient_to_both_sides, 0.1),
-        ("byol", no_predictor, 0.1),
-        ("byol", gradient_to_both_sides, 0.1),
-        ("dino", no_centring, 0.3),
-        ("vicreg", no_variance, 0.4),
-    ],
+    some(
+        [
+            ("simsiam", no_predictor, 0.1),
+            ("simsiam", gradient_to_both_sides, 0.1),
+            ("byol", no_predictor, 0.1),
+            ("byol", gradient_to_both_sides, 0.1),
+            ("dino", no_centring, 0.3),
+            ("vicreg", no_variance, 0.4),
+        ]
+    ),
 )
 def test_without_its_guard_it_collapses(name: str, spoil, left: float, sets, monkeypatch):
     """Spread, the deviation of normalised features, was 0.58..0.92 with and 0.02..0.25 without, when written."""

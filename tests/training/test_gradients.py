@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from sampling import some
 from small_methods import EVERY, narrow, small
 from torch import Tensor, nn
 
 import crlf
-from crlf.encoders import CNN
+from crlf.encoders import CNN, ENCODERS
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import Method
@@ -41,6 +42,11 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+
+class OfAnySize(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.adaptive_avg_pool2d(x, 8))
 
 
 def views_of(part: range) -> list[Tensor]:
@@ -201,10 +207,14 @@ def test_memory_is_that_of_a_part():
     assert run(32) < run(0) / 6
 
 
-def test_a_run_in_parts_learns_what_the_whole_batch_would(tmp_path: Path):
+@pytest.mark.parametrize("encoder", some(["plain", "vit_tiny"]))
+def test_a_run_in_parts_learns_what_the_whole_batch_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str
+):
     """With an encoder without batch norm, in float32."""
+    monkeypatch.setitem(ENCODERS, "plain", lambda channels, size, regions: OfAnySize())
     recipe = Recipe(
-        encoder="vit_tiny", data="shapes", subset=32, batch_size=16, views=2, epochs=2, precision="float32",
+        encoder=encoder, data="shapes", subset=32, batch_size=16, views=2, epochs=2, precision="float32",
         method="supcon", head=narrow("supcon"),
     )  # fmt: skip
     whole = crlf.pretrain(recipe, out=tmp_path / "whole", device="cpu")

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -103,9 +104,18 @@ def whole(path: Path) -> Run:
     return run
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return whole(tmp_path_factory.mktemp("whole") / "run")
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return whole(tmp_path / "run")
+def run(made: Run, tmp_path: Path) -> Run:
+    return copied(made, tmp_path / "run")
+
+
+def copied(made: Run, path: Path) -> Run:
+    return Run(Path(shutil.copytree(made.path, path)))
 
 
 def test_it_says_first_how_good_against_what_and_in_how_long(run: Run):
@@ -206,14 +216,14 @@ def test_it_is_a_page_for_phones_and_for_the_night(run: Run):
 
 
 @pytest.mark.parametrize("evil", [EVIL, *HOSTILE])
-def test_what_comes_from_files_is_text(evil: str, tmp_path: Path):
-    run = whole(tmp_path / ("run" + re.sub("[/\ud800\n]", "", evil)))
+def test_what_comes_from_files_is_text(evil: str, made: Run, tmp_path: Path):
+    run = copied(made, tmp_path / ("run" + re.sub("[/\ud800\n]", "", evil)))
     write_json(run.file(CLASSES), [evil] * 10)
     write_json(run.file(RECIPE), {"method": evil, evil: evil, "head": {evil: evil}, "data": evil})
     run.update_scores(device=evil, epochs=evil, **{evil: evil}, protocol={"linear": evil})
     picture(run.file("views.png"), evil.encode("utf-8", "replace").decode())
     page = read(run)
-    tags = {tag for tag, _ in page.tags} - {tag for tag, _ in read(whole(tmp_path / "tame")).tags}
+    tags = {tag for tag, _ in page.tags} - {tag for tag, _ in read(copied(made, tmp_path / "tame")).tags}
     assert tags == set(), "a name became a tag"
     assert len(page.figures()) == len(FIGURES)
     assert page.html.count("<script") == 3  # two programs, and their data
@@ -366,8 +376,8 @@ def test_importing_crlf_does_not_wait_for_bokeh():
 
 
 @pytest.mark.parametrize("name", ["plain", "with a space", "quote'", "$(reboot)"])
-def test_the_command_that_repeats_the_run(name: str, tmp_path: Path):
-    run = whole(tmp_path / name)
+def test_the_command_that_repeats_the_run(name: str, made: Run, tmp_path: Path):
+    run = copied(made, tmp_path / name)
     [line] = [line for line in read(run).text.splitlines() if line.startswith("python simclr_train.py --recipe")]
     words = shlex.split(line)
     assert words[3] == str(run.file("recipe.json")) and words[4:] == ["--out", f"{run.path}_again"]
