@@ -440,7 +440,7 @@ STAGES = ("embed", "probe", "draw", "report", "summary")
 
 
 def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *more: str, after: Sequence[str] = STAGES) -> Path:
-    """Pretraining and the stages after it, each from another folder than the one in which the run was started; the run's folder."""
+    """A run after pretraining and other stages, each from another folder than the one in which it was started."""
     run = tmp_path / "run"
     tiny = ["--epochs", "1", "--batch-size", "16", "--views", "2", "--device", "cpu", *more]
     monkeypatch.chdir(tmp_path)
