@@ -54,4 +54,5 @@ def told_gain(scores: dict[str, Any], name: str, gain: dict[str, Any]) -> str:
     where = "above" if gain["difference"] >= 0 else "below"
     apart = f"{abs(100 * gain['difference']):.1f} points {where} the same encoder untrained"
     between = f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
-    return f"{MEASURES[name]} {100 * scores[f'{name}_accuracy']:.1f} %, {apart} ({between})"
+    own = scores.get(f"{name}_accuracy")  # not there where `untrained` alone was asked for
+    return f"{MEASURES[name]}{'' if own is None else f' {100 * own:.1f} %'}, {apart} ({between})"

@@ -56,6 +56,11 @@ def test_a_loss_is_written_with_its_sign():
     assert found is not None and "2.1 points below the same encoder untrained (−4.1 to −0.1)" in found.sentence
 
 
+def test_the_gain_alone_is_enough():
+    found = payoff({name: value for name, value in scores(3.5, 4.0).items() if name.endswith("over_untrained")})
+    assert found is not None and found.paid and "linear probe, 3.5 points above" in found.sentence
+
+
 def test_without_labels_crops_tell_it():
     found = payoff({"crops_accuracy": 0.9, "crops_over_untrained": gain(40.0)})
     assert found is not None and found.paid and found.numbers.startswith("finding an image by a crop of it 90.0 %")
