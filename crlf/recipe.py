@@ -159,8 +159,8 @@ def moved(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of an older recipe, which had the mean and the deviation among those of the views, and of a run that
     held a tenth of its images out without a setting for it."""
     images, data = values.get("images"), values.get("data")
-    own = isinstance(data, str) and data not in SOURCES
-    if own and isinstance(images, dict) and "image_size" in images and "hold_out" not in images:
+    of_ones_own = isinstance(data, str) and data not in SOURCES
+    if of_ones_own and isinstance(images, dict) and "image_size" in images and "hold_out" not in images:
         values = values | {"images": images | {"hold_out": HELD_OUT}}
     views = values.get("augmentation")
     if "normalisation" in values or not isinstance(views, dict) or not {"mean", "std"} & views.keys():

@@ -113,7 +113,7 @@ def not_classes(
         able = told_apart(folders, [digests[row] for row in train]) - {""}
     if len(able) < 2 or 2 * sum(sizes[name] for name in able) < len(folders):
         small = sorted(set(sizes) - able)
-        what = "images that have no copy" if share else "different images"
+        what = "images that have no copy" if share else "images that differ"
         return f"{listed(small)} {'has' if len(small) == 1 else 'have'} fewer than two {what}"
     return ""
 
