@@ -190,7 +190,7 @@ def test_every_image_is_tested_from_the_folder_to_the_report(tmp_path: Path, cap
     table = pq.read_table(run / "embeddings.parquet")
     assert table["id"].to_pylist() == json.loads((run / "train_ids.json").read_text())
 
-    assert cli.main(["probe", str(run), "--probes", "quick,few_label,retrieval,clustering"]) == 0
+    assert cli.main(["probe", str(run), "--probes", "quick,few_label"]) == 0
     found = scores(run)
     assert "5-fold cross-validated" in found["protocol"]["linear"] and "leave one out" in found["protocol"]["knn"]
     assert found["linear_accuracy"] > 0.8, "the gray tells the class"
@@ -208,7 +208,13 @@ def test_every_image_is_tested_from_the_folder_to_the_report(tmp_path: Path, cap
     drawn = Image.open(run / "confusion_matrix.png").text["Title"]
     assert drawn.startswith("Linear probe, cross-validated") and f"of all {N} images right" in drawn
 
-    capsys.readouterr()
+
+def test_what_follows_knows_that_every_image_is_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run, N = pretrained(put(tmp_path / "photos"), tmp_path / "run"), 3 * EACH
+    for command in ("embed", "probe", "doctor"):
+        assert cli.main([command, str(run)]) == 0, command
+    said = capsys.readouterr().out
+    assert "training images" in said and "leakage" not in said
     assert cli.main(["compare", str(run), str(run)]) == 0
     assert f"Linear probe on all {N} images, cross-validated" in capsys.readouterr().out
     assert cli.main(["explore", str(run), "--table-only"]) == 0
@@ -236,8 +242,9 @@ def test_what_learns_from_labels_is_tested_on_others(tmp_path: Path):
     assert cli.main(["embed", str(run)]) == 0
     assert len(np.load(run / "test_emb.npy")) == 3 and "cross_validated" not in scores(run)
     line = refused(
-        "pretrain", str(folder), "--out", str(tmp_path / "b"), *TRAIN, "--method", "supcon", "--hold-out", "0"
-    )
+        "pretrain", str(folder), "--out", str(tmp_path / "b"), *TRAIN, "--method", "supcon", "--hold-out", "0",
+        alone=False,
+    )  # fmt: skip
     assert "method 'supcon' learns from labels, so hold_out must not be 0" in line and not (tmp_path / "b").exists()
 
 

@@ -89,7 +89,10 @@ def test_an_unlabelled_part_beside_train_alone(tmp_path: Path):
     path = put(tmp_path, [*in_classes("train"), *several("unlabeled", count=3)])
     train, test = data.load(str(path), None, ImageSettings(image_size=16, hold_out=0.1))
     assert len(train) == 6 and sorted(test.labels.tolist()) == [0, 1]
-    assert len(data.load_for_pretraining(str(path), None, ImageSettings(image_size=16))) == 9
+    assert len(data.load_for_pretraining(str(path), None, ImageSettings(image_size=16, hold_out=0.1))) == 9
+    train, test = data.load(str(path), None, ImageSettings(image_size=16))
+    assert test is train and len(train) == 8
+    assert len(data.load_for_pretraining(str(path), None, ImageSettings(image_size=16))) == 11
 
 
 @pytest.mark.parametrize(
