@@ -9,7 +9,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from crlf import encoders
 from crlf.augmentation import ViewSettings
-from crlf.data import PUBLISHED, ImageSet, ImageSettings, named
+from crlf.data import PUBLISHED, SOURCES, ImageSet, ImageSettings, named
+from crlf.data.files.class_folders import HELD_OUT
 from crlf.encoders import EmbeddingSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
@@ -155,7 +156,12 @@ class Recipe:
 
 
 def moved(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an older recipe, which had the mean and the deviation among those of the views."""
+    """The settings of an older recipe, which had the mean and the deviation among those of the views, and of a run that
+    held a tenth of its images out without a setting for it."""
+    images, data = values.get("images"), values.get("data")
+    of_ones_own = isinstance(data, str) and data not in SOURCES
+    if of_ones_own and isinstance(images, dict) and "image_size" in images and "hold_out" not in images:
+        values = values | {"images": images | {"hold_out": HELD_OUT}}
     views = values.get("augmentation")
     if "normalisation" in values or not isinstance(views, dict) or not {"mean", "std"} & views.keys():
         return values

@@ -1,23 +1,21 @@
 """How a set of a few hundred photographs is measured: each of them is tested, by probes that never saw its label.
 
-The embeddings come from an encoder that saw all images without labels, or none. Shapes: N images, D embedding.
+It is what `crlf probe` does with few images (crlf.evaluation.cross_validation), image by image, for each seed. The
+embeddings come from an encoder that saw all images without labels, or none. Shapes: N images, D embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from crlf.evaluation.cross_validation import fit, folds_of, same
 from crlf.evaluation.few_labels import draw
 from crlf.evaluation.logistic_regression import linear
-from crlf.metrics.cosine import top_k, unit
-from crlf.metrics.knn import HEADLINE, vote
+from crlf.metrics.knn import HEADLINE, nearest_others, vote
 from crlf.runtime.devices import one_thread
 
-FOLDS = 5
 EACH = 5  # labels a class
 DRAWS = 9  # of these labels; a digit an image holds how often it was right
 
@@ -35,7 +33,7 @@ def measure(emb: np.ndarray, labels: np.ndarray, seed: int) -> Correct:
 
     Args:
         emb: float32 (N, D).
-        labels: int64 (N,), 0 to K - 1; each at least `FOLDS` and more than `EACH` times.
+        labels: int64 (N,), 0 to K - 1; each more than `EACH` times.
         seed: of the folds and of the labels that are drawn.
     """
     with one_thread():  # the products are small
@@ -44,30 +42,14 @@ def measure(emb: np.ndarray, labels: np.ndarray, seed: int) -> Correct:
 
 def cross_validated(emb: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     """The linear probe on five folds, each with its own C, which is chosen within the other four."""
-    right = np.zeros(len(labels))
-    for test in folds(labels, seed):
-        train = np.setdiff1d(np.arange(len(labels)), test)
-        right[test] = linear(emb[train], labels[train], emb[test]).predictions == labels[test]
-    return right
-
-
-def folds(labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Rows of each fold, int64, of int (N,): of each class a fifth, or one more; together each row once."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    by_class = order[np.argsort(labels[order], kind="stable")]  # shuffled within each class
-    for first in range(FOLDS):
-        yield np.sort(by_class[first::FOLDS])
+    probe, _ = fit(emb, labels, folds_of(labels, same(emb), seed))
+    return (probe.predict(emb) == labels).astype(np.float64)
 
 
 def leave_one_out(emb: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """kNN among all other images, cosine, majority of `neighbours`."""
-    k = neighbours(labels)
-    near = top_k(unit(emb), [unit(emb)], k + 1).rows  # (N, k + 1), the image itself among them
-    own = near == torch.arange(len(emb))[:, None]
-    own[:, -1] |= ~own.any(dim=1)  # of more than k copies it need not be: then the farthest goes
-    others = near[~own].view(len(emb), k)
-    predicted = vote(torch.from_numpy(labels)[others], int(labels.max()) + 1).numpy()
-    return (predicted == labels).astype(np.float64)
+    """kNN among all other images but copies, cosine, majority of `neighbours`."""
+    found = nearest_others(emb, labels, same(emb), neighbours(labels))
+    return (found.classes[vote(found.labels, len(found.classes)).numpy()] == labels).astype(np.float64)
 
 
 def neighbours(labels: np.ndarray) -> int:

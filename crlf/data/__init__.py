@@ -19,7 +19,7 @@ from crlf.errors import InputError, unknown
 from crlf.normalisation import Normalisation
 
 __all__ = [
-    "PUBLISHED", "SOURCES", "UNLABELLED_PART", "ImageSet", "ImageSettings", "cache_dir", "load",
+    "PUBLISHED", "SOURCES", "UNLABELLED_PART", "ImageSet", "ImageSettings", "cache_dir", "first_of", "load",
     "load_for_pretraining", "load_parts", "named", "require_there",
 ]  # fmt: skip
 
@@ -63,7 +63,7 @@ def named(data: str) -> str:
 def load(
     data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None, subset: int = 0
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images of a source.
+    """The training and the test images of a source; the same set twice, where all are tested by cross-validation.
 
     Args:
         data: one of `SOURCES`, or the path of images of one's own (crlf.data.files.folder).
@@ -83,8 +83,13 @@ def load(
         own = folder.load(data, settings, subset)
         return own.train, own.test
     refuse(settings, data)
-    train, test = SOURCES[data](data_dir)
-    return train.first(subset), test.first(subset)
+    return first_of(*SOURCES[data](data_dir), subset)
+
+
+def first_of(train: ImageSet, test: ImageSet, subset: int) -> tuple[ImageSet, ImageSet]:
+    """At most so many training and as many test images; what was one set stays one."""
+    first = train.first(subset)
+    return first, first if test is train else test.first(subset)
 
 
 def load_parts(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from crlf.data.files.arrays import three_channels
+from crlf.data.files.class_folders import share_of
 from crlf.data.files.folder import ImageSettings
 from crlf.data.image_set import ImageSet
 from crlf.data.memmap import tensor
@@ -62,12 +63,21 @@ def image_set(data: Given, settings: ImageSettings | None = None, split: str = "
     return replace(data, images=torch.from_numpy(scaled(data.images.numpy(), side)), mapped=None)
 
 
-def both(data: Given | tuple[Given, Given], settings: ImageSettings, subset: int) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images that were given; no test images where there is one set alone."""
+def both(
+    data: Given | tuple[Given, Given], settings: ImageSettings, subset: int, learned: bool = False
+) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images that were given. Where one set alone was it is both, if it has few labels and
+    all are to be tested by cross-validation; else there are no test images.
+
+    Args:
+        learned: whether the encoder has learned the labels, so that they cannot test it.
+    """
     if isinstance(data, tuple):
         train, test = image_set(data[0], settings), image_set(data[1], settings, "test")
     else:
-        train = image_set(data, settings)
+        train = image_set(data, settings).first(subset)
+        if train.labels is not None and not learned and not share_of(settings.hold_out, len(train)):
+            return train, train
         test = replace(train, images=train.images[:0], labels=None, ids=train.ids[:0], mapped=None)
     return train.first(subset), test.first(subset)
 

@@ -130,7 +130,7 @@ class Sets:
     """The training and the test images that any other source loads as."""
 
     def __init__(self, data: str, train: ImageSet, test: ImageSet, shape: Sequence[int]):
-        self.sets = {"train": train, "test": test}
+        self.sets = {"train": train} if test is train else {"train": train, "test": test}
         for part in self.sets.values():
             if len(part):
                 require_shape(part.images.shape[1:], shape, f"the images of {data!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from crlf.data.thumbnails import sample, thumbnails
 from crlf.embedding import shards
 from crlf.embedding.table import Writer
 from crlf.errors import InputError
+from crlf.methods import METHODS
+from crlf.methods.base import SupervisedMethod
 from crlf.normalisation import Normalisation, normalise
 from crlf.recipe import Recipe
 from crlf.runs import checkpoints
@@ -70,9 +73,9 @@ def embed(
     Writes train_emb.npy and test_emb.npy, float32 (N, D), the frozen encoder's output (no projector); row i is image i
     of the data set, and entry i of train_ids.json and test_ids.json is its name, for files the relative path. Where
     there are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json; where there are none the test
-    set may be empty. embeddings.parquet holds all of it in one table, and images without a label that a folder has
-    beside others. For the report thumbnails.npy, see
-    `crlf.data.thumbnails`.
+    set may be empty. Where every image is tested by cross-validation (`ImageSettings.hold_out`) both are the same
+    images, and scores.json says cross_validated. embeddings.parquet holds all of it in one table, each image once, and
+    images without a label that a folder has beside others. For the report thumbnails.npy, see `crlf.data.thumbnails`.
 
     Args:
         run: the run.
@@ -142,15 +145,24 @@ def embed_own(
         require_there(recipe.data)
         splits = load_parts(recipe.data, data_dir, recipe.images, recipe.subset)
     else:
-        splits = dict(zip(("train", "test"), given.both(data, recipe.images, recipe.subset), strict=True))
+        learned = issubclass(METHODS[recipe.method], SupervisedMethod)
+        both = given.both(data, recipe.images, recipe.subset, learned)
+        splits = dict(zip(("train", "test"), both, strict=True))
         for part in splits.values():
             require_shape(part.images.shape[1:], image_shape(run), "images in data")
     beside = splits.pop(UNLABELLED_PART, None)
     shape = splits["train"].images.shape[1:]
     encoder = load_encoder(run, recipe, shape).to(place)
-    run.update_scores(image_shape=list(shape))
+    same = splits["test"] is splits["train"]
+    run.forget_score("cross_validated")
+    run.update_scores(image_shape=list(shape), **({"cross_validated": True} if same else {}))
     with replacing(run.file(TABLE)) as file, Writer(file, encoder.out_dim, recipe.data) as table:
         for name, split in splits.items():
+            if same and name == "test":  # embedded, and in the table, once
+                with run.file("train_emb.npy").open("rb") as rows_there, replacing(run.file("test_emb.npy")) as copy:
+                    shutil.copyfileobj(rows_there, copy)
+                keep_beside(run, name, split)
+                continue
             rows = embedded(encoder, split.images, recipe.normalisation, batch_size)
             save_rows(run.file(f"{name}_emb.npy"), len(split), noted(rows, split, name, table))
             keep_beside(run, name, split)

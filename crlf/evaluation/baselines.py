@@ -23,14 +23,20 @@ from crlf.runtime.seeding import generator
 
 SIDE = 16  # pixels
 ASKED = 2000  # test images that the baselines' kNN is asked for: it takes as long as the run's own, for less
-GAINS = f"kNN on {ASKED:,} test images at most; the run's gain with the paired interval of 95 %, on the same images"
+GAINS = "the run's gain with the paired interval of 95 %, on the same images"
 
 
 def pixels(embedded: Embedded) -> Found:
     """The linear probe and kNN on raw pixels, scaled to at most `SIDE` × `SIDE`."""
     train, test = (shrunk(part) for part in embedded.images)  # (N, C h w)
     how = f"linear probe and kNN (k = 10) on raw pixels, scaled to {SIDE} × {SIDE}"
-    return Found(both("pixels", embedded, train, test), f"{how}; {GAINS}")
+    return Found(both("pixels", embedded, train, test), f"{how}; {gains(embedded)}")
+
+
+def gains(embedded: Embedded) -> str:
+    """How the run is held against a baseline, in words."""
+    asked = f"kNN on {ASKED:,} test images at most" if embedded.folds is None else f"of {embedded.tested()}"
+    return f"{asked}; {GAINS}"
 
 
 def shrunk(images: Tensor) -> np.ndarray:
@@ -49,7 +55,7 @@ def untrained(embedded: Embedded) -> Found:
         rows = [embedded.embed(train, encoder)]
         rows.append(rows[0] if embedded.folds is not None else embedded.embed(test, encoder))
     how = "linear probe and kNN (k = 10) on the encoder before its first step, the run's recipe and seed"
-    return Found(both("untrained", embedded, *rows), f"{how}; {GAINS}")
+    return Found(both("untrained", embedded, *rows), f"{how}; {gains(embedded)}")
 
 
 def untrained_encoder(embedded: Embedded) -> encoders.Frozen:

@@ -25,7 +25,8 @@ def clustering(embedded: Embedded) -> Found:
         "cluster_ari": float(adjusted_rand_score(embedded.test_lbl, found)),
         "cluster_accuracy": cluster_accuracy(embedded.test_lbl, found),
     }
-    how = f"k-means, k = {K}, the best of {STARTS} starts, on {len(rows):,} test embeddings of length 1"
+    which = "test " if embedded.folds is None else ""
+    how = f"k-means, k = {K}, the best of {STARTS} starts, on {len(rows):,} {which}embeddings of length 1"
     return Found(scores, f"{how}; accuracy under the best matching of clusters to classes")
 
 

@@ -57,7 +57,7 @@ def compare(run: Run | str | Path, *others: Run | str | Path) -> dict[str, Any]:
         "classes": by_class(tested),
         "settings": [difference(tested[0].run.settings, one.run.settings) for one in tested],
     }
-    print(text(found, len(tested[0].labels)))
+    print(text(found, len(tested[0].labels), tested[0].run.cross_validated))
     return found
 
 
@@ -79,6 +79,10 @@ def tests_of(run: Run) -> Tested:
 def require_same_images(a: Tested, b: Tested) -> None:
     """Raise InputError unless two runs were tested on the same images in the same order."""
     names = f"{str(a.run.path)!r} and {str(b.run.path)!r}"
+    if a.run.cross_validated != b.run.cross_validated:
+        one, other = (a, b) if a.run.cross_validated else (b, a)
+        why = f"{str(one.run.path)!r} is cross-validated, and {str(other.run.path)!r} holds test images out"
+        raise InputError(f"runs to compare must have the same test images: {why}")
     data = [one.run.settings.get("data", "?") for one in (a, b)]
     if len(a.labels) != len(b.labels):
         counts = " and ".join(f"{len(one.labels):,} of {which}" for one, which in zip((a, b), data, strict=True))
@@ -137,8 +141,9 @@ def class_names(run: Run) -> list[str]:
 # The text
 
 
-def text(found: dict[str, Any], images: int) -> str:
-    parts = [f"Linear probe on the same {images:,} test images", overview(found), changes(found)]
+def text(found: dict[str, Any], images: int, cross_validated: bool = False) -> str:
+    where = f"all {images:,} images, cross-validated" if cross_validated else f"the same {images:,} test images"
+    parts = [f"Linear probe on {where}", overview(found), changes(found)]
     note = "Within noise: the 95 % interval of the difference holds 0. That is the noise of the test images;"
     return "\n\n".join([*parts, f"{note}\nanother seed moves a run as well: compare several of each."])
 

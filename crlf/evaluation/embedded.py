@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crlf.data import ImageSet, load
+from crlf.data import ImageSet, first_of, load
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.encoders import Frozen
 from crlf.errors import InputError
@@ -34,8 +34,7 @@ class Found(NamedTuple):
 
 def splits_of(recipe: Recipe, data_dir: str | Path | None) -> tuple[ImageSet, ImageSet]:
     """The training and the test images that a run of this recipe embeds."""
-    train, test = load(recipe.data, data_dir, recipe.images)
-    return train.first(recipe.subset), test.first(recipe.subset)
+    return first_of(*load(recipe.data, data_dir, recipe.images), recipe.subset)
 
 
 @dataclass(frozen=True, eq=False)

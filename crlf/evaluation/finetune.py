@@ -69,7 +69,8 @@ def finetune(
         run: the run.
         data: labelled images: a folder with a folder for each class, a table with a column of labels, or a data set
             known by name. They are scaled to the size of the run's images.
-        test: images to score the classifier on, in the same classes; by default those that `data` holds out.
+        test: images to score the classifier on, in the same classes; then it learns from all training images of `data`.
+            By default the test images of `data`, or a tenth of it, which is held out.
         mode: "linear" trains a linear layer on the frozen encoder, "full" then all weights.
         labels_per_class: learn from so many images of each class, drawn by chance; 0 for all.
         fraction: learn from this share of each class.
@@ -102,7 +103,9 @@ def finetune(
     classifier.require_free(folder, overwrite)
     recipe, shape = run.recipe, image_shape(run)
     weights = run.tensors(ENCODER)
-    settings = recipe.images if data == recipe.data else replace(recipe.images, image_column="", label_column="")
+    settings = recipe.images
+    if data != recipe.data:
+        settings = replace(settings, image_column="", label_column="", hold_out=-1.0)
     images = labelled.read(data, test, shape, settings, data_dir)
     rows = labelled.some(images.train_labels, images.classes, labels_per_class, fraction, seed)
     images = of_present(images, rows)

@@ -19,7 +19,8 @@ def knn(embedded: Embedded) -> Found:
         rows = found.labels[:, :k]
         majority[k] = found.classes[vote(rows, K).numpy()].astype(np.int64)
         weighted[k] = found.classes[weighted_vote(rows, found.cosines[:, :k], K).numpy()].astype(np.int64)
-    ties = f"ties, {100 * tied(found.labels[:, :headline], K):.1f} % of the test images, go to the nearest"
+    asked = "test images" if embedded.folds is None else "images"
+    ties = f"ties, {100 * tied(found.labels[:, :headline], K):.1f} % of the {asked}, go to the nearest"
     among = f"{len(embedded.train):,} training images" if embedded.folds is None else "all others (leave one out)"
     protocol = f"majority of the k = {headline} nearest of {among} by cosine; {ties}"
     protocol += f"; weighted: votes of exp(cosine / {TEMPERATURE})"

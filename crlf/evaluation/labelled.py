@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from crlf.data import SOURCES, ImageSet, load, named
+from crlf.data.files.class_folders import HELD_OUT
 from crlf.data.files.folder import ImageSettings
 from crlf.errors import InputError
 
@@ -44,8 +45,10 @@ def read(
     """Labelled images of the shape that an encoder knows.
 
     Args:
-        data: what to learn from: anything that `crlf pretrain` takes, with labels.
-        test: what to score on, in the same classes; by default what `data` holds out.
+        data: what to learn from: anything that `crlf pretrain` takes, with labels; all of its training images, where
+            there are others to score on.
+        test: what to score on, in the same classes: of splits the test images, else all. By default the test images of
+            `data`, or where it has no such split a tenth, which are held out.
         shape: (C, H, W) of the images that the encoder was trained on; files are scaled to it.
         settings: how files are read.
 
@@ -53,16 +56,17 @@ def read(
         InputError: there is nothing there, it has no labels, another shape, a class that is not learned, or nothing is
             held out.
     """
-    train, held = opened(data, shape, settings, data_dir)
+    share = 0.0 if test is not None else settings.hold_out if settings.hold_out > 0 else HELD_OUT
+    train, held = opened(data, shape, settings, data_dir, share)
     if train.labels is None:
         raise InputError(f"data {data!r} has no labels: {ADVICE}")
     if test is None:
         if not len(held) or held.labels is None:
             raise InputError(f"data {data!r} has no images to test on: name others with --test")
-        how = "its own test images" if data in SOURCES else "images of it that were held out"
+        how = "its own test images" if train.hold_out < 0 else "images of it that were held out"
         return Labelled(train.images, train.labels.numpy(), held.images, held.labels.numpy(), train.classes, how)
-    parts = [with_labels(part, test) for part in opened(test, shape, settings, data_dir) if len(part)]
-    images, labels = whole([images for images, _ in parts]), [name for _, names in parts for name in names]
+    learned, asked = opened(test, shape, settings, data_dir, 0.0)
+    images, labels = with_labels(asked if len(asked) else learned, test)  # of splits that to test on
     places = {name: place for place, name in enumerate(train.classes)}
     if strange := sorted(set(labels) - set(places)):
         raise InputError(f"test {test!r} has the class {strange[0]!r}, which {data!r} does not have")
@@ -71,11 +75,11 @@ def read(
 
 
 def opened(
-    data: str, shape: tuple[int, int, int], settings: ImageSettings, data_dir: str | Path | None
+    data: str, shape: tuple[int, int, int], settings: ImageSettings, data_dir: str | Path | None, hold_out: float
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images of a source, in this shape."""
+    """The training and the test images of a source, in this shape; `hold_out`: see `ImageSettings`."""
     own = named(data) not in SOURCES
-    read_as = dataclasses.replace(settings, image_size=shape[1], labels=True) if own else None
+    read_as = dataclasses.replace(settings, image_size=shape[1], labels=True, hold_out=hold_out) if own else None
     train, test = load(data, data_dir, read_as)
     found = tuple(train.images.shape[1:])
     if found != shape:
@@ -94,12 +98,6 @@ def with_labels(part: ImageSet, data: str) -> tuple[Tensor, list[str]]:
     if not os.path.isdir(os.path.expanduser(data)) or not all("/" in name for name in part.ids):
         raise InputError(f"test {data!r} has no labels: {ADVICE}")
     return part.images, [name.partition("/")[0] for name in part.ids]
-
-
-def whole(parts: Sequence[Tensor]) -> Tensor:
-    import torch
-
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def some(labels: np.ndarray, classes: Sequence[str], per_class: int, fraction: float, seed: int) -> np.ndarray:
@@ -126,6 +124,8 @@ def some(labels: np.ndarray, classes: Sequence[str], per_class: int, fraction: f
 
 
 def chance(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
-    """The share of the test images that the most frequent training class gets right: int (N,), int (M,)."""
+    """The share of the test images that the most frequent training class gets right, the mean of several that are
+    equally frequent: int (N,), int (M,)."""
     labels, counts = np.unique(train_labels, return_counts=True)
-    return float((test_labels == labels[counts.argmax()]).mean())
+    most = labels[counts == counts.max()]
+    return float(np.isin(test_labels, most).mean() / len(most))

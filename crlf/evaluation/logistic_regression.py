@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor
 
+from crlf.runtime.devices import threads_for
+
 HELD_OUT = 0.1  # share of the training images that the regularisation is chosen on
 STRENGTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)  # of the penalty, relative to the mean loss
 BLOCK = 512  # training images in a product of the linear probe
@@ -105,7 +107,8 @@ def fit_linear(x: np.ndarray, y: np.ndarray, c: float, start: Linear | None = No
         start: where to start from, with the same classes and features of the same kind.
         tolerance: it ends when a step lowers the objective by less than this share.
     """
-    return solve(pose(x, y), 1 / (c * len(x)), start, tolerance)
+    with threads_for(len(x)):
+        return solve(pose(x, y), 1 / (c * len(x)), start, tolerance)
 
 
 def solve(problem: Problem, penalty: float, start: Linear | None, tolerance: float) -> Linear:
@@ -177,14 +180,15 @@ def choose_c(x: np.ndarray, y: np.ndarray) -> Choice:
     held, kept = held_out(y, CHOSEN_ON)
     if len(held) < 20 or len(np.unique(y[kept])) < len(np.unique(y)):
         return Choice(1 / (1e-3 * len(y)), "C not chosen: too few images to hold some out", None)
-    images, models = pose(x[kept], y[kept]), list[Linear]()
-    accuracies = list[float]()
-    for strength in STRENGTHS:
-        models.append(solve(images, strength, models[-1] if models else None, tolerance=1e-5))
-        accuracies.append(float((models[-1].predict(x[held]) == y[held]).mean()))
-        best = int(np.argmax(accuracies))
-        if len(accuracies) == best + 3:
-            break
+    with threads_for(len(y)):
+        images, models = pose(x[kept], y[kept]), list[Linear]()
+        accuracies = list[float]()
+        for strength in STRENGTHS:
+            models.append(solve(images, strength, models[-1] if models else None, tolerance=1e-5))
+            accuracies.append(float((models[-1].predict(x[held]) == y[held]).mean()))
+            best = int(np.argmax(accuracies))
+            if len(accuracies) == best + 3:
+                break
     c = 1 / (STRENGTHS[best] * len(kept))
     how = f"C = {c:.2g} chosen on {len(held):,} held-out training images ({100 * accuracies[best]:.1f} %)"
     return Choice(c, how, models[best])

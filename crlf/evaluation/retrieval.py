@@ -42,6 +42,8 @@ def retrieval(embedded: Embedded) -> Found:
         order = (query @ train.T).masked_fill(out, -torch.inf).argsort(dim=1, descending=True)
         hits = labels[order] == wanted[:, None]
         precisions.append(average_precision(hits & ~out.expand(len(query), len(train)).gather(1, order)))
-    among = f"all {len(train):,} training images" if embedded.folds is None else "all other images"
-    protocol = f"mean average precision over {len(rows):,} test images as queries, {among}"
+    which, among = f"{len(rows):,} test images", f"all {len(train):,} training images"
+    if embedded.folds is not None:
+        which, among = f"{len(rows):,} images", "all others that are no copies"
+    protocol = f"mean average precision over {which} as queries, {among}"
     return Found({"retrieval_map": torch.cat(precisions).mean().item()}, f"{protocol} ranked by cosine")

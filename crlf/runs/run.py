@@ -134,6 +134,12 @@ class Run:
             scores[key] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
         write_json(self.file(SCORES), scores)
 
+    def forget_score(self, name: str) -> None:
+        """Take this out of scores.json."""
+        scores = self.scores
+        if name in scores:
+            write_json(self.file(SCORES), {key: value for key, value in scores.items() if key != name})
+
     def array(self, name: str) -> np.ndarray:
         """The array in a `.npy` file.
 

@@ -120,6 +120,14 @@ def fits(size: int, device: torch.device) -> bool:
     return not there or size <= (there - held) / 2
 
 
+FEW = 5000  # rows of a small product
+
+
+def threads_for(rows: int) -> contextlib.AbstractContextManager[None]:
+    """One thread for products of few rows, else as many as there are."""
+    return one_thread() if rows < FEW else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """One thread for torch on the CPU. Small products gain nothing from more, and where another program has a core

@@ -3,7 +3,7 @@
 Whether they are sound is told without a label (crlf.metrics.geometry). kNN is asked on a sample of the training images,
 whose labels nothing else of the run is given. It tells how training goes, not how good the encoder is: the sample is
 small, the encoder is taken without the regions and mirror images of `crlf embed`, and the images that are asked about
-were trained on, if without their labels. The test images stay unseen for `crlf probe`.
+were trained on, if without their labels. Test images that are held out stay unseen for `crlf probe`.
 
 Shapes: N training images, n of the sample that vote and m that are asked about, D embedding, P projection.
 """

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import torch
 
-from crlf.data import ImageSet, given, load_for_pretraining, require_there
+from crlf.data import SOURCES, ImageSet, ImageSettings, given, load_for_pretraining, named, require_there
+from crlf.data.files.class_folders import HELD_OUT
 from crlf.data.given import Given
 from crlf.errors import InputError
 from crlf.methods import METHODS
@@ -69,7 +70,7 @@ def pretrain(
     if resume and data is None:
         require_there(recipe.data)
     with distributed.first_alone():
-        asked, images = with_images(recipe, data, data_dir)
+        asked, images = with_images(as_before(recipe, Run(out)) if resume else recipe, data, data_dir)
         recipe = asked.for_images(len(images))
         recipe.steps_per_epoch(len(images))
         recipe = resolved(recipe, images, Run(out), resume)
@@ -86,6 +87,9 @@ def pretrain(
         if distributed.rank() == 0:
             if recipe.batch_size < asked.batch_size:
                 print(f"a batch is all {len(images):,} images: --batch-size sets another", file=sys.stderr)
+            if images.hold_out == 0:
+                tested = f"every one of the {len(images):,} images is tested, by cross-validation"
+                print(f"{tested} (--hold-out 0.1 holds a tenth out)", file=sys.stderr)
             save_views(run, recipe, images)
             tell_cost(state, images)
         train(run, recipe, images, state, started, track, knn_curve(recipe, images, place))
@@ -108,11 +112,35 @@ def claimed(out: str | Path, recipe: Recipe, resume: bool, overwrite: bool, spac
 def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None) -> tuple[Recipe, ImageSet]:
     """The images to learn from, and the recipe that says which."""
     if data is None:
-        found = load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset)
-        read_as = dataclasses.replace(recipe.images, white=recipe.images.white or found.white)
+        found = load_for_pretraining(recipe.data, data_dir, asked_of(recipe), recipe.subset)
+        share = found.hold_out if found.hold_out >= 0 else recipe.images.hold_out
+        if share == 0 and supervised(recipe) and found.hold_out == 0:
+            why = "what it learned cannot test it: --hold-out 0.1 holds a tenth out"
+            raise InputError(f"method {recipe.method!r} learns from labels, so hold_out must not be 0, for {why}")
+        read_as = dataclasses.replace(recipe.images, white=recipe.images.white or found.white, hold_out=share)
         return dataclasses.replace(recipe, images=read_as), found
     images = given.image_set(data, recipe.images)
     return dataclasses.replace(recipe, data=given.name_of(images)), images.first(recipe.subset)
+
+
+def asked_of(recipe: Recipe) -> ImageSettings:
+    """How the images are read: where their labels are learned some are held out, however few there are."""
+    own = named(recipe.data) not in SOURCES
+    if own and supervised(recipe) and recipe.images.hold_out < 0:
+        return dataclasses.replace(recipe.images, hold_out=HELD_OUT)
+    return recipe.images
+
+
+def supervised(recipe: Recipe) -> bool:
+    return issubclass(METHODS[recipe.method], SupervisedMethod)
+
+
+def as_before(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe with the share of images that the run to resume holds out, where it asks for none."""
+    if recipe.images.hold_out >= 0 or not run.file(RECIPE).is_file():
+        return recipe
+    before = run.recipe.images.hold_out
+    return dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, hold_out=before))
 
 
 def resolved(recipe: Recipe, data: ImageSet, run: Run, resume: bool) -> Recipe:
@@ -124,7 +152,7 @@ def resolved(recipe: Recipe, data: ImageSet, run: Run, resume: bool) -> Recipe:
 
 def require_labels(recipe: Recipe, data: ImageSet) -> None:
     """Raise InputError when the method is given labels and the images have none."""
-    if issubclass(METHODS[recipe.method], SupervisedMethod) and data.labels is None:
+    if supervised(recipe) and data.labels is None:
         raise InputError(f"method {recipe.method!r} learns from labels, but the data set {recipe.data!r} has none")
 
 

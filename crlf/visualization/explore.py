@@ -86,10 +86,13 @@ def write_table(path: Path, run: Run, splits: list[str], data_dir: str | Path | 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from crlf.data import load
+    from crlf.data import first_of, load
 
     recipe = run.recipe
-    sets = dict(zip(("train", "test"), load(recipe.data, data_dir, recipe.images), strict=True))
+    loaded = first_of(*load(recipe.data, data_dir, recipe.images), recipe.subset)
+    sets = dict(zip(("train", "test"), loaded, strict=True))
+    if sets["test"] is sets["train"] and len(splits) > 1:  # every image is tested: they are the same
+        splits = splits[:1]
     embedded = {name: run.array(f"{name}_emb.npy") for name in splits}
     width = next(iter(embedded.values())).shape[1]
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -97,7 +100,7 @@ def write_table(path: Path, run: Run, splits: list[str], data_dir: str | Path | 
     schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), width))])
     with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for name, rows in embedded.items():
-            for group in groups(run, name, sets[name].first(recipe.subset), rows):
+            for group in groups(run, name, sets[name], rows):
                 writer.write_table(pa.table(group, schema=schema))
 
 

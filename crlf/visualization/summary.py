@@ -32,8 +32,10 @@ def table(scores: dict[str, Any], run: Run) -> str:
     quality = [("linear probe", "linear_accuracy"), ("kNN (k = 10)", "knn_accuracy"), ("chance", "chance")]
     if run.unlabelled and "crops_accuracy" in scores:
         quality = [("image by crop", "crops_accuracy")]
+    tested = [("tested", f"all {len(run.ids('test') or []):,} images, cross-validated")] if run.cross_validated else []
     rows = [
         *((name, percent(key)) for name, key in quality),
+        *tested,
         ("trained in", f"{duration(training)} ({speed})" if training else "not yet"),
         ("all stages", duration(sum(s for s in stages if s))),
         ("encoder", str(run.file(ENCODER))),

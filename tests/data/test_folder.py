@@ -257,7 +257,7 @@ def test_links_out_of_the_folder_are_followed_only_if_asked(tmp_path: Path, cach
 
 def test_class_folders_are_labels_and_a_tenth_is_held_out(tmp_path: Path, capsys):
     put(tmp_path, [f"{k}/{i}.png" for k in ("cat", "dog", "eel") for i in range(20 if k == "cat" else 5)])
-    train, test = load(tmp_path)
+    train, test = load(tmp_path, hold_out=0.1)
     assert train.classes == test.classes == ("cat", "dog", "eel")
     assert len(train) == 26 and sorted(test.labels.tolist()) == [0, 0, 1, 2]
     for part in (train, test):
@@ -266,7 +266,7 @@ def test_class_folders_are_labels_and_a_tenth_is_held_out(tmp_path: Path, capsys
             assert np.array_equal(image.numpy(), decode((tmp_path / name).read_bytes(), 32))
     assert train.labels[:6].tolist() == [0, 1, 2, 0, 1, 2]
     assert not set(train.ids) & set(test.ids)
-    assert load(tmp_path)[1].ids == test.ids
+    assert load(tmp_path, hold_out=0.1)[1].ids == test.ids
     assert "which pretraining never sees; 4 images" in capsys.readouterr().err
 
 
@@ -471,7 +471,7 @@ def test_unlabelled_images_end_in_embeddings_and_a_report(tmp_path: Path, monkey
 
 def test_class_folders_end_in_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     put(tmp_path / "my photos", [f"{k}/{i:02}.png" for k in "ab" for i in range(20)])
-    run = stages(monkeypatch, tmp_path, "--subset", "20", "--image-size", "16")
+    run = stages(monkeypatch, tmp_path, "--subset", "20", "--image-size", "16", "--hold-out", "0.1")
     assert {"linear_accuracy", "knn_accuracy", "chance"} <= set(json.loads((run / "scores.json").read_text()))
     assert sorted(set(np.load(run / "train_lbl.npy"))) == [0, 1] and len(np.load(run / "test_lbl.npy")) == 2
     names = json.loads((run / "train_ids.json").read_text())

@@ -87,9 +87,12 @@ def test_an_unlabelled_part_is_learned_from_and_has_no_label(folder: str, subset
 
 def test_an_unlabelled_part_beside_train_alone(tmp_path: Path):
     path = put(tmp_path, [*in_classes("train"), *several("unlabeled", count=3)])
-    train, test = data.load(str(path), None, ImageSettings(image_size=16))
+    train, test = data.load(str(path), None, ImageSettings(image_size=16, hold_out=0.1))
     assert len(train) == 6 and sorted(test.labels.tolist()) == [0, 1]
-    assert len(data.load_for_pretraining(str(path), None, ImageSettings(image_size=16))) == 9
+    assert len(data.load_for_pretraining(str(path), None, ImageSettings(image_size=16, hold_out=0.1))) == 9
+    train, test = data.load(str(path), None, ImageSettings(image_size=16))
+    assert test is train and len(train) == 8
+    assert len(data.load_for_pretraining(str(path), None, ImageSettings(image_size=16))) == 11
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_classes_of_such_names_are_classes(names: list[str]):
     ],
 )
 def test_masks_are_no_images(names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    train, test = data.load(str(put(tmp_path, names)), None, ImageSettings(image_size=16))
+    train, test = data.load(str(put(tmp_path, names)), None, ImageSettings(image_size=16, hold_out=0.1))
     assert sorted([*train.ids, *test.ids]) == sorted(name for name in names if "mages/" in name)
     assert train.classes == (("cat", "dog") if any("cat" in name for name in names) else ())
     assert "is not used: by its name it holds what was drawn over the images" in capsys.readouterr().err
@@ -160,7 +163,7 @@ def test_no_labels(names: list[str], tmp_path: Path):
 
 def test_a_class_of_one_image_is_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = put(tmp_path, [*several("cat", "dog"), "bird/0.png"])
-    train, test = data.load(str(path), None, ImageSettings(image_size=16))
+    train, test = data.load(str(path), None, ImageSettings(image_size=16, hold_out=0.1))
     assert train.classes == ("bird", "cat", "dog") and sorted(test.labels.tolist()) == [1, 2]
     assert "bird/0.png" in train.ids
     assert "of 'bird' no image is held out: there are too few that have no copy" in capsys.readouterr().err
@@ -168,8 +171,9 @@ def test_a_class_of_one_image_is_a_class(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_one_loose_image_does_not_silence_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = put(tmp_path, [*several("cat", "dog", count=10), "cover.png"])
-    train, test = data.load(str(path), None, ImageSettings(image_size=16))
-    learn = data.load_for_pretraining(str(path), None, ImageSettings(image_size=16))
+    settings = ImageSettings(image_size=16, hold_out=0.1)
+    train, test = data.load(str(path), None, settings)
+    learn = data.load_for_pretraining(str(path), None, settings)
     assert len(train) == 18 and len(test) == 2 and list(learn.ids) == [*train.ids, "cover.png"]
     assert "1 image lies in no class folder: trained on and embedded, without a label" in capsys.readouterr().err
 

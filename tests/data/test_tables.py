@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_labels_are_for_evaluation_and_a_tenth_is_held_out(tmp_path: Path, column: Any, classes: tuple[str, ...]):
-    train, test = load(parquet(tmp_path / "a.parquet", {"image": STRUCTS, "label": column}))
+    train, test = load(parquet(tmp_path / "a.parquet", {"image": STRUCTS, "label": column}), hold_out=0.1)
     texts = [str(value) for value in (column.to_pylist() if isinstance(column, pa.Array) else column)]
     assert train.classes == test.classes == classes
     assert len(train) + len(test) == 40 and set(test.labels.tolist()) == set(range(len(classes)))
@@ -216,7 +216,7 @@ def test_labels_stay_with_their_images_in_a_subset_of_one_table(tmp_path: Path, 
     """A tenth of each class is held out of more rows than are asked for, and both parts are cut."""
     labels = np.random.default_rng(1).permutation(LABELS).tolist()
     path = parquet(tmp_path / "a.parquet", {"image": STRUCTS, "label": labels})
-    for part, most in zip(load(path, subset), (subset or 40, subset or 40), strict=True):
+    for part, most in zip(load(path, subset, hold_out=0.1), (subset or 40, subset or 40), strict=True):
         rows = [int(name[-5:]) for name in part.ids]
         assert 0 < len(part) <= most and images_of(part) == [FILES[row] for row in rows]
         assert part.labels.tolist() == [labels[row] for row in rows]

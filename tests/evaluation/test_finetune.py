@@ -76,7 +76,7 @@ def scores(folder: Path) -> dict:
 
 def test_a_linear_classifier_is_scikit_learns_on_the_runs_embeddings(run: Run, shapes: Path, linear: Path):
     """Its head holds the standardisation and the probe; the encoder is the run's, weight for weight."""
-    train, test = data.load(str(shapes), None, data.ImageSettings(image_size=32))
+    train, test = data.load(str(shapes), None, data.ImageSettings(image_size=32, hold_out=0.1))
     encoder = load_encoder(run, TINY, torch.Size(SHAPE))
     x, z = (embed_images(encoder, part.images, TINY.normalisation) for part in (train, test))
     c = 1 / (1e-3 * len(x))  # too few images to choose it: scores.json says so

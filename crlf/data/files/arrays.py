@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from crlf.data.files.class_folders import hold_out
+from crlf.data.files.class_folders import hold_out, share_of, told_apart
 from crlf.data.files.decode import square
 from crlf.data.image_set import ImageSet
 from crlf.data.memmap import Mapped, mode, tensor
@@ -26,17 +27,21 @@ CHANNELS = (1, 3, 4)
 LABELS = "labels"  # the array of an .npz file
 
 
-def load(path: Path, image_size: int = 0, subset: int = 0, labelled: bool = True) -> tuple[ImageSet, ImageSet]:
+def load(
+    path: Path, image_size: int = 0, subset: int = 0, labelled: bool = True, hold_out: float = -1.0
+) -> tuple[ImageSet, ImageSet]:
     """The training and the test images in an array, in its order.
 
-    An .npz file may hold "labels" beside "images", whole numbers or texts (N,): then a tenth of each class is the test
-    set, and both are in the order in which classes take turns. Else all is for training.
+    An .npz file may hold "labels" beside "images", whole numbers or texts (N,): then a share of each class is the test
+    set, or the test set is the training set, and both are in the order in which classes take turns. Else all is for
+    training.
 
     Args:
         path: a .npy file, or an .npz file of one array, or with one named "images".
         image_size: pixels a side, as for files (`crlf.data.files.decode`); 0 leaves them as they are.
         subset: at most so many, the first ones; 0 for all.
         labelled: whether labels are looked for.
+        hold_out: the share that is asked for (crlf.data.files.class_folders.share_of).
 
     Returns:
         uint8 (N, 3, H, W): gray three times, and what is transparent on white.
@@ -53,7 +58,7 @@ def load(path: Path, image_size: int = 0, subset: int = 0, labelled: bool = True
     ids = tuple(f"{path.name}/{i:05}" for i in range(len(images)))
     whole = ImageSet(tensor(images), None, (), ids, mapped if np.may_share_memory(images, array) else None)
     found = usable(labels, len(images), bool(subset), path) if labelled and labels is not None else None
-    return split(whole, *found) if found else (whole, part(whole, [], None, []))
+    return split(whole, *found, share_of(hold_out, len(images))) if found else (whole, part(whole, [], None, []))
 
 
 def usable(labels: np.ndarray, count: int, cut: bool, path: Path) -> tuple[list[int], list[str]] | None:
@@ -76,15 +81,17 @@ def usable(labels: np.ndarray, count: int, cut: bool, path: Path) -> tuple[list[
     return [classes.index(text) for text in texts], [str(name) for name in classes]
 
 
-def split(whole: ImageSet, labels: list[int], classes: list[str]) -> tuple[ImageSet, ImageSet]:
-    """The set with its labels, a tenth of each class held out."""
+def split(whole: ImageSet, labels: list[int], classes: list[str], share: float) -> tuple[ImageSet, ImageSet]:
+    """The set with its labels, and what is held out of it; the same set where nothing is."""
     digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in whole.images]
-    train, test = hold_out(labels, digests)
-    if not test:
-        say("too few images of each class to hold some out: all are for training, without labels")
+    rows, held = hold_out(labels, digests, share)
+    if not held and (share or len(told_apart(labels, digests)) < 2):
+        say("too few images of each class to test on: all are for training, without labels")
         return whole, part(whole, [], None, [])
-    say(f"labels of {len(classes):,} classes, which pretraining never sees; {len(test):,} images are held out")
-    return part(whole, train, labels, classes), part(whole, test, labels, classes)
+    rest = f"{len(held):,} images are held out" if held else "no image is held out"
+    say(f"labels of {len(classes):,} classes, which pretraining never sees; {rest}")
+    train = replace(part(whole, rows, labels, classes), hold_out=share)
+    return train, replace(part(whole, held, labels, classes), hold_out=share) if held else train
 
 
 def part(whole: ImageSet, rows: list[int], labels: list[int] | None, classes: list[str]) -> ImageSet:

@@ -1,15 +1,19 @@
-"""Class folders: labels to evaluate with, and images that are held out for it. Nothing is trained on them."""
+"""Class folders: labels to evaluate with, and images that are held out for it, or none."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, TypeVar
 
 from crlf.data.files.layout import FEW, UNLABELLED, Layout, looks_like_a_date
 
-HELD_OUT = 0.1  # share of each class that becomes the test split
+HELD_OUT = 0.1  # share of each class that becomes the test split, of many images
+MANY = 5000  # labelled images; of fewer none is held out, and all are tested by cross-validation
 SHOWN = 3  # names in a message
+
+T = TypeVar("T", bound=Hashable)
 
 
 class Arranged(NamedTuple):
@@ -26,7 +30,12 @@ class Arranged(NamedTuple):
     """What to say of it."""
 
 
-def arrange(found: Layout, digests: Sequence[str], labels: bool = True) -> Arranged:
+def share_of(asked: float, count: int) -> float:
+    """The share of so many labelled images that is held out: what is asked for, or if that is below 0 what suits."""
+    return asked if asked >= 0 else 0.0 if count < MANY else HELD_OUT
+
+
+def arrange(found: Layout, digests: Sequence[str], labels: bool = True, share: float = HELD_OUT) -> Arranged:
     """Images by their folders: splits, where they are such, and classes, where that is obvious.
 
     Folders are classes where there are two or more, nearly all images lie in them, and their names are no dates. A
@@ -36,20 +45,21 @@ def arrange(found: Layout, digests: Sequence[str], labels: bool = True) -> Arran
         found: what the folders say of each image.
         digests: the SHA-256 of each image.
         labels: whether they may be classes.
+        share: of each class, is held out where there is no test split.
     """
     parts: dict[str, list[int]] = {"train": [], "test": [], UNLABELLED: []}
     for row, role in enumerate(found.roles):
         parts.setdefault(role, []).append(row)
     train, test, unlabelled = parts["train"], parts["test"], parts[UNLABELLED]
-    reason = not_classes(found, train, test, digests) if labels else ""
+    reason = not_classes(found, train, test, digests, share) if labels else ""
     if not labels or reason is None or reason:
         notes = (*found.notes, *([f"the folders are not taken for classes: {reason}"] if reason else []))
         return Arranged(sorted(train + unlabelled), test, None, [], [], notes)
-    return in_classes(found, train, test, unlabelled, digests)
+    return in_classes(found, train, test, unlabelled, digests, share)
 
 
 def in_classes(
-    found: Layout, train: list[int], test: list[int], unlabelled: list[int], digests: Sequence[str]
+    found: Layout, train: list[int], test: list[int], unlabelled: list[int], digests: Sequence[str], share: float
 ) -> Arranged:
     loose = [row for row in train if not found.folders[row]]
     train = [row for row in train if found.folders[row]]
@@ -68,15 +78,20 @@ def in_classes(
         test = [row for row in test if labels[row] >= 0]
         train, test = take_turns(grouped(train, labels)), take_turns(grouped(test, labels))
     else:
-        kept, held = hold_out([labels[row] for row in train], [digests[row] for row in train])
+        own, files = [labels[row] for row in train], [digests[row] for row in train]
+        kept, held = hold_out(own, files, share)
         few = sorted(set(classes) - {found.folders[train[place]] for place in held})
-        if few:
+        if few and share:
             notes.append(f"of {listed(few)} no image is held out: there are too few that have no copy")
+        if not share and (alone := sorted(set(classes) - {classes[label] for label in told_apart(own, files)})):
+            notes.append(f"of {listed(alone)} there is one image, copies aside: no other can tell what it is")
         train, test = [train[place] for place in kept], [train[place] for place in held]
     return Arranged(train, test, labels, classes, sorted(loose + unlabelled), tuple(notes))
 
 
-def not_classes(found: Layout, train: Sequence[int], test: Sequence[int], digests: Sequence[str]) -> str | None:
+def not_classes(
+    found: Layout, train: Sequence[int], test: Sequence[int], digests: Sequence[str], share: float = HELD_OUT
+) -> str | None:
     """Why the folders are not taken for classes; "" if they are, None where there is nothing to take."""
     folders = [found.folders[row] for row in train]
     loose, sizes = folders.count(""), Counter(name for name in folders if name)
@@ -93,11 +108,20 @@ def not_classes(found: Layout, train: Sequence[int], test: Sequence[int], digest
         return "" if len(known) > 1 else "the test images are of fewer than two of them"
     copies = Counter(digests)
     alone = Counter(folder for folder, row in zip(folders, train, strict=True) if copies[digests[row]] == 1)
-    able = [name for name in sizes if alone[name] > 1]
+    able = {name for name in sizes if alone[name] > 1}
+    if not share:
+        able = told_apart(folders, [digests[row] for row in train]) - {""}
     if len(able) < 2 or 2 * sum(sizes[name] for name in able) < len(folders):
-        small = sorted(set(sizes) - set(able))
-        return f"{listed(small)} {'has' if len(small) == 1 else 'have'} fewer than two images that have no copy"
+        small = sorted(set(sizes) - able)
+        what = "images that have no copy" if share else "images that differ"
+        return f"{listed(small)} {'has' if len(small) == 1 else 'have'} fewer than two {what}"
     return ""
+
+
+def told_apart(labels: Sequence[T], digests: Sequence[str]) -> set[T]:
+    """The labels that two different images or more have: one of them can be told by another."""
+    count = Counter(label for label, _ in set(zip(labels, digests, strict=True)))
+    return {label for label in count if count[label] > 1}
 
 
 def dates(classes: Sequence[str]) -> list[str]:
@@ -127,27 +151,30 @@ def grouped(rows: Sequence[int], labels: Sequence[int]) -> list[list[int]]:
     return [members[label] for label in sorted(members)]
 
 
-def hold_out(labels: Sequence[int], digests: Sequence[str]) -> tuple[list[int], list[int]]:
+def hold_out(labels: Sequence[int], digests: Sequence[str], share: float) -> tuple[list[int], list[int]]:
     """Rows for training, and rows for testing.
 
-    A tenth of each class, at least one, is held out: those with the smallest SHA-256, which is as good as chance and
-    does not change with a name. No image that has a copy is held out: the copy would be trained on. Nor is the only
-    other one of its class. The classes take turns, so that the first images of a split are of all of them.
+    This share of each class, at least one, is held out, or with 0 none: those with the smallest SHA-256, which is as
+    good as chance and does not change with a name. No image that has a copy is held out: the copy would be trained on.
+    Nor is the only other one of its class. The classes take turns, so that the first images of a split are of all of
+    them.
     """
     copies = Counter(digests)
     kept, held = [], []
     for rows in grouped(range(len(labels)), labels):
         few = sorted((row for row in rows if copies[digests[row]] == 1), key=lambda row: digests[row])
-        out = few[: max(1, round(HELD_OUT * len(rows)))] if len(few) > 1 else []
+        out = few[: max(1, round(share * len(rows)))] if share and len(few) > 1 else []
         held.append(sorted(out))
         kept.append(sorted(set(rows) - set(out)))
     return take_turns(kept), take_turns(held)
 
 
-def enough(count: int, classes: int) -> int:
-    """How many images, the same number of each class, leave `count` for training when some are held out."""
+def enough(count: int, classes: int, share: float) -> int:
+    """How many images, the same number of each class, leave `count` for training when a share is held out."""
+    if not share:
+        return count
     each = -(-count // classes)
-    return classes * (each + max(1, -(-each // 9)))
+    return classes * (each + max(1, math.ceil(each * share / (1 - share) - 1e-9)))
 
 
 def take_turns(groups: Sequence[Sequence[int]]) -> list[int]:

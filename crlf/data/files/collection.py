@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from crlf.data.files.class_folders import Arranged, arrange, enough, grouped, hold_out, not_classes, take_turns
+from crlf.data.files.class_folders import (
+    Arranged,
+    arrange,
+    enough,
+    grouped,
+    hold_out,
+    not_classes,
+    share_of,
+    take_turns,
+    told_apart,
+)
 from crlf.data.files.layout import UNLABELLED, Layout, layout
 from crlf.data.files.listing import File
 
@@ -25,8 +35,8 @@ class Collection:
     labels: list[int] | None = None
     """Of each, where a table holds them; then they go with `classes`."""
     classes: list[str] = field(default_factory=list)
-    hold_out: bool = False
-    """Whether a tenth of each class is held out as the test set."""
+    hold_out: float | None = None
+    """The share of each class that is held out as the test set; None where there are test images, or no labels."""
     folders_label: bool = True
     """Whether folders may be classes."""
 
@@ -39,48 +49,62 @@ class Collection:
         """
         everything = list(range(len(kept)))
         if self.layout is not None:
-            return arrange(self.layout.of(kept), digests, self.folders_label)
+            return arrange(self.layout.of(kept), digests, self.folders_label, self.hold_out or 0.0)
         if self.labels is None:
             return Arranged(everything, [], None, [])
         labels = [self.labels[row] for row in kept]
-        if not self.hold_out:
+        if self.hold_out is None:
             return Arranged(everything, [], labels, self.classes)
-        train, test = hold_out(labels, digests)
-        return Arranged(train, test, labels, self.classes) if test else Arranged(everything, [], None, [])
+        train, test = hold_out(labels, digests, self.hold_out)
+        usable = test or (not self.hold_out and len(told_apart(labels, digests)) > 1)
+        return Arranged(train, test, labels, self.classes) if usable else Arranged(everything, [], None, [])
 
 
-def of_files(files: Sequence[File], where: str, found: Layout | None = None, labels: bool = True) -> Collection:
+def of_files(
+    files: Sequence[File],
+    where: str,
+    found: Layout | None = None,
+    labels: bool = True,
+    hold_out: float | None = None,
+) -> Collection:
     """The files in a folder or a list; where: its place, for the cache; labels: whether folders may be classes."""
     told = [(file.name, file.size, file.mtime, file.skipped) for file in files]
-    mark = [where, told] if found is None else [where, told, found.roles, found.folders, labels]
-    return Collection([file.name for file in files], lambda a, b: files[a:b], mark, found, folders_label=labels)
+    mark: list[Any] = [where, told] if found is None else [where, told, found.roles, found.folders, labels]
+    if hold_out is not None:
+        mark.append(hold_out)
+    names = [file.name for file in files]
+    return Collection(names, lambda a, b: files[a:b], mark, found, hold_out=hold_out, folders_label=labels)
 
 
-def in_folders(files: Sequence[File], where: str, labels: bool, subset: int) -> tuple[Collection, int]:
+def in_folders(files: Sequence[File], where: str, labels: bool, subset: int, hold_out: float) -> tuple[Collection, int]:
     """The files of a folder that are used, and how many of the first are to be decoded; 0 for all.
 
     Args:
         where: its place, for the cache.
         labels: whether folders may be classes.
         subset: at most so many training and as many test images; 0 for all. Then classes take turns.
+        hold_out: the share that is asked for (crlf.data.files.class_folders.share_of).
     """
     found = layout([file.name for file in files])
     rows = [row for row, role in enumerate(found.roles) if role]
+    count = sum(bool(found.folders[row]) and found.pictures[row] for row in rows)
+    share = share_of(hold_out, min(count, subset) if subset else count)
     limit = 0
     if 0 < subset < len(rows):
-        rows, limit = some(found, rows, labels, subset)
-        if not (found.splits or limit > subset):
-            labels = False  # as in the whole set
-    return of_files([files[row] for row in rows], where, found.of(rows), labels), limit
+        rows, limit, classes = some(found, rows, labels, subset, share)
+        labels = labels and (found.splits or classes)  # as in the whole set
+    held = share if labels and count and not found.count("test") else None
+    return of_files([files[row] for row in rows], where, found.of(rows), labels, held), limit
 
 
-def some(found: Layout, rows: Sequence[int], labels: bool, subset: int) -> tuple[list[int], int]:
-    """Files of which the first give a subset of images, and how many of them do; 0 for all."""
+def some(found: Layout, rows: Sequence[int], labels: bool, subset: int, share: float) -> tuple[list[int], int, bool]:
+    """Files of which the first give a subset of images, how many of them do (0 for all), and whether folders are
+    classes."""
     parts = {role: [row for row in rows if found.roles[row] == role] for role in ("train", UNLABELLED, "test")}
     train, test = parts["train"], parts["test"]
     digests = [str(row) for row in range(len(found.roles))]  # what has copies is not known yet
     pictures = [row for row in train if found.pictures[row]]
-    classes = labels and not_classes(found, pictures, test, digests) == ""
+    classes = labels and not_classes(found, pictures, test, digests, share) == ""
     if classes:
         loose = [row for row in train if not found.folders[row]]
         places = {name: place for place, name in enumerate(sorted({found.folders[row] for row in train} - {""}))}
@@ -88,8 +112,8 @@ def some(found: Layout, rows: Sequence[int], labels: bool, subset: int) -> tuple
         turns = grouped([row for row in train if found.folders[row]], labelled)
         train, test = [*take_turns(turns), *loose], take_turns(grouped(test, labelled))
         if not found.splits:
-            return train, enough(subset, len(places))
+            return train, enough(subset, len(places), share), True
     if not found.splits:
-        return train, subset
+        return train, subset, False
     spare = subset + max(1, subset // 10)  # some may be broken
-    return [*train[:spare], *parts[UNLABELLED][: max(0, subset - len(train))], *test[:spare]], 0
+    return [*train[:spare], *parts[UNLABELLED][: max(0, subset - len(train))], *test[:spare]], 0, classes

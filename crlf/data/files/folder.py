@@ -17,7 +17,7 @@ import torch
 
 from crlf.data.cache import cache_dir, lock
 from crlf.data.files import arrays, huggingface, listing, shards, tables
-from crlf.data.files.class_folders import enough
+from crlf.data.files.class_folders import HELD_OUT, enough
 from crlf.data.files.collection import Collection, in_folders, of_files
 from crlf.data.files.decode import PILLOW, image_size, peak
 from crlf.data.files.decode_cache import DUPLICATES, SKIPPED, Index, bytes_of, decoded, write_whole
@@ -58,6 +58,9 @@ class ImageSettings:
     white: int = 0
     """The number that is white in files of more than 8 bits, such as 4095; 0 takes that of the 8, 10, 12, 14 or 16 bits
     which the brightest of a hundred files needs."""
+    hold_out: float = -1.0
+    """The share of each class that is held out to test on, where the data have labels and no test split of their own.
+    0: none, every image is tested, by cross-validation. -1: 0 for fewer than 5,000 labelled images, else 0.1."""
 
     def __post_init__(self) -> None:
         if self.image_size and not 8 <= self.image_size <= 1024:
@@ -68,6 +71,8 @@ class ImageSettings:
             raise InputError(f"max_pixels must be in 1..{PILLOW}, not {self.max_pixels}")
         if not 0 <= self.white < 2**64:
             raise InputError(f"white must be 0 or more, not {self.white}")
+        if not (self.hold_out == -1 or 0 <= self.hold_out <= 0.5):
+            raise InputError(f"hold_out must be in 0..0.5, or -1 for what suits the data, not {self.hold_out}")
 
 
 def is_path(data: str) -> bool:
@@ -83,6 +88,7 @@ class Loaded(NamedTuple):
     train: ImageSet
     """With labels, where there are any."""
     test: ImageSet
+    """The training images themselves where they are tested by cross-validation."""
     learn: ImageSet
     """What is learned from: the training images, and those beside them that have no label."""
 
@@ -92,7 +98,8 @@ def load(data: str, settings: ImageSettings, subset: int = 0) -> Loaded:
 
     Folders for splits (crlf.data.files.layout), or those of a table, make the training and the test images. Without
     them, where folders are obviously classes (crlf.data.files.class_folders), or a table has labels
-    (crlf.data.files.tables), a tenth of each class is the test set; without labels it is empty.
+    (crlf.data.files.tables), `ImageSettings.hold_out` of each class is the test set, or it is the training set; without
+    labels it is empty.
 
     Args:
         data: the path of a folder, nested or flat; of a list (.txt) of paths, one a line; of a table or a folder of
@@ -115,7 +122,7 @@ def load(data: str, settings: ImageSettings, subset: int = 0) -> Loaded:
     if suffix not in arrays.SUFFIXES:
         return load_files(path, settings, subset)
     refuse_columns(settings, data)
-    train, test = arrays.load(path, settings.image_size, subset, settings.labels)
+    train, test = arrays.load(path, settings.image_size, subset, settings.labels, settings.hold_out)
     return Loaded(train, test, train)
 
 
@@ -127,7 +134,7 @@ def load_files(path: Path, settings: ImageSettings, subset: int) -> Loaded:
         if found := tables.in_folder(everything):
             return load_tables(str(path), tables.by_split(found, path), settings, subset)
         refuse_columns(settings, str(path))
-        collection, limit = in_folders(everything, where, settings.labels, subset)
+        collection, limit = in_folders(everything, where, settings.labels, subset, settings.hold_out)
     elif path.suffix.lower() == LIST:
         refuse_columns(settings, str(path))
         collection = of_files(listing.in_list(path), where)
@@ -143,12 +150,12 @@ def load_files(path: Path, settings: ImageSettings, subset: int) -> Loaded:
 def load_tables(where: str, splits: dict[str, list[Path]], settings: ImageSettings, subset: int) -> Loaded:
     """The images in tables; see `load`."""
     label_column = settings.label_column if settings.labels else None
-    train, test = tables.collections(where, splits, settings.image_column, label_column)
+    train, test = tables.collections(where, splits, settings.image_column, label_column, settings.hold_out, subset)
     first = train.read(0, MEASURED)
     side = settings.image_size or typical(first, settings.max_pixels)
     white = settings.white or brightest(where, train, first, settings.max_pixels)
     count = len(train.classes) if train.labels and train.hold_out else 0
-    limit = enough(subset, count) if subset and count else subset
+    limit = enough(subset, count, train.hold_out or 0.0) if subset and count else subset
     found = parts(*from_cache(where, train, side, settings, limit, white))
     if test is not None:
         held = parts(*from_cache(where, test, side, settings, subset, white)).train
@@ -164,7 +171,8 @@ def refuse_columns(settings: ImageSettings, data: str) -> None:
 
 
 def cut(found: Loaded, subset: int) -> Loaded:
-    return Loaded(*(part.first(subset) for part in found))
+    train = found.train.first(subset)
+    return Loaded(train, train if found.test is found.train else found.test.first(subset), found.learn.first(subset))
 
 
 def from_cache(
@@ -188,13 +196,16 @@ def from_cache(
         why = f"{index.skipped:,} of {looked_at:,} files were skipped, {share}: {str(folder / SKIPPED)!r} says why"
         raise InputError(f"data {data!r} cannot be used: {why}")
     tell(data, folder, index, side, collection)
-    return ImageSet(tensor(pixels), None, (), index.ids, white=white), index
+    held = -1.0 if index.labels is None or collection.hold_out is None else collection.hold_out
+    return ImageSet(tensor(pixels), None, (), index.ids, white=white, hold_out=held), index
 
 
 def parts(whole: ImageSet, index: Index) -> Loaded:
     """The training and the test images of a set, as its index says."""
     labelled = index.train - index.unlabelled
     train, test = (part_of(whole, index, part) for part in (slice(0, labelled), slice(index.train, None)))
+    if index.labels is not None and not len(test):
+        test = train
     if not index.unlabelled:
         return Loaded(train, test, train)
     rows = slice(0, index.train)
@@ -280,14 +291,17 @@ def tell(data: str, folder: Path, index: Index, side: int, collection: Collectio
     say(f"data {data!r}: {'; '.join(found)}")
     for note in index.notes:
         say(note)
-    held = f"{count - index.train:,} images, about a tenth of each, are held out as the test set"
     splits = collection.layout is not None and collection.layout.splits
+    held = "no image is held out"
+    if count > index.train and collection.hold_out:
+        share = "a tenth" if collection.hold_out == HELD_OUT else f"{100 * collection.hold_out:g} %"
+        held = f"{count - index.train:,} images, about {share} of each, are held out as the test set"
     if index.labels is None and not collection.labels:
         say("no labels" if splits else "no labels: all images are for training, and no test set is held out")
     elif index.labels is None:
-        say("too few images of each class to hold some out: all are for training, without labels")
+        say("too few images of each class to test on: all are for training, without labels")
     elif collection.layout is not None:
-        rest = f"{count - index.train:,} images are to test on" if count > index.train and splits else held
+        rest = held if collection.hold_out is not None else f"{count - index.train:,} images are to test on"
         say(f"the {len(index.classes):,} folders are taken for classes, which pretraining never sees; {rest}")
-    elif collection.hold_out:
+    elif collection.hold_out is not None:
         say(f"of the {len(index.classes):,} classes {held}")

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from crlf.data.files import columns, shards
-from crlf.data.files.class_folders import listed
+from crlf.data.files.class_folders import listed, share_of
 from crlf.data.files.collection import Collection
 from crlf.data.files.decode import PICTURES
 from crlf.data.files.layout import SPLITS
@@ -57,7 +57,12 @@ def by_split(paths: Iterable[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def collections(
-    where: str, splits: dict[str, list[Path]], image_column: str = "", label_column: str | None = ""
+    where: str,
+    splits: dict[str, list[Path]],
+    image_column: str = "",
+    label_column: str | None = "",
+    hold_out: float = -1.0,
+    subset: int = 0,
 ) -> tuple[Collection, Collection | None]:
     """The training images of a table, and its test images where it has a split of these, with their labels.
 
@@ -65,6 +70,8 @@ def collections(
         where: what the data are called, for messages and for the cache.
         splits: the shards of each split, by name. The test split is "test", or else "validation".
         image_column, label_column: their names; empty to find them by their types, None for no labels.
+        hold_out: the share that is asked for (crlf.data.files.class_folders.share_of).
+        subset: how many of them will be used; 0 for all.
 
     Raises:
         InputError: a table cannot be read, or a column is not there, ambiguous, or of another type.
@@ -90,10 +97,9 @@ def collections(
         kind = "column" if len(rest) == 1 else "columns"
         notes.append(f"{kind} {listed(rest)} not used, being neither of images nor called a label")
     say(told(where, image, used, classes, notes, train, test, splits))
-    made = [
-        of_rows(part, image, where, labels[i] if labels else None, classes, hold_out=not test)
-        for i, part in enumerate(opened)
-    ]
+    count = len(labels[0]) if labels else 0
+    share = None if test or not labels else share_of(hold_out, min(count, subset) if subset else count)
+    made = [of_rows(part, image, where, labels[i] if labels else None, classes, share) for i, part in enumerate(opened)]
     return made[0], made[1] if test else None
 
 
@@ -126,10 +132,20 @@ def told(
 
 
 def of_rows(
-    parts: Sequence[Shard], image: str, where: str, labels: list[int] | None, classes: list[str], hold_out: bool
+    parts: Sequence[Shard],
+    image: str,
+    where: str,
+    labels: list[int] | None,
+    classes: list[str],
+    hold_out: float | None,
 ) -> Collection:
     """The rows of these shards. Where a column holds only paths, the files are looked at, as in a list."""
-    mark: list[Any] = [where, image, [shard.mark for shard in parts], labels and [classes, hold_out]]
+    mark: list[Any] = [
+        where,
+        image,
+        [shard.mark for shard in parts],
+        labels and [classes, False if hold_out is None else hold_out],
+    ]
     rows = Rows(parts, image)
     first = next((row for row in rows.read(0, 64) if row.size or row.path), None)
     if first is None or first.data is not None or first.skipped:

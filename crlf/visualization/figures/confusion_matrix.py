@@ -23,8 +23,13 @@ def confusion_matrix(run: Run) -> Figure:
     K, total = len(names), len(labels)
     counts = np.bincount(labels * K + predicted, minlength=K * K).reshape(K, K)
     chance = run.scores.get("chance") or counts.sum(1).max() / total
-    title = f"Linear probe: {percent(counts.trace() / total)} of {total:,} test images right (chance {percent(chance)})"
-    caption = "Counts of test images: rows are true classes, columns what the probe said. Blue is right, orange wrong. "
+    right = percent(counts.trace() / total)
+    title = f"Linear probe: {right} of {total:,} test images right (chance {percent(chance)})"
+    if run.cross_validated:
+        title = f"Linear probe, cross-validated: {right} of all {total:,} images right (chance {percent(chance)})"
+    which = "all" if run.cross_validated else "test"
+    caption = f"Counts of {which} images: rows are true classes, columns what the probe said. "
+    caption += "Blue is right, orange wrong. "
     wide, high = float(np.clip(0.82 * K, 5, 8.2)), float(np.clip(0.52 * K, 3, 7))  # inches
     figure = sheet((wide + 2, high + 1.5), title, caption + tag(run.settings))
     left, bars = figure.subplots(1, 2, width_ratios=[wide, 1.1], sharey=True)

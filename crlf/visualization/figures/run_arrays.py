@@ -26,10 +26,12 @@ def embedded(run: Run, least: int) -> tuple[str, np.ndarray, np.ndarray | None, 
     """The embeddings that are shown.
 
     Returns:
-        "test", or "training" where no test images were held out; the embeddings (N, D), their labels (N,) or None, and
-        the names of the classes.
+        "test", or "training" where no test images were held out, be it that all are tested by cross-validation; the
+        embeddings (N, D), their labels (N,) or None, and the names of the classes.
     """
     split, name, embeddings = "test", "test_emb.npy", needed(run, "test_emb.npy")
+    if run.cross_validated:
+        split = "training"
     if run.unlabelled and not len(embeddings) and run.file("train_emb.npy").exists():
         split, name, embeddings = "training", "train_emb.npy", run.array("train_emb.npy")
     if embeddings.ndim != 2 or 0 in embeddings.shape[1:]:

@@ -104,6 +104,7 @@ def most_confident_mistakes(labels: np.ndarray, predicted: np.ndarray, confidenc
 
 def identities(run: Run, split: str, N: int) -> list[str]:
     """The name of each image: of files the relative path."""
+    split = "train" if split == "training" else split
     ids = run.ids(split)
     if ids is not None and len(ids) != N:
         raise InputError(f"{split}_ids.json must hold {N} names, not {len(ids)}")

@@ -46,7 +46,8 @@ def how_good(scores: dict[str, Any], without_labels: bool) -> str:
     against = f"; always naming the most frequent class gets {percent(chance)}" if chance is not None else ""
     beside = f", a vote of the nearest neighbours {percent(knn)}" if knn is not None else ""
     start = "A linear classifier on the frozen embeddings gets"
-    return f"{start} {percent(linear)} of the test images right{beside}{against}."
+    of = "all images right (cross-validated)" if scores.get("cross_validated") else "the test images right"
+    return f"{start} {percent(linear)} of {of}{beside}{against}."
 
 
 def how_long(scores: dict[str, Any]) -> str:
