@@ -70,6 +70,7 @@ def pretrain(
         require_there(recipe.data)
     with distributed.first_alone():
         asked, images = with_images(recipe, data, data_dir)
+        images = without_copies(recipe, images)
         recipe = asked.for_images(len(images))
         recipe.steps_per_epoch(len(images))
         recipe = resolved(recipe, images, Run(out), resume)
@@ -113,6 +114,14 @@ def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None)
         return dataclasses.replace(recipe, images=read_as), found
     images = given.image_set(data, recipe.images)
     return dataclasses.replace(recipe, data=given.name_of(images)), images.first(recipe.subset)
+
+
+def without_copies(recipe: Recipe, data: ImageSet) -> ImageSet:
+    """The images to learn from: each once, where the recipe asks for that."""
+    found = data.without_copies() if recipe.drop_copies else data
+    if len(found) < len(data) and distributed.rank() == 0:
+        print(f"copies that are left out: {len(data) - len(found):,} of {len(data):,} images", file=sys.stderr)
+    return found
 
 
 def resolved(recipe: Recipe, data: ImageSet, run: Run, resume: bool) -> Recipe:
