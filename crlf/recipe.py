@@ -47,6 +47,8 @@ class Recipe:
     array (.npy, .npz). On the command line it may stand without --data as the first word."""
     subset: int = 0
     """At most this many training and as many test images, the first ones; 0 for all."""
+    drop_copies: bool = False
+    """Learn from each image once, where others have the same pixels. All are embedded."""
     epochs: int = 10
     """Passes over the training images."""
     minutes: float = 0.0

@@ -6,6 +6,8 @@ import errno
 import io
 import os
 import pwd
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +58,46 @@ def test_a_run_leaves_whole_lines_and_no_ruins_of_its_bar(columns: int, tmp_path
     assert bars and all(len(bar) <= columns for bar in bars)  # a longer one would stay, a line at each step
     assert any("loss" in bar and "left" in bar and bar.rstrip()[-1].isdigit() for bar in bars)  # whole even at 60
     rows = seen(said)
-    starts = ["estimate: ", "kNN while it trains: ", "epoch 1/2  loss ", "epoch 2/2  loss ", ""]
+    starts = ["estimate: ", "kNN while it trains: ", "epoch 1/2  loss ", "epoch 2/2  loss ", "next: crlf embed ", ""]
     assert len(rows) == len(starts) and all(row.startswith(start) for row, start in zip(rows, starts, strict=True))
+
+
+ENDS = {
+    "embed": ["128 training and 128 test images in ", "next: crlf probe "],
+    "probe": [
+        *(f"probe {i}/2: {name}" for i, name in ((1, "linear"), (2, "knn"))),
+        "linear probe ",
+        "next: crlf draw ",
+    ],
+    "draw": ["7 figures in ", "next: crlf report "],
+    "report": ["report of ", "next: crlf search "],
+}
+
+
+@pytest.mark.parametrize("end", [PIPES, Terminal(80, "colours")], ids=["pipe", "terminal"])
+def test_each_stage_says_what_it_reached_where_it_wrote_and_what_comes_next(
+    end: Terminal, run: crlf.Run, tmp_path: Path
+):
+    place = tmp_path / "my run"  # which a shell takes for two words
+    shutil.copytree(run.path, place)
+    for name, starts in ENDS.items():
+        code, said = here(end, name, str(place), *(["--probes", "linear,knn"] if name == "probe" else []))
+        rows = seen(said)
+        assert code == 0 and len(rows) == len(starts) + 1 and rows[-1] == "", said
+        assert all(row.startswith(start) for row, start in zip(rows, starts, strict=False)), said
+        assert repr(str(place))[:-1] in rows[-3] and f" '{place}'" in rows[-2]
+        assert end.columns or not {"\r", "\x1b"} & set(said)
+    assert re.search(
+        r"kNN \d+\.\d %, chance 12\.5 %: '.*/scores\.json' \(took: linear .* s, knn .* s\)", probed(end, place)
+    )
+
+
+def probed(end: Terminal, place: Path) -> str:
+    return here(end, "probe", str(place), "--probes", "linear,knn").text
+
+
+def test_help_and_a_failure_name_no_next_command(tmp_path: Path):
+    assert "next:" not in here(PIPES, "draw", "--help").text + here(PIPES, "draw", str(tmp_path)).text
 
 
 def test_what_is_wrong_is_one_line_in_a_process_of_its_own():
@@ -249,4 +289,4 @@ def test_without_a_home_the_report_is_written(run: crlf.Run):
     env = {name: value for name, value in PIPES.environment.items() if name != "HOME"}
     command = [sys.executable, "-c", program, "report", str(run.path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
-    assert (done.returncode, done.stderr) == (0, "") and run.file("report.html").is_file()
+    assert done.returncode == 0 and done.stderr.startswith("report of ") and run.file("report.html").is_file()

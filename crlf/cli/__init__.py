@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -39,6 +40,13 @@ COMMANDS = {
     "push": ("crlf.exporters.push", "export the encoder and upload it to the Hugging Face hub"),
     "summary": ("crlf.visualization.summary", "print what a run reached and where its files lie"),
 }  # torch is imported with a command's module, not before
+NEXT = {
+    "pretrain": "crlf embed {run}",
+    "embed": "crlf probe {run}",
+    "probe": "crlf draw {run}",
+    "draw": "crlf report {run}",
+    "report": "crlf search {run} IMAGE",
+}  # what a command is followed by, as a rule
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare(arguments, argv)
     name = arguments[0] if arguments else "--help"
     if name in COMMANDS:
-        return ended(f"crlf {name}", lambda: call(command(name), arguments[1:], f"crlf {name}"))
+        return ended(f"crlf {name}", lambda: stage(name, arguments[1:]))
     return ended("crlf", lambda: greet(name))
 
 
@@ -76,7 +84,7 @@ def asks_for_help(arguments: list[str]) -> bool:
     return any(word in flags.HELP for word in takewhile("--".__ne__, arguments))
 
 
-def ended(prog: str, action: Callable[[], None]) -> int:
+def ended(prog: str, action: Callable[[], object]) -> int:
     """Do it, and say in one line why it failed: the exit code."""
     try:
         with terminal.outlets():
@@ -115,20 +123,34 @@ def overview() -> str:
     return "\n".join([*head, *rows, "", fill(last, subsequent_indent="")])
 
 
-def call(function: Callable[..., Any], arguments: list[str], prog: str) -> None:
-    """Call a function with what the arguments say, or print its help."""
+def stage(name: str, arguments: list[str]) -> None:
+    """Do a command, and say which one comes next."""
+    run = call(command(name), arguments, f"crlf {name}")
+    if name in NEXT and run is not None:
+        terminal.say(f"next: {NEXT[name].format(run=shlex.quote(run))}")
+
+
+def call(function: Callable[..., Any], arguments: list[str], prog: str) -> str | None:
+    """Call a function with what the arguments say, or print its help.
+
+    Returns:
+        The run folder, of a function that makes one or takes nothing else by place; else None.
+    """
     recipe, takes_recipe = None, flags.RECIPE in inspect.signature(function).parameters
     if takes_recipe:
         recipe, arguments = start(function, arguments)
     if asks_for_help(arguments):
         print(flags.help_of(function, recipe, prog), end="")
-        return
+        return None
     words, values = flags.read(function, recipe, arguments, prog)
     named = {name: value for name, value in values.items() if "." not in name}
     if takes_recipe:
         named[flags.RECIPE] = flags.changed(recipe, values)
     keep_freed_memory()
     function(*words, **named)
+    if takes_recipe:
+        return str(named.get("out", inspect.signature(function).parameters["out"].default))
+    return str(words[0]) if len(words) == 1 else None
 
 
 def start(function: Callable[..., Any], arguments: list[str]) -> tuple[Any, list[str]]:

@@ -76,6 +76,23 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, images=self.images[:count], labels=labels, ids=self.ids[:count])
 
+    def without_copies(self) -> ImageSet:
+        """The set with each image once, the first of those whose pixels are the same; itself where there are no others.
+
+        What is left of a set that is mapped from the disk is read into memory.
+        """
+        seen: set[bytes] = set()
+        rows = []
+        for row, image in enumerate(self.images):
+            digest = hashlib.blake2b(image.numpy().data, digest_size=16).digest()
+            if digest not in seen:
+                seen.add(digest)
+                rows.append(row)
+        if len(rows) == len(self):
+            return self
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, images=self.images[rows], labels=labels, ids=[self.ids[row] for row in rows], mapped=None)
+
     def require_unchanged(self) -> None:
         """Raise InputError when the file that the images are mapped from is another one than it was."""
         if self.mapped:

@@ -30,7 +30,10 @@ from crlf.runs.files import replacing, save_array, save_rows, write_json
 from crlf.runs.run import CLASSES, ENCODER, SCORES, TABLE, THUMBNAILS, Run
 from crlf.runtime import distributed
 from crlf.runtime.devices import pick_device
+from crlf.text import duration, say
 from crlf.training.state import has_moved, note_move
+
+WORDS = {"train": "training", "test": "test"}
 
 
 @overload
@@ -169,7 +172,11 @@ def embed_own(
         if beside is not None:  # in the table alone: what lies in arrays has labels, or has none anywhere
             for _ in noted(embedded(encoder, beside.images, recipe.normalisation, batch_size), beside, None, table):
                 pass
-    run.update_scores(embed_seconds=time.perf_counter() - start, protocol={"embedding": protocol(recipe)})
+    seconds = time.perf_counter() - start
+    run.update_scores(embed_seconds=seconds, protocol={"embedding": protocol(recipe)})
+    counts = " and ".join(f"{len(split):,} {WORDS[name]}" for name, split in splits.items())
+    where = f"{str(run.file('train_emb.npy'))!r}, test_emb.npy, and one table of all, {TABLE}"
+    say(f"{counts} images in {duration(seconds)}, embeddings of length {encoder.out_dim}: {where}")
     return run
 
 

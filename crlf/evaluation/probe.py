@@ -32,10 +32,10 @@ from crlf.evaluation.cross_validation import folds_of, same
 from crlf.evaluation.embedded import Embedded, Found
 from crlf.evaluation.finetune import fine_tuning
 from crlf.evaluation.labelled import chance
-from crlf.evaluation.payoff import payoff
+from crlf.evaluation.payoff import MEASURES, payoff
 from crlf.runs.files import save_array
-from crlf.runs.run import Run
-from crlf.text import say
+from crlf.runs.run import SCORES, Run
+from crlf.text import duration, percent, say
 
 PROBES: dict[str, Callable[[Embedded], Found]] = {
     "linear": linear.linear,
@@ -94,7 +94,10 @@ def probe(
     if labelled:
         scores["chance"] = chance(embedded.train_lbl, embedded.test_lbl)
     files: dict[str, np.ndarray] = {}
-    for name in names:
+    seconds: dict[str, float] = {}
+    for number, name in enumerate(names, start=1):
+        say(f"probe {number}/{len(names)}: {name}")
+        begun = time.perf_counter()
         try:
             found = PROBES[name](embedded)
         except InputError as error:
@@ -104,12 +107,23 @@ def probe(
         scores |= found.scores
         scores["protocol"][name] = found.protocol
         files |= found.files
+        seconds[name] = time.perf_counter() - begun
     for name, array in files.items():
         save_array(run.file(name), array)
     run.update_scores(**scores, probe_seconds=time.perf_counter() - start)
+    say(reached(scores, seconds, run))
     if found_out := payoff(run.scores):
         say(found_out.sentence)
     return run.scores
+
+
+def reached(scores: dict[str, Any], seconds: dict[str, float], run: Run) -> str:
+    """What was measured, where it is, and how long each probe took, in one line."""
+    names = {"linear": "linear probe", "knn": "kNN", "crops": MEASURES["crops"]}
+    found = [f"{text} {percent(scores[key])}" for name, text in names.items() if (key := f"{name}_accuracy") in scores]
+    found += [f"chance {percent(scores['chance'])}"] if "chance" in scores else []
+    took = ", ".join(f"{name} {duration(passed)}" for name, passed in seconds.items())
+    return f"{', '.join(found) or 'measured'}: {str(run.file(SCORES))!r} (took: {took})"
 
 
 def chosen(probes: str) -> list[str]:

@@ -23,6 +23,8 @@ from crlf.runs.files import write_bytes
 from crlf.runs.run import TABLE, Run
 from crlf.visualization.figures.search_results import Tile, gallery
 
+COPY = 1 - 1e-6  # the cosine from which on two images are copies
+
 
 @dataclass(frozen=True)
 class Neighbour:
@@ -41,6 +43,7 @@ def search(
     images: tuple[str | Path, ...] = (),
     *,
     k: int = 10,
+    distinct: bool = False,
     among: str | Path | None = None,
     figure: str | Path | None = None,
     data_dir: str | Path | None = None,
@@ -52,6 +55,8 @@ def search(
         run: the run whose encoder compares them.
         images: image files to search with.
         k: how many neighbours of each.
+        distinct: leave out the image itself, its copies, and copies of a neighbour that is listed already: what has a
+            cosine of 1 - 1e-6 or more.
         among: the table to search in, as `crlf embed RUN PATH` writes it; by default the run's own images.
         figure: a .png file to draw each image and its neighbours into.
         data_dir: where a data set known by name lies, whose images the figure shows; by default the cache.
@@ -76,8 +81,8 @@ def search(
         if table.dim != encoder.dim:
             rule = f"must hold embeddings of length {encoder.dim}, as this run's encoder gives"
             raise InputError(f"table {str(table.path)!r} {rule}, not {table.dim}")
-        rows, similarities = nearest(encoder.encode(paths), table.embeddings(), k)
-        found = look_up(table, rows, similarities)
+        queries = encoder.encode(paths)
+        found = look_up(table, *(apart if distinct else nearest)(queries, table, k))
         source = table.source
     for path, neighbours in zip(paths, found, strict=True):
         print(listed(str(path), neighbours))
@@ -94,33 +99,71 @@ def open_table(run: Run, among: str | Path | None) -> Table:
     return Table(path)
 
 
-def nearest(queries: np.ndarray, parts: Iterable[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(queries: np.ndarray, among: Table | Iterable[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows with the greatest cosine similarity, exact.
 
     Args:
         queries: float32 (Q, D).
-        parts: the rows to search, in order, float32 (n, D) at a time.
+        among: the rows to search: a table, or in order, float32 (n, D) at a time.
         k: how many; fewer where there are fewer rows.
 
     Returns:
         Rows, int64 (Q, k), and similarities, float32 (Q, k), the greatest first; equal ones in the order of the rows.
         The similarity to a row of zeros is 0.
     """
+    parts = among.embeddings() if isinstance(among, Table) else among
     found = top_k(unit(queries), map(unit, parts), k)
     return found.rows.numpy(), found.cosines.numpy()
 
 
-def look_up(table: Table, rows: np.ndarray, similarities: np.ndarray) -> list[list[Neighbour]]:
-    """What the table says of these rows, (Q, k) both."""
-    wanted, first = np.unique(rows), 0
+def apart(queries: np.ndarray, table: Table, k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """As `nearest`, of each query up to k rows that are no copies of it, nor of each other."""
+    asked = 2 * k
+    while True:
+        rows, cosines = nearest(queries, table, asked)
+        wanted, held = np.unique(rows), embeddings_of(table, rows)
+        kept = [
+            singles(query, held[np.searchsorted(wanted, own)])[:k] for query, own in zip(queries, rows, strict=True)
+        ]
+        if asked >= len(table) or all(len(places) == k for places in kept):
+            both = ([part[places] for part, places in zip(whole, kept, strict=True)] for whole in (rows, cosines))
+            return next(both), next(both)
+        asked *= 4
+
+
+def embeddings_of(table: Table, rows: np.ndarray) -> np.ndarray:
+    """The embeddings of these rows, each once and in order: float32 (n, D)."""
+    wanted, first, found = np.unique(rows), 0, []
+    for part in table.embeddings():
+        found.append(part[wanted[(first <= wanted) & (wanted < first + len(part))] - first])
+        first += len(part)
+    return np.concatenate(found)
+
+
+def singles(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The places of rows that are no copies of the query or of an earlier row: float32 (D,), (n, D) -> int64 (m,)."""
+    every = unit(np.concatenate([query[None], rows]).astype(np.float64))  # in float32 a cosine is off by 1e-7
+    copies = (every @ every.T).numpy() >= COPY
+    seen = [0]
+    for place in range(1, len(every)):
+        if not copies[place, seen].any():
+            seen.append(place)
+    return np.array(seen[1:], dtype=np.int64) - 1
+
+
+def look_up(
+    table: Table, rows: Sequence[np.ndarray] | np.ndarray, similarities: Sequence[np.ndarray] | np.ndarray
+) -> list[list[Neighbour]]:
+    """What the table says of these rows, of each query some."""
+    wanted, first = np.unique(np.concatenate(list(rows))), 0
     told: dict[int, dict[str, str | None]] = {}
     for batch in table.batches([name for name in ("id", "class") if name in table.columns]):
         here = wanted[(first <= wanted) & (wanted < first + batch.num_rows)]
         told |= dict(zip(here.tolist(), batch.take(here - first).to_pylist(), strict=True))
         first += batch.num_rows
     return [
-        [Neighbour(row, str(told[row]["id"]), near, told[row].get("class")) for row, near in zip(*both, strict=True)]
-        for both in zip(rows.tolist(), similarities.tolist(), strict=True)
+        [Neighbour(row, str(told[row]["id"]), near, told[row].get("class")) for row, near in zip(own, far, strict=True)]
+        for own, far in ((a.tolist(), b.tolist()) for a, b in zip(rows, similarities, strict=True))
     ]
 
 

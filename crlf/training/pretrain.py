@@ -71,6 +71,7 @@ def pretrain(
         require_there(recipe.data)
     with distributed.first_alone():
         asked, images = with_images(as_before(recipe, Run(out)) if resume else recipe, data, data_dir)
+        images = without_copies(recipe, images)
         recipe = asked.for_images(len(images))
         recipe.steps_per_epoch(len(images))
         recipe = resolved(recipe, images, Run(out), resume)
@@ -141,6 +142,14 @@ def as_before(recipe: Recipe, run: Run) -> Recipe:
         return recipe
     before = run.recipe.images.hold_out
     return dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, hold_out=before))
+
+
+def without_copies(recipe: Recipe, data: ImageSet) -> ImageSet:
+    """The images to learn from: each once, where the recipe asks for that."""
+    found = data.without_copies() if recipe.drop_copies else data
+    if len(found) < len(data) and distributed.rank() == 0:
+        print(f"copies that are left out: {len(data) - len(found):,} of {len(data):,} images", file=sys.stderr)
+    return found
 
 
 def resolved(recipe: Recipe, data: ImageSet, run: Run, resume: bool) -> Recipe:

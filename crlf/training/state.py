@@ -38,6 +38,7 @@ def has_moved(run: Run, data: str, images: ImageSet) -> bool:
     if not run.file(RECIPE).is_file() or run.settings.get("data") == data or not checkpoints.kept(run):
         return False
     values = checkpoints.load(run)
+    images = images.without_copies() if run.settings.get("drop_copies") else images
     return values.get("pixels") == images.fingerprint(names=False) or values.get("fingerprint") == images.fingerprint()
 
 

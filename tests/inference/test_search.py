@@ -129,6 +129,30 @@ def contains(png: bytes, image: np.ndarray, times: int) -> bool:
     return len(places) > 0 and np.ptp(places[:, 1]) > side * (times - 1) * 0.9
 
 
+def test_copies_are_left_out_where_that_is_asked_for(run: crlf.Run, photo: Path, tmp_path: Path, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for i in (5, 5, 5, 5, 5, 5, 5, 8, 8, 9, 10, 11, 12):  # seven copies of what is asked, more than twice k
+        Image.fromarray(IMAGES[i].transpose(1, 2, 0)).save(folder / f"{i}-{len(list(folder.iterdir()))}.png")
+    table = crlf.embed(run, folder, out=tmp_path / "t.parquet", device="cpu")
+    [every] = crlf.search(run, [photo], k=13, among=table, device="cpu")
+    assert [one.id[:2] for one in every[:7]] == ["5-"] * 7 and every[6].similarity > 1 - 1e-6
+    [found] = crlf.search(run, [photo], k=3, distinct=True, among=table, device="cpu")
+    others = [one.id for one in every[7:] if one.id != "8-8.png"]  # a copy of 8-7.png, which comes first
+    assert [one.id for one in found] == others[:3]
+    [found] = crlf.search(run, [photo], k=50, distinct=True, among=table, device="cpu")
+    assert sorted(int(one.id.partition("-")[0]) for one in found) == [8, 9, 10, 11, 12]
+    capsys.readouterr()
+    words = ["--among", str(table), "--distinct", "-k", "2", "--device", "cpu"]
+    assert cli.main(["search", str(run.path), str(photo), *words]) == 0
+    assert len(said := capsys.readouterr().out.splitlines()) == 3 and " 5-" not in "".join(said)
+
+
+def test_a_table_of_copies_alone_leaves_nothing(run: crlf.Run, photo: Path, tmp_path: Path):
+    table = crlf.embed(run, photo, out=tmp_path / "t.parquet", device="cpu")
+    assert crlf.search(run, [photo, photo], distinct=True, among=table, device="cpu") == [[], []]
+
+
 # Pictures
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from terminal import PIPES, here, refused
 from tiny_images import encoded, pixels
 
+from crlf.data import ImageSet
 from crlf.recipe import RECIPES, Recipe
 
 pytestmark = pytest.mark.usefixtures("cache", "narrow")
@@ -43,6 +45,32 @@ def test_a_batch_that_was_asked_for_does_not(tmp_path: Path):
 def test_one_image_is_too_few(tmp_path: Path):
     line = refused("pretrain", str(put(tmp_path / "in", 1)), "--out", str(tmp_path / "run"), *TINY, alone=False)
     assert line.endswith("must have 2 training images or more, not 1")
+
+
+def test_copies_are_learned_from_once_where_that_is_asked_for(tmp_path: Path):
+    """All are embedded: row i is file i. Where the images lie elsewhere later, they are the same all the same."""
+    folder, run = put(tmp_path / "in", 6), tmp_path / "run"
+    for i in (0, 0, 4):
+        shutil.copy(folder / f"{i}.png", folder / f"copy {i} {len(list(folder.iterdir()))}.png")
+    code, said = here(PIPES, "pretrain", str(folder), "--out", str(run), *TINY, "--drop-copies")
+    assert code == 0 and "copies that are left out: 3 of 9 images\n" in said
+    assert json.loads((run / "recipe.json").read_text())["batch_size"] == 6  # all that are left
+    folder = folder.rename(tmp_path / "moved")
+    assert here(PIPES, "embed", str(run), "--data", str(folder), "--device", "cpu").code == 0
+    assert len(np.load(run / "train_emb.npy")) == 9
+    again = ("--out", str(run), *TINY, "--drop-copies", "--resume")
+    assert here(PIPES, "pretrain", str(folder), *again).code == 0
+    code, said = here(PIPES, "pretrain", str(folder), "--out", str(tmp_path / "all"), *TINY)
+    assert code == 0 and "left out" not in said and "a batch is all 9 images" in said
+
+
+def test_a_set_without_copies_keeps_its_order_labels_and_names():
+    images = torch.arange(5, dtype=torch.uint8)[[3, 1, 3, 0, 1]].view(5, 1, 1, 1).expand(5, 3, 2, 2).contiguous()
+    whole = ImageSet(images, torch.tensor([0, 1, 1, 0, 1]), ("a", "b"), tuple("vwxyz"))
+    found = whole.without_copies()
+    assert found.images[:, 0, 0, 0].tolist() == [3, 1, 0] and list(found.ids) == ["v", "w", "y"]
+    assert found.labels is not None and found.labels.tolist() == [0, 1, 0]
+    assert found.without_copies() is found
 
 
 def test_named_recipes_follow_and_are_written_as_numbers():

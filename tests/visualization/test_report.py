@@ -335,6 +335,23 @@ def test_mistakes_that_are_no_points_of_the_maps_have_pictures(run: Run, monkeyp
     assert (found.thumbnails == pictures(100)[rows]).all()
 
 
+def test_images_of_an_unlabelled_folder_have_the_names_of_their_files(run: Run):
+    """No test images are held out then: what is shown are the training images, whose names are in train_ids.json."""
+    rows = run.array("test_emb.npy")
+    for name in ("test_lbl.npy", "test_pred.npy", "test_prob.npy", CLASSES, MAPS):
+        run.file(name).unlink()
+    save_array(run.file("train_emb.npy"), rows), save_array(run.file("test_emb.npy"), rows[:0])
+    write_json(run.file("train_ids.json"), [f"holiday/{row}.jpg" for row in range(100)])
+    write_json(run.file("test_ids.json"), [])
+    maps(run)
+    found = shown(run)
+    assert found is not None and found.split == "training"
+    assert found.ids[:100] == [f"holiday/{row}.jpg" for row in sample(100)]
+    write_json(run.file("train_ids.json"), ["holiday/0.jpg"])
+    with pytest.raises(InputError, match=r"train_ids\.json must hold 100 names, not 1"):
+        shown(run)
+
+
 def test_maps_of_other_embeddings_are_not_shown(run: Run):
     save_array(run.file("test_emb.npy"), 2 * run.array("test_emb.npy"))
     text = read(run).text

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from crlf.runs.files import write_bytes
 from crlf.runs.run import Run
+from crlf.text import duration, say
 from crlf.visualization.figures.confusion_matrix import confusion_matrix
 from crlf.visualization.figures.curves import health, loss_curve
 from crlf.visualization.figures.embedding_maps import pca_embedding, tsne_embedding
@@ -65,7 +66,12 @@ def draw(
         for kind, picture in pictures:
             written.append(run.file(f"{name}.{kind}"))
             write_bytes(written[-1], picture)
-    run.update_scores(draw_seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    run.update_scores(draw_seconds=seconds)
+    if written:
+        drawn = list(dict.fromkeys(path.stem for path in written))
+        where = f"{len(written)} files in {str(run.path)!r}"
+        say(f"{len(drawn)} figures in {duration(seconds)}, {where}: {', '.join(drawn)}")
     return written
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from crlf.runs.files import write_bytes
 from crlf.runs.run import REPORT, Run
+from crlf.text import say, size
 
 
 def report(run: Run | str | Path) -> Path:
@@ -29,7 +30,9 @@ def report(run: Run | str | Path) -> Path:
 
     run = Run.open(run)
     path = run.file(REPORT)
-    write_bytes(path, page(run).encode("utf-8", "xmlcharrefreplace"))
+    html = page(run).encode("utf-8", "xmlcharrefreplace")
+    write_bytes(path, html)
+    say(f"report of {size(len(html))}, one file for any browser: {str(path)!r}")
     return path
 
 

@@ -104,10 +104,10 @@ def most_confident_mistakes(labels: np.ndarray, predicted: np.ndarray, confidenc
 
 def identities(run: Run, split: str, N: int) -> list[str]:
     """The name of each image: of files the relative path."""
-    split = "train" if split == "training" else split
-    ids = run.ids(split)
+    name = {"training": "train"}.get(split, split)  # of its files
+    ids = run.ids(name)
     if ids is not None and len(ids) != N:
-        raise InputError(f"{split}_ids.json must hold {N} names, not {len(ids)}")
+        raise InputError(f"{name}_ids.json must hold {N} names, not {len(ids)}")
     return ids or [str(row) for row in range(N)]
 
 
