@@ -112,7 +112,7 @@ def training_flops(method: Method, views: int, channels: int, height: int, width
     Torch counts one forward pass; elementwise operations, norms and pools are not in it. A backward pass costs two
     forwards, and a `Target` has none. A batch in parts goes forward twice (crlf.training.gradients).
     """
-    method = copy.deepcopy(method).eval()
+    method = copy.deepcopy(method).eval().requires_grad_(False)  # else a parameter as an input (CaiT) ends it
     device = next(method.parameters()).device
     pair = torch.zeros(2, channels, height, width, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
