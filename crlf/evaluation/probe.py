@@ -32,8 +32,8 @@ from crlf.evaluation.cross_validation import folds_of, same
 from crlf.evaluation.embedded import Embedded, Found
 from crlf.evaluation.finetune import fine_tuning
 from crlf.evaluation.labelled import chance
-from crlf.evaluation.payoff import MEASURES, payoff
 from crlf.runs.files import save_array
+from crlf.runs.payoff import MEASURES, payoff
 from crlf.runs.run import SCORES, Run
 from crlf.text import duration, percent, say
 

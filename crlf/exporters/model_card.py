@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crlf.evaluation.payoff import payoff
+from crlf.runs.payoff import payoff
 from crlf.runs.run import Run
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from crlf.evaluation.payoff import payoff
+from crlf.runs.payoff import payoff
 from crlf.runs.run import ENCODER, REPORT, Run
 from crlf.text import duration
 

@@ -15,8 +15,8 @@ from crlf import cli
 from crlf.encoders import ENCODERS
 from crlf.evaluation.crops import crops, found_by_crop
 from crlf.evaluation.embedded import Embedded
-from crlf.evaluation.payoff import ADVICE, payoff
 from crlf.recipe import Recipe
+from crlf.runs.payoff import ADVICE, payoff
 
 
 def gain(points: float, spread: float = 2.0) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from crlf.augmentation import Views
 from crlf.embedding.embed import load_encoder
 from crlf.errors import InputError
 from crlf.evaluation.doctor.case import Case, Finding
-from crlf.evaluation.payoff import ADVICE, payoff
 from crlf.methods import METHODS
 from crlf.metrics.geometry import SETTLED, diagnose
+from crlf.runs.payoff import ADVICE, payoff
 from crlf.runtime.seeding import generator
 
 ROSE = 0.1  # share of the fall that the last epoch may lie above the lowest

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from crlf.evaluation.payoff import payoff
+from crlf.runs.payoff import payoff
 from crlf.runs.run import ENCODER, FIGURES, THUMBNAILS, Run
 from crlf.text import duration, percent
 from crlf.visualization.report.appendix import readable
