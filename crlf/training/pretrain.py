@@ -126,10 +126,13 @@ def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None)
 
 def asked_of(recipe: Recipe) -> ImageSettings:
     """How the images are read: where their labels are learned some are held out, however few there are."""
-    own = named(recipe.data) not in SOURCES
-    if own and supervised(recipe) and recipe.images.hold_out < 0:
+    if of_ones_own(recipe) and supervised(recipe) and recipe.images.hold_out < 0:
         return dataclasses.replace(recipe.images, hold_out=HELD_OUT)
     return recipe.images
+
+
+def of_ones_own(recipe: Recipe) -> bool:
+    return named(recipe.data) not in SOURCES
 
 
 def supervised(recipe: Recipe) -> bool:
@@ -138,7 +141,7 @@ def supervised(recipe: Recipe) -> bool:
 
 def as_before(recipe: Recipe, run: Run) -> Recipe:
     """The recipe with the share of images that the run to resume holds out, where it asks for none."""
-    if recipe.images.hold_out >= 0 or not run.file(RECIPE).is_file():
+    if recipe.images.hold_out >= 0 or not of_ones_own(recipe) or not run.file(RECIPE).is_file():
         return recipe
     before = run.recipe.images.hold_out
     return dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, hold_out=before))

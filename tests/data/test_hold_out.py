@@ -22,6 +22,7 @@ from crlf.data.files.class_folders import arrange, enough, hold_out, share_of
 from crlf.data.files.layout import layout
 from crlf.data.stream import Sets
 from crlf.errors import InputError
+from crlf.evaluation.probe import PROBES
 from crlf.recipe import Recipe
 from crlf.runs.run import Run
 
@@ -269,3 +270,22 @@ def test_chance_of_equally_frequent_classes_is_their_mean():
 
     assert chance(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1])) == 0.5
     assert chance(np.array([0, 1, 1]), np.array([0, 1, 1, 1])) == 0.75
+
+
+def test_every_probe_takes_classes_of_one_and_two_images(tmp_path: Path):
+    folder = put(tmp_path / "photos", 8)
+    for name, count in (("ant", 1), ("bee", 2), ("fly", 3)):
+        (folder / name).mkdir()
+        for i in range(count):
+            image = Image.fromarray(picture(1, 900 + 10 * ord(name[0]) + i))
+            (folder / name / f"{i}.png").write_bytes(encoded(image, "PNG"))
+    (folder / "fly" / "copy.png").write_bytes((folder / "fly" / "0.png").read_bytes())
+    run = pretrained(folder, tmp_path / "run")
+    assert cli.main(["embed", str(run)]) == 0
+    for probes in ("all", "supervised,fine_tuning"):
+        assert cli.main(["probe", str(run), "--probes", probes]) == 0
+    found = scores(run)
+    assert set(PROBES) - {"augmented"} <= set(found["protocol"]) and "few_label" in found
+    assert all(np.isfinite(found[key]) for key in found if key.endswith("_accuracy"))
+    assert np.load(run / "test_pred.npy").shape == (31,) and np.load(run / "test_prob.npy").shape == (31, 6)
+    assert cli.main(["draw", str(run)]) == 0

@@ -118,3 +118,19 @@ def test_the_gain_over_a_baseline_is_paired():
     right = [blank.predicted == y, embedded.predicted == y]
     assert apart["interval"] == paired_interval(*right) and apart["interval"][0] > 0.3
     assert found["knn_over_untrained"]["difference"] > 0.3
+
+
+@pytest.mark.parametrize("probe", [linear, knn, few_label, retrieval])
+@pytest.mark.parametrize("kind", ["all images are one to the encoder", "a class is", "two and one of a class"])
+def test_odd_embeddings_are_measured(probe, kind: str):
+    x, y = noise(40, width=8)
+    y = y % 2
+    if kind == "all images are one to the encoder":
+        x[:] = 1
+    elif kind == "a class is":
+        x[y == 0] = x[0]
+    else:
+        y = np.concatenate([np.zeros(20, int), np.ones(17, int), [2, 2, 3]])
+    found = probe(every_image(x, y)).scores
+    assert all(0 <= value <= 1 for key, value in found.items() if key.endswith(("accuracy", "map")))
+    assert found
