@@ -25,6 +25,7 @@ RECIPE, SCORES, LOG, CLASSES = "recipe.json", "scores.json", "log.jsonl", "class
 ENCODER, LOSS = "encoder_simclr.pth", "loss.npy"
 CHECKPOINT, CHECKPOINT_BEFORE = "checkpoint.pt", "checkpoint-before.pt"
 LOCK = ".lock"
+EVENTS = "tensorboard/events.out.tfevents.*"  # what --track tensorboard writes
 VIEWS, REPORT, TABLE = "views.npy", "report.html", "embeddings.parquet"
 THUMBNAILS, MAPS = "thumbnails.npy", "maps.npz"
 MADE_BY = {
@@ -236,21 +237,15 @@ def claim(
         InputError: the folder holds a run and neither was asked for, holds none to resume, holds one with other
             settings, cannot be written, or its disk is full. Nothing was changed then.
     """
-    run = Run(path)
+    run = require_place(path, resume, overwrite)
     held = run.held()
     where = f"output folder {str(run.path)!r}"
-    if resume and overwrite:
-        raise InputError("--resume and --overwrite exclude each other: pass one of them")
     if resume:
-        if RECIPE not in held:
-            raise InputError(f"{where} holds no run to resume")
         for name, here, there in difference(recipe, complete(run.settings)):
             raise InputError(f"{name} is {here!r}, but the run to resume in {str(run.path)!r} has {there!r}")
         run.lock()
         clear(run)
         return run
-    if held and not overwrite:
-        raise InputError(f"{where} holds another run: --resume continues it, --overwrite replaces it")
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(run.path).free
@@ -267,7 +262,26 @@ def claim(
     for name in held:
         if name != RECIPE:
             run.file(name).unlink()
+    for events in run.path.glob(EVENTS):
+        events.unlink()
     clear(run)
+    return run
+
+
+def require_place(path: str | os.PathLike[str], resume: bool, overwrite: bool) -> Run:
+    """The folder as that of a run to be; nothing is locked or changed yet.
+
+    Raises:
+        InputError: as `claim`, for what can be told without the settings of the run.
+    """
+    run = Run(path)
+    held, where = run.held(), f"output folder {str(run.path)!r}"
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite exclude each other: pass one of them")
+    if resume and RECIPE not in held:
+        raise InputError(f"{where} holds no run to resume")
+    if held and not resume and not overwrite:
+        raise InputError(f"{where} holds another run: --resume continues it, --overwrite replaces it")
     return run
 
 

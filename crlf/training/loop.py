@@ -26,7 +26,7 @@ from crlf.training.budget import Course, course_of
 from crlf.training.compile import compiled
 from crlf.training.gradients import Loss, gradients
 from crlf.training.graphs import replayed
-from crlf.training.monitor import KnnCurve, Watch, gradient_norm
+from crlf.training.monitor import KnnCurve, Points, Watch, gradient_norm
 from crlf.training.progress import Progress
 from crlf.training.results import finish, mean
 from crlf.training.state import State
@@ -120,6 +120,7 @@ def train(
         Progress(run, course, steps, recipe.batch_size, state.step, send) as progress,
     ):
         take, begun = replayed(step, recipe.compile, device), state.step
+        points = Points(state.step, state.share)
         clock = time.perf_counter() - state.seconds
         while not course.over(state.step):
             i = state.step % steps
@@ -134,14 +135,16 @@ def train(
             if recipe.compile != "none" and state.step - begun == take.warm:
                 wait_for(device)
                 state.first_step = time.perf_counter() - clock - state.seconds
-            stopped, due = distributed.highest(stop[0] if stop else 0, course.due(state.step))
+            point = points.passed(state.step, course.share(state.step), last)
+            stopped, due = distributed.highest(stop[0] if stop else 0, course.due(state.step) or point)
             if last or stopped or due:
                 require_finite(state.losses[: i + 1], state.step - i, run)  # waits for the device
                 [state.seconds] = distributed.highest(time.perf_counter() - clock)
                 course.look(state.step, state.seconds)
                 state.share = course.share(state.step)
-                if last or course.over(state.step):
-                    stats |= looks(watch, knn, step, state)
+                point = point or course.over(state.step)
+                if last or point:
+                    stats |= looks(watch, knn, step, state, point)
                 progress.log(state.step, state.losses[: i + 1].cpu(), state.seconds, lr(state.optimizers), stats)
             if last:
                 state.epoch_losses.append(mean(state.losses))
@@ -160,11 +163,12 @@ def stream_of(recipe: Recipe, state: State) -> torch.Generator:
     return generator(state.device, "views", recipe.seed, state.step)
 
 
-def looks(watch: Watch, knn: KnnCurve | None, step: Step, state: State) -> dict[str, Any]:
-    """What an epoch's line of the log says of the features."""
+def looks(watch: Watch, knn: KnnCurve | None, step: Step, state: State, point: bool) -> dict[str, Any]:
+    """What a line of the log says of the features, at one of the `POINTS` of a run or at the end of an epoch."""
+    progress = state.share if point else None
     with step.precision:
-        found = watch.look(step.method, state.step, state.seconds)
-        return found | (knn.look(step.method.encoder, state.seconds) if knn else {})
+        found = watch.look(step.method, state.step, state.seconds, progress)
+        return found | (knn.look(step.method.encoder, state.seconds, state.step, progress) if knn else {})
 
 
 def progress_of(course: Course, state: State) -> str:

@@ -44,12 +44,18 @@ from crlf.runtime import distributed
 from crlf.runtime.seeding import generator
 
 SAMPLE = 512  # images, of which two views each are embedded
+FEWEST = 128  # of these in a short run
 SHARE = 0.02  # of the training time that measuring them may take, after the first epoch's
 
 VOTERS, ASKED = 2000, 1000  # images of kNN
+FEWEST_VOTERS = 400  # in a short run, and half as many that are asked about
 LEAST = 20  # images asked about; fewer say nothing
 KNN_BATCH = 500
-KNN_SHARE = 0.01  # of the training time that kNN may take, after the first look
+KNN_SHARE = 0.015  # of the training time that kNN may take, after the first look
+
+POINTS = 8  # looks in a run, where they fit in these shares
+APART = 8  # steps, at least, between two of them
+STEP = 3  # a step takes so long as the forward pass of its views, about
 
 
 # The features
@@ -120,6 +126,41 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def affordable(spent: float, last: float, most: float, seconds: float, progress: float | None) -> bool:
+    """Whether there is time for another look.
+
+    Args:
+        spent: seconds that looking took so far; the first look is always taken.
+        last: seconds that the last look took.
+        most: share of the training time that looking may take.
+        seconds: of training so far.
+        progress: share of the run that is done, at one of its `POINTS`, whose time is given in advance; the last one is
+            always taken. None for a look in between.
+    """
+    if progress is None:
+        return not spent or spent + last <= most * seconds
+    return not spent or progress >= 1 or spent + last <= most * (seconds + seconds / progress / POINTS)
+
+
+def fitting(most: float, views: float) -> int:
+    """Images in each of the `POINTS` looks at a run of so many views, if all of them take this share of its time."""
+    return int(min(most * STEP * views / POINTS, 2**62))
+
+
+class Points:
+    """When the features are looked at: `POINTS` times in a run, however few its epochs are."""
+
+    def __init__(self, step: int, share: float):
+        self.step, self.count = step, int(POINTS * share)
+
+    def passed(self, step: int, share: float, last: bool) -> bool:
+        """Whether it is time after this step, which is the last of an epoch or not, and this share of the run."""
+        if int(POINTS * share) <= self.count or (not last and step - self.step < APART):
+            return False
+        self.step, self.count = step, int(POINTS * share)
+        return True
+
+
 class Watch:
     """Measures a run's method now and then, on one sample of its training images, and says once when it collapses.
 
@@ -137,18 +178,21 @@ class Watch:
         self.judged = False
         self.collapse: Collapse | None = None  # what was found, for good
 
-    def look(self, method: Method, step: int, seconds: float) -> dict[str, Any]:
+    def look(self, method: Method, step: int, seconds: float, progress: float | None = None) -> dict[str, Any]:
         """What the log shall hold, see `examine`.
 
-        Nothing when another look would take more than `SHARE` of the seconds of training so far. The first look is
-        always taken, and the first after `SETTLED` steps, from where on a collapse is one.
+        Nothing when another look would take more than `SHARE` of the time, see `affordable`. The first look after
+        `SETTLED` steps, from where on a collapse is one, is always taken.
         """
         if distributed.rank() > 0:
             return {}  # all processes have the same weights: the first one looks
         settled = step >= SETTLED
-        needed = not self.seconds or (settled and not self.judged)
-        if not needed and self.seconds + self.last > SHARE * seconds:
+        needed = settled and not self.judged
+        if not needed and not affordable(self.seconds, self.last, SHARE, seconds, progress):
             return {}
+        if progress and not self.seconds:  # of a short run fewer images, so that it has as many points
+            views = step / progress * self.recipe.batch_size * self.recipe.views
+            self.images = self.images[: max(FEWEST, fitting(SHARE, views) // 2)]
         start = time.perf_counter()
         stream = generator(self.images.device, "health", self.recipe.seed, "views")
         health = examine(method, self.images, self.make_view, stream, self.recipe.batch_size)
@@ -189,24 +233,38 @@ class KnnCurve:
     def __init__(
         self, recipe: Recipe, images: Tensor, labels: Tensor, rows: Tensor, asked: int, device: torch.device | str
     ):
-        self.normalisation, self.device = recipe.normalisation, device
+        self.recipe, self.device = recipe, device
         self.images, self.labels, self.rows = images, labels.numpy(), rows
         self.voters = len(rows) - asked
         self.seconds = self.last = 0.0  # that looking took
-        self.protocol = (
+
+    @property
+    def protocol(self) -> str:
+        asked = len(self.rows) - self.voters
+        return (
             f"kNN while it trains: {self.voters:,} training images vote on {asked:,} others (k = {HEADLINE}, cosine); "
             "their labels are for this evaluation only"
         )
 
-    def look(self, encoder: nn.Module, seconds: float) -> dict[str, Any]:
+    def shorten(self, voters: int) -> None:
+        """Take the first of those that vote, and as large a share of those that are asked about."""
+        if voters < self.voters:
+            asked = round((len(self.rows) - self.voters) * voters / self.voters)
+            kept = torch.cat([torch.arange(voters), torch.arange(self.voters, self.voters + asked)])
+            self.rows, self.labels, self.voters = self.rows[kept], self.labels[kept.numpy()], voters
+
+    def look(self, encoder: nn.Module, seconds: float, step: int = 0, progress: float | None = None) -> dict[str, Any]:
         """What the log shall hold: `knn_accuracy`, 0..1, and its protocol. Nothing of the encoder changes.
 
-        Nothing when another look would take more than `KNN_SHARE` of the seconds of training so far; the first is
-        always taken, and says on the terminal what it is.
+        Nothing when another look would take more than `KNN_SHARE` of the time, see `affordable`; the first says on the
+        terminal what it is.
         """
-        if distributed.rank() > 0 or (self.seconds and self.seconds + self.last > KNN_SHARE * seconds):
+        if distributed.rank() > 0 or not affordable(self.seconds, self.last, KNN_SHARE, seconds, progress):
             return {}  # all processes have the same weights: the first one looks
         if not self.seconds:
+            if progress:  # of a short run fewer images, so that it has as many points
+                views = step / progress * self.recipe.batch_size * self.recipe.views
+                self.shorten(max(FEWEST_VOTERS, 2 * fitting(KNN_SHARE, views) // 3))
             tqdm.write(self.protocol, file=sys.stderr)
         start = time.perf_counter()
         rows, n = self.embed(encoder), self.voters
@@ -222,7 +280,7 @@ class KnnCurve:
         with evaluating(encoder):
             for rows in self.rows.split(KNN_BATCH):
                 part = self.images[rows].to(self.device)  # (b, C, H, W)
-                found.append(encoder(normalise(part, self.normalisation)).float().cpu())
+                found.append(encoder(normalise(part, self.recipe.normalisation)).float().cpu())
         return torch.cat(found)
 
 

@@ -19,7 +19,7 @@ from crlf.methods.base import SupervisedMethod
 from crlf.normalisation import FLOOR
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs import checkpoints
-from crlf.runs.run import RECIPE, Run, claim
+from crlf.runs.run import RECIPE, Run, claim, require_place
 from crlf.runtime import distributed
 from crlf.runtime.devices import memory_there, pick_device
 from crlf.text import PYTHON_ONLY, size
@@ -66,6 +66,7 @@ def pretrain(
     """
     started = time.perf_counter()
     require_tracker(track)
+    require_place(out, resume, overwrite)  # before the images are decoded, which may take long; `claim` looks again
     place = distributed.own_device(pick_device(device))
     if resume and data is None:
         require_there(recipe.data)

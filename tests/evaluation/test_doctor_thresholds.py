@@ -232,3 +232,17 @@ def test_variances_that_are_off_by_more_than_half_an_e(
 def test_a_case_has_what_these_checks_were_given():
     """Else a check could be right here and wrong with a run."""
     assert {"splits", "train", "test", "health", "losses", "recipe", "view_shape"} <= set(dir(Case))
+
+
+def test_two_hundred_steps_and_one_epoch_are_enough_or_a_gain():
+    def after(steps: int, epochs: float, **scores: Any) -> Finding | None:
+        case = Seen(log=[{"step": steps, "epoch": epochs}])
+        case.run.scores = scores
+        return training.short_training(case)  # type: ignore[arg-type]
+
+    assert judged([after(200, 1.0), after(199, 1.0), after(200, 0.99), after(9000, 0.4)]) == [False, True, True, True]
+    finding = after(60, 2.0)
+    assert finding is not None and "4 times as many steps" in finding.advice
+    gain = {"crops_over_untrained": {"difference": 0.1, "interval": [0.05, 0.15]}}
+    accuracies = {"crops_accuracy": 0.5, "untrained_crops_accuracy": 0.4}
+    assert after(60, 2.0, **gain, **accuracies) is None

@@ -42,6 +42,7 @@ def tables() -> Iterator[None]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> crlf.Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(monitor, "KNN_SHARE", float("inf"))  # a look each epoch
+        patch.setattr(monitor, "POINTS", 1)  # and no other
         return crlf.pretrain(recipe(epochs=6), out=tmp_path_factory.mktemp("knn") / "run", device="cpu")
 
 
@@ -105,6 +106,16 @@ def test_those_that_vote_and_those_that_are_asked_about_are_other_images(monkeyp
     small = curve_of()
     assert small.voters == 100 and len(small.rows) == len(small.labels) == 150
     assert (small.labels == SETS[0].labels[small.rows].numpy()).all()
+
+
+def test_a_short_run_asks_fewer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(monitor, "FEWEST_VOTERS", 100)
+    curve = curve_of()
+    rows, labels = curve.rows, curve.labels
+    curve.look(net(), 1.0, step=5, progress=0.5)
+    assert curve.rows.tolist() == [*rows[:100].tolist(), *rows[400:450].tolist()]
+    assert curve.labels.tolist() == [*labels[:100].tolist(), *labels[400:450].tolist()]
+    assert "100 training images vote on 50 others" in curve.protocol
 
 
 def test_each_row_says_what_it_is(run: crlf.Run):
@@ -183,8 +194,8 @@ def test_no_look_takes_more_than_its_share_of_the_time(monkeypatch: pytest.Monke
     clock = itertools.count()  # each look takes a second
     monkeypatch.setattr(monitor.time, "perf_counter", lambda: float(next(clock)))
     curve, encoder = curve_of(), net()
-    looks = [1.0, 50.0, 199.0, 200.0, 250.0, 299.0, 300.0]
-    assert [seconds for seconds in looks if curve.look(encoder, seconds)] == [1.0, 200.0, 300.0]
+    looks = [1.0, 50.0, 133.0, 134.0, 150.0, 199.0, 200.0]
+    assert [seconds for seconds in looks if curve.look(encoder, seconds)] == [1.0, 134.0, 200.0]
 
 
 def test_the_test_images_are_never_looked_at(tmp_path, monkeypatch):

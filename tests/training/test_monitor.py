@@ -184,7 +184,8 @@ def test_a_collapse_is_named_within_an_epoch_and_only_once(tables: ImageSet, tmp
     monkeypatch.setattr(monitor, "SETTLED", 10)
     crlf.pretrain(spoiled("constant", subset=0), out=tmp_path, device="cpu")
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split()[0] for line in lines].index("warning:") == 0  # before the first epoch's own line
+    words = [line.split()[0] for line in lines]
+    assert words.index("warning:") < words.index("epoch")  # before the first epoch's own line
     assert sum("collapse" in line for line in lines) == 1
 
 
@@ -215,7 +216,7 @@ def test_looking_changes_no_bit_of_the_training(tmp_path, narrow: None, monkeypa
     monkeypatch.setattr(monitor, "SHARE", math.inf)
     looked = crlf.pretrain(TINY, out=tmp_path / "looked", device="cpu")
     assert sum("h_rankme" in row for row in looked.log()) == 2
-    monkeypatch.setattr(monitor.Watch, "look", lambda self, method, step, seconds: {})
+    monkeypatch.setattr(monitor.Watch, "look", lambda self, method, step, seconds, progress=None: {})
     blind = crlf.pretrain(TINY, out=tmp_path / "blind", device="cpu")
     assert not any("h_rankme" in row for row in blind.log())
     assert looked.file("loss.npy").read_bytes() == blind.file("loss.npy").read_bytes()
@@ -232,6 +233,48 @@ def test_no_look_takes_more_than_its_share_of_the_time(monkeypatch: pytest.Monke
     looks = [(10, 1.0), (20, 99.0), (50, 99.0), (60, 149.0), (70, 150.0), (80, 199.0), (90, 200.0)]
     taken = [step for step, seconds in looks if watch.look(small("simclr"), step, seconds)]
     assert taken == [10, 50, 70, 90]
+
+
+@pytest.mark.parametrize("total, last, expected", [(800.0, 1.0, 8), (400.0, 2.0, 5), (8.0, 2.0, 2)])
+def test_points_share_the_time_of_the_whole_run(total: float, last: float, expected: int):
+    """As many of the eight as 2 % of the time pay for, evenly over the run; and the first and the last in any case."""
+    spent, taken = 0.0, []
+    for number in range(1, 9):
+        progress = number / 8
+        if monitor.affordable(spent, last, 0.02, progress * total, progress):
+            spent += last
+            taken.append(number)
+    assert len(taken) == expected and (taken[0], taken[-1]) == (1, 8)
+    assert spent <= 0.02 * total + 2 * last
+
+
+@pytest.mark.parametrize("steps, epoch, at", [(800, 800, 8), (800, 3, 8), (24, 24, 3), (12, 3, 4), (8, 1, 8)])
+def test_there_are_eight_points_in_a_run_of_any_number_of_epochs(steps: int, epoch: int, at: int):
+    """But within an epoch none sooner than eight steps after the one before."""
+    points = monitor.Points(0, 0.0)
+    taken = [i for i in range(1, steps + 1) if points.passed(i, i / steps, i % epoch == 0)]
+    assert len(taken) == at and taken[-1] == steps
+    resumed = monitor.Points(taken[-2], taken[-2] / steps)
+    assert [i for i in range(taken[-2] + 1, steps + 1) if resumed.passed(i, i / steps, i % epoch == 0)] == [steps]
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_run_of_one_epoch_has_a_curve(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(monitor, "SHARE", 1.0), monkeypatch.setattr(monitor, "KNN_SHARE", 1.0)  # it is over at once
+    run = crlf.pretrain(dataclasses.replace(TINY, subset=640, batch_size=10, epochs=1), out=tmp_path, device="cpu")
+    for name in ("h_rankme", "knn_accuracy"):
+        assert [row["step"] for row in run.log() if name in row] == [8, 16, 24, 32, 40, 48, 56, 64]
+    assert len({row["knn_protocol"] for row in run.log() if "knn_protocol" in row}) == 1
+
+
+def test_a_short_run_is_measured_on_fewer_images(monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    monkeypatch.setattr(monitor, "examine", lambda method, images, *others: sizes.append(len(images)) or numbers())
+    pixels = torch.zeros(1000, 3, 8, 8, dtype=torch.uint8)
+    for steps in (10, 400, 10_000):  # of 64 images and 2 views: 2 % of the time, 3 images each, 8 looks of 2 views
+        monitor.Watch(TINY, pixels).look(small("simclr"), steps // 8, 1.0, 1 / 8)
+    monitor.Watch(TINY, pixels).look(small("simclr"), 3, 1.0)
+    assert sizes == [128, int(0.02 * 3 * 400 * 128 / 8) // 2, 512, 512]
 
 
 def test_the_sample_is_drawn_from_all_images(monkeypatch: pytest.MonkeyPatch):

@@ -301,6 +301,14 @@ def test_a_folder_with_a_run_is_not_touched_unasked(straight: crlf.Run):
     assert files(straight.path) == before
 
 
+def test_the_folder_is_looked_at_before_the_images(straight: crlf.Run, tmp_path: Path, monkeypatch):
+    """Decoding them may take minutes."""
+    monkeypatch.setattr("crlf.training.pretrain.with_images", lambda *arguments: pytest.fail("the images were loaded"))
+    refused("holds another run", out=straight.path)
+    refused("holds no run to resume", out=tmp_path, resume=True)
+    refused("exclude each other", out=straight.path, resume=True, overwrite=True)
+
+
 def test_resume_with_other_settings_names_them(straight: crlf.Run):
     before = files(straight.path)
     other = Recipe(data="shapes", subset=192, batch_size=64, epochs=3)
@@ -322,7 +330,11 @@ def test_overwrite_removes_the_run_and_nothing_else(straight: crlf.Run, tmp_path
     shutil.copytree(straight.path, copy)
     (copy / "notes.txt").write_text("mine")
     (copy / "train_emb.npy").write_bytes(b"stale")
+    events = copy / "tensorboard" / "events.out.tfevents.1700000000.host.1.0"
+    events.parent.mkdir()
+    events.write_bytes(b"of the run before"), (events.parent / "notes.txt").write_text("mine")
     crlf.pretrain(TINY, out=copy, device="cpu", overwrite=True)
+    assert [path.name for path in events.parent.iterdir()] == ["notes.txt"]  # its curves would lie over the new ones
     assert (copy / "notes.txt").read_text() == "mine" and not (copy / "train_emb.npy").exists()
 
 

@@ -99,6 +99,21 @@ def test_health_shows_every_value(tiny: Run):
     assert [line.get_ydata()[2] for line in axes[5].lines] == pytest.approx([0.3, 0.1])
 
 
+def test_what_was_measured_once_is_a_number_and_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = fake_run(tmp_path)
+    rows = [row for row in run.log() if row["step"] <= 10]
+    run.file(LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure = FIGURES["health"](run)
+    panels = figure.axes[:4]
+    assert not any(axes.lines for axes in panels)
+    h, z = (rows[-1][f"{place}_rankme"] for place in "hz")
+    assert [text.get_text() for text in panels[0].texts] == [
+        f"h: {h:.3g}\nz: {z:.3g}",
+        "RankMe\nmeasured once, at epoch 1",
+    ]
+    assert faults(figure, monkeypatch) == []
+
+
 def test_a_log_without_health_has_no_such_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = fake_run(tmp_path, n=30)
     rows = [{key: row[key] for key in ("step", "epoch", "loss")} for row in run.log()]

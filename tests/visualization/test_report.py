@@ -284,6 +284,19 @@ def test_what_the_script_is_told(run: Run):
     assert set(data["plots"]) == {"map-plot", *(f"curve-{n}" for n in ("loss", *curves.HEALTH))}
 
 
+def test_what_was_measured_once_is_a_number_and_no_chart(run: Run):
+    rows = [row for row in run.log() if row["step"] <= 10]
+    run.file("log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = read(run)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.html)[1])  # type: ignore[index]
+    assert set(data["plots"]) == {"map-plot", "curve-loss"}
+    assert 'id="curve-rankme"' not in page.html
+    h, z = (rows[-1][f"{place}_rankme"] for place in "hz")
+    assert f"h, the embedding {h:.3g} at epoch 1; z, the projection {z:.3g} at epoch 1" in page.text
+    run.file("log.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert "loss 3.77 at epoch 0.2" in read(run).text and "Against" not in read(run).text
+
+
 def test_the_sheet_holds_the_images(run: Run):
     found = shown(run)
     assert found is not None

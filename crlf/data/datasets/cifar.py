@@ -20,6 +20,7 @@ CIFAR10 = Official(
     url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     decode=partial(cifar_pickle.batches, label_key="labels"),
     md5="c58f30108f718f92721af3b95e74349a",
+    fetched=170_498_071,
     folder="cifar-10-batches-py",
     batches={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
     sha256={
@@ -59,6 +60,7 @@ CIFAR100 = Official(
     url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     decode=partial(cifar_pickle.batches, label_key="fine_labels"),
     md5="eb9058c3a382ffc7106e4002c42a8d85",
+    fetched=169_001_437,
     folder="cifar-100-python",
     batches={"train": ("train",), "test": ("test",)},
     files_md5={"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},

@@ -30,7 +30,7 @@ from crlf.data.datasets.official import (
 from crlf.data.image_set import ImageSet
 from crlf.data.memmap import tensor
 from crlf.errors import InputError
-from crlf.text import say
+from crlf.text import say, size
 
 
 def load(data_dir: str | Path | None, spec: Official, splits: Sequence[str]) -> list[ImageSet]:
@@ -147,6 +147,9 @@ def cached(cache: Path, spec: Official, splits: Sequence[str]) -> Arrays:
 def sources(cache: Path, temporary: Path, spec: Official) -> Iterator[tuple[str, Callable[[], Arrays]]]:
     """Each place to have the data from, in the order in which they are tried: its name, and how."""
     yield f"cache folder {str(cache)!r}", lambda: from_folder(cache, spec)
+    much = f"{size(spec.fetched)} are" if spec.fetched else "it is"
+    own = "`crlf pretrain PATH` trains on your own images"
+    say(f"data set {spec.name}: {much} fetched to {str(cache)!r}; {own}")
     yield spec.url, lambda: download(spec, temporary)
     if package := spec.package:
         name = f"{package.name}@{package.version}"

@@ -76,6 +76,8 @@ class Official:
     files_md5: Mapping[str, str] = field(default_factory=dict)
     """Of each file of the splits; needed where `sha256` is not known."""
     package: Package | None = None
+    fetched: int = 0
+    """Bytes of what is fetched from `url`; 0 where it is not known."""
     largest: int = 0
     """Bytes of the largest file, where that is above `archives.LARGEST`."""
     slow: bool = False

@@ -53,6 +53,7 @@ STL10 = Official(
     },
     decode=decode,
     md5="91f7769df0f17e558f3565bffb0c7dfb",
+    fetched=2_640_397_119,
     folder="stl10_binary",
     shape=(3, SIDE, SIDE),
     files_md5={

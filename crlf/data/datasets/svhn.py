@@ -53,6 +53,7 @@ SVHN = Official(
         "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
         "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
     },
+    fetched=182_040_794 + 64_275_384,
     slow=True,
 )
 

@@ -9,6 +9,7 @@ from crlf.evaluation.doctor.case import Case, Finding
 
 CHECKS: dict[str, Callable[[Case], Finding | None]] = {
     "worth": training.worth,
+    "short_training": training.short_training,
     "collapse": training.collapse,
     "loss": training.loss,
     "learning_rate": settings.learning_rate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -18,6 +19,7 @@ from crlf.metrics.geometry import SETTLED, diagnose
 from crlf.runs.payoff import ADVICE, payoff
 from crlf.runtime.seeding import generator
 
+FEW = 200  # steps: the encoder is then often no better than it was drawn
 ROSE = 0.1  # share of the fall that the last epoch may lie above the lowest
 MOVED = 0.01  # share of the loss that a run should at least take off
 POINTS = 4  # epochs that a curve needs to be extrapolated
@@ -33,6 +35,26 @@ def worth(case: Case) -> Finding | None:
     if found is None:
         raise InputError("what training was worth was not measured: `crlf probe` does, where the images are at hand")
     return None if found.paid else Finding("worth", found.what.lower(), found.numbers, ADVICE)
+
+
+def short_training(case: Case) -> Finding | None:
+    """So few steps that nothing can be said of them, unless training is known to have paid all the same."""
+    rows = [row for row in case.run.log() if isinstance(row.get("step"), int) and isinstance(row.get("epoch"), float)]
+    if not rows:
+        raise InputError("the log holds no step: `crlf pretrain` writes it")
+    steps, epochs = rows[-1]["step"], rows[-1]["epoch"]
+    found = payoff(case.run.scores)
+    if (epochs >= 1 and steps >= FEW) or (found and found.paid):
+        return None
+    times = math.ceil(max(FEW / steps, 1 / epochs))
+    return Finding(
+        "short_training",
+        f"training was short: {steps:,} steps",
+        f"{steps:,} steps, which are {epochs:.3g} epochs of {round(steps / epochs):,} steps; "
+        f"fewer than {FEW} steps, or than one epoch, as a rule teach little",
+        f"--minutes or --epochs for {times} times as many steps or more; smaller images (--image-size) or a smaller "
+        "--batch-size make more steps in the same time",
+    )
 
 
 def collapse(case: Case) -> Finding | None:

@@ -82,6 +82,9 @@ def health(run: Run) -> Figure:
     figure = sheet((8, 12 if narrow() else 6.2), health_title(rows), caption + tag(run.settings))
     panels = list(figure.subplots(*((3, 2) if narrow() else (2, 3))).flat)
     for axes, (measure, label) in zip(panels, HEALTH.items(), strict=False):
+        if len(rows) == 1:
+            as_number(axes, rows[0], measure, label)
+            continue
         over_epochs(axes, rows, measure)
         axes.set(xlabel="epoch", ylabel=label)
     cosines(panels[4], rows[-1])
@@ -110,6 +113,16 @@ def health_title(rows: list[dict[str, Any]]) -> str:
         if isinstance(last.get(f"{place}_{key}"), float)
     )
     return f"Health by epoch {last['epoch']:.3g}: RankMe {ranks}; {place}: {numbers or 'no numbers'}"
+
+
+def as_number(axes: Axes, row: dict[str, Any], measure: str, label: str) -> None:
+    """What was measured once: a curve of it would be a dot."""
+    known = {place: row[f"{place}_{measure}"] for place in "hz" if isinstance(row.get(f"{place}_{measure}"), float)}
+    numbers = "\n".join(f"{place}: {value:.3g}".replace("-", "−") for place, value in known.items())
+    axes.set_axis_off()
+    axes.text(0.5, 0.62, numbers, ha="center", va="center", fontsize=points(15), transform=axes.transAxes)
+    text = f"{label}\nmeasured once, at epoch {row['epoch']:.3g}"
+    axes.text(0.5, 0.3, text, ha="center", va="center", fontsize=points(8.5), transform=axes.transAxes)
 
 
 def over_epochs(axes: Axes, rows: list[dict[str, Any]], measure: str) -> None:

@@ -30,7 +30,7 @@ class Panel:
     reading: str
     keys: list[str]  # of its lines, where there are several
     words: str  # what it shows, for those who cannot see it
-    plot: dict[str, Any]
+    plot: dict[str, Any] | None  # None where there is one number a line: then the words are shown
 
 
 def curves(run: Run) -> tuple[Section | None, dict[str, Any]]:
@@ -49,7 +49,8 @@ def curves(run: Run) -> tuple[Section | None, dict[str, Any]]:
     found = [made for made in panels if made]
     if not found:
         return None, {}
-    return section("Training", "training.html", panels=found), {made.place: made.plot for made in found}
+    plots = {made.place: made.plot for made in found if made.plot}
+    return section("Training", "training.html", panels=found, switch=bool(plots)), plots
 
 
 def loss_name(recipe: dict[str, Any]) -> str:
@@ -72,7 +73,8 @@ def panel(
     rows = [row for row in log if any(isinstance(row.get(key), float) for key in lines.values())]
     words = "; ".join(course(text, key, rows) for text, key in lines.items())
     keys, place = list(lines) if len(lines) > 1 else [], f"curve-{name}"
-    return Panel(place, title, reading, keys, words, curve(place, rows, lines, level))
+    several = any(sum(isinstance(row.get(key), float) for row in rows) > 1 for key in lines.values())
+    return Panel(place, title, reading, keys, words, curve(place, rows, lines, level) if several else None)
 
 
 def course(text: str, key: str, rows: Sequence[dict[str, Any]]) -> str:
