@@ -312,9 +312,9 @@ def test_an_array_that_changes_while_it_is_embedded(tmp_path: Path, monkeypatch:
 def test_a_subset_is_watched_too_and_a_copy_need_not_be(tmp_path: Path):
     path = tmp_path / "images.npy"
     images = saved(path)
-    assert arrays.load(path).first(3).mapped == memmap.Mapped.of(path)
+    assert arrays.load(path)[0].first(3).mapped == memmap.Mapped.of(path)
     np.save(path, images.transpose(0, 2, 3, 1))
-    assert arrays.load(path).mapped is None
+    assert arrays.load(path)[0].mapped is None
 
 
 def test_a_file_that_goes_while_it_is_looked_for_is_skipped(tmp_path: Path):
