@@ -75,7 +75,7 @@ def write(path: Path, columns: dict[str, Any]) -> Path:
 
 
 def loaded(path: Path, **settings: Any) -> tuple[data.ImageSet, data.ImageSet]:
-    return data.load(str(path), None, ImageSettings(image_size=16, hold_out=0.1, **settings))
+    return data.load(str(path), None, ImageSettings(image_size=16, **{"hold_out": 0.1, **settings}))
 
 
 def check_images(path: Path) -> None:

@@ -288,4 +288,3 @@ def test_every_probe_takes_classes_of_one_and_two_images(tmp_path: Path):
     assert set(PROBES) - {"augmented"} <= set(found["protocol"]) and "few_label" in found
     assert all(np.isfinite(found[key]) for key in found if key.endswith("_accuracy"))
     assert np.load(run / "test_pred.npy").shape == (31,) and np.load(run / "test_prob.npy").shape == (31, 6)
-    assert cli.main(["draw", str(run)]) == 0
