@@ -113,12 +113,14 @@ def without_labels(runs: Sequence[Run]) -> dict[str, Any]:
         if what[0] != what[1]:
             names = f"{str(runs[0].path)!r} and {str(one.path)!r}"
             raise InputError(f"runs to compare must have the same images: {names} have others, or in another order")
-    found = {
+    found: dict[str, Any] = {
         "runs": [by_crops(runs[0].scores, one) for one in runs],
         "classes": [],
         "settings": [difference(runs[0].settings, one.settings) for one in runs],
     }
-    rows = [("", "crop finds image", "95 % interval", *HEALTH.values(), "against 1, in points", "", "run")]
+    rows: list[tuple[str, ...]] = [
+        ("", "crop finds image", "95 % interval", *HEALTH.values(), "against 1, in points", "", "run")
+    ]
     for number, (row, settings) in enumerate(zip(found["runs"], found["settings"], strict=True), start=1):
         low, high = row["interval"]
         health = (f"{row[key]:.3g}".replace("-", "−") if row[key] is not None else "–" for key in HEALTH)
