@@ -27,7 +27,10 @@ from crlf.text import PYTHON_ONLY
 RECIPE = "recipe"  # the parameter whose settings are flags
 START = "what the settings start from: one of crlf.recipe.RECIPES, or a recipe.json; flags change it"
 FIRST = "most used options"
-MOST_USED = ("data", "encoder", "method", "epochs", "minutes", "batch-size", "out", "device", "seed", "resume")
+MOST_USED = (
+    *("data", "out", "epochs", "minutes", "encoder", "method", "batch-size", "image-size"),
+    *("device", "seed", "resume", "overwrite"),
+)
 RUN = "the run folder"  # where a docstring leaves the obvious out
 HELP = ("-h", "--help")
 Kind = Literal["needed", "optional", "many", "any", "spread"]

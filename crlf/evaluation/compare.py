@@ -20,6 +20,7 @@ from crlf.metrics.intervals import LEVEL, interval, paired_interval
 from crlf.runs.run import Run, difference
 from crlf.text import percent
 
+HEALTH = {"h_rankme": "RankMe", "h_alignment": "alignment", "h_uniformity": "uniformity"}  # of the features
 SETTINGS = 6  # differing settings that are named
 
 
@@ -32,7 +33,8 @@ class Tested(NamedTuple):
 
 
 def compare(run: Run | str | Path, *others: Run | str | Path) -> dict[str, Any]:
-    """Print how the linear probes of runs differ from that of the first, over all test images and class by class.
+    """Print how the linear probes of runs differ from that of the first, over all test images and class by class; of
+    images without labels, how often a crop finds its image.
 
     A difference is within noise when the paired bootstrap's 95 % interval holds 0; for the K classes of a run, each
     interval is of 1 - 0.05 / K, so that all of them together hold with 95 % (Bonferroni).
@@ -47,9 +49,12 @@ def compare(run: Run | str | Path, *others: Run | str | Path) -> dict[str, Any]:
     Raises:
         InputError: fewer than two runs, one that was not probed, or runs of different test images.
     """
-    tested = [tests_of(Run.open(folder)) for folder in (run, *others)]
-    if len(tested) < 2:
-        raise InputError(f"compare needs two runs or more, not only {str(tested[0].run.path)!r}")
+    runs = [Run.open(folder) for folder in (run, *others)]
+    if len(runs) < 2:
+        raise InputError(f"compare needs two runs or more, not only {str(runs[0].path)!r}")
+    if all(one.unlabelled for one in runs):
+        return without_labels(runs)
+    tested = [tests_of(one) for one in runs]
     for other in tested[1:]:
         require_same_images(tested[0], other)
     found = {
@@ -68,7 +73,7 @@ def tests_of(run: Run) -> Tested:
         InputError: it has none, or they do not fit together.
     """
     if run.unlabelled:
-        raise InputError(f"run {str(run.path)!r} has no labels: there are no predictions to compare")
+        raise InputError(f"run {str(run.path)!r} has no labels, and others have: compare runs of the same images")
     labels, predicted = run.array("test_lbl.npy"), run.array("test_pred.npy")
     if labels.ndim != 1 or not len(labels) or labels.shape != predicted.shape:
         path = str(run.file("test_pred.npy"))
@@ -90,6 +95,68 @@ def require_same_images(a: Tested, b: Tested) -> None:
     if not (a.labels == b.labels).all() or data[0] != data[1] or a.run.ids("test") != b.run.ids("test"):
         differ = f"{data[0]} and {data[1]}" if data[0] != data[1] else "others, or in another order"
         raise InputError(f"runs to compare must have the same test images: {names} have {differ}")
+
+
+# Without labels
+
+
+def without_labels(runs: Sequence[Run]) -> dict[str, Any]:
+    """Print how often a crop finds its image in each run, and what the features are like.
+
+    Which images were found is not kept, so a difference has the interval of two separate shares (Newcombe 1998,
+    Interval estimation for the difference between independent proportions, method 10): wider than a paired one.
+
+    Raises:
+        InputError: a run was not probed, or has other images than the first.
+    """
+    for one in runs:
+        if not isinstance(one.scores.get("crops_accuracy"), float):
+            how = "how often a crop finds its image, which is compared where there are no labels"
+            raise InputError(f"run {str(one.path)!r} was not probed: `crlf probe {one.path}` measures {how}")
+        what = [(run.ids("train"), run.ids("test"), run.scores["protocol"].get("crops")) for run in (runs[0], one)]
+        if what[0] != what[1]:
+            names = f"{str(runs[0].path)!r} and {str(one.path)!r}"
+            raise InputError(f"runs to compare must have the same images: {names} have others, or in another order")
+    found: dict[str, Any] = {
+        "runs": [by_crops(runs[0].scores, one) for one in runs],
+        "classes": [],
+        "settings": [difference(runs[0].settings, one.settings) for one in runs],
+    }
+    rows: list[tuple[str, ...]] = [
+        ("", "crop finds image", "95 % interval", *HEALTH.values(), "against 1, in points", "", "run")
+    ]
+    for number, (row, settings) in enumerate(zip(found["runs"], found["settings"], strict=True), start=1):
+        low, high = row["interval"]
+        health = (f"{row[key]:.3g}".replace("-", "−") if row[key] is not None else "–" for key in HEALTH)
+        against = f"{points(row['difference'])} ({' to '.join(map(points, row['difference_interval']))})"
+        rows.append(
+            (
+                str(number), percent(row["crops_accuracy"]), f"{100 * low:.1f} to {percent(high)}", *health,
+                against if number > 1 else "", row["verdict"] if number > 1 else "",
+                shown(row["run"]) + differing(settings),
+            )
+        )  # fmt: skip
+    note = (
+        "Without labels: how often an image is the nearest of all to a crop of it. That tells whether training learned,"
+    )
+    print(f"{columns(rows)}\n\n{note}\nnot whether the embeddings tell classes apart.")
+    return found
+
+
+def by_crops(first: dict[str, Any], run: Run) -> dict[str, Any]:
+    """A run's share of images that a crop finds, how it differs from the first's, and its features at the end."""
+    scores, log = run.scores, [row for row in run.log() if isinstance(row.get("h_rankme"), float)]
+    (p, (low, high)), (q, (bottom, top)) = ((s["crops_accuracy"], s["crops_interval"]) for s in (first, scores))
+    limits = (q - p - ((q - bottom) ** 2 + (high - p) ** 2) ** 0.5, q - p + ((top - q) ** 2 + (p - low) ** 2) ** 0.5)
+    return {
+        "run": str(run.path),
+        "crops_accuracy": q,
+        "interval": (bottom, top),
+        **{key: log[-1].get(key) if log else None for key in HEALTH},
+        "difference": q - p,
+        "difference_interval": limits,
+        "verdict": verdict(*limits),
+    }
 
 
 # The numbers

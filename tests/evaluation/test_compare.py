@@ -12,7 +12,7 @@ from terminal import refused
 import crlf
 from crlf import cli
 from crlf.evaluation.compare import shown
-from crlf.metrics.intervals import paired_interval
+from crlf.metrics.intervals import interval, paired_interval
 from crlf.runs.files import save_array, write_json
 
 M = 600
@@ -128,8 +128,45 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, base: np.ndarray):
         crlf.compare(a, b)
     b.file("test_lbl.npy").unlink()
     save_array(b.file("test_emb.npy"), np.zeros((M, 2), np.float32))
-    with pytest.raises(crlf.InputError, match="has no labels"):
+    with pytest.raises(crlf.InputError, match="has no labels, and others have"):
         crlf.compare(a, b)
+
+
+def photographs(folder: Path, found: int, **recipe) -> crlf.Run:
+    """A run of 400 images without labels, of which so many are found by a crop."""
+    folder.mkdir(parents=True)
+    run = crlf.Run(folder)
+    write_json(run.file("recipe.json"), {"data": "/photos", "seed": 0} | recipe)
+    save_array(run.file("test_emb.npy"), np.zeros((0, 2), np.float32))
+    write_json(run.file("train_ids.json"), [f"{i}.jpg" for i in range(400)])
+    write_json(run.file("test_ids.json"), [])
+    right = np.arange(400) < found
+    run.update_scores(crops_accuracy=found / 400, crops_interval=list(interval(right)), protocol={"crops": "as ever"})
+    run.file("log.jsonl").write_text('{"step": 1, "h_rankme": 41.5, "h_alignment": 0.5, "h_uniformity": -2.5}\n')
+    return run
+
+
+def test_runs_without_labels_are_compared_by_crops(tmp_path: Path, capsys):
+    a = photographs(tmp_path / "a", 200)
+    found = crlf.compare(a, photographs(tmp_path / "b", 212, seed=1), photographs(tmp_path / "c", 280))
+    assert [row["verdict"] for row in found["runs"]] == ["within noise", "within noise", "better"]
+    low, high = found["runs"][2]["difference_interval"]
+    separate = 1.96 * (0.25 / 400 + 0.21 / 400) ** 0.5  # Wald's, which is about the same so far from 0 and 1
+    assert (low, high) == (pytest.approx(0.2 - separate, abs=0.002), pytest.approx(0.2 + separate, abs=0.002))
+    said = capsys.readouterr().out
+    assert (
+        "crop finds image" in said and "70.0 %" in said and "41.5" in said and "−2.5" in said and "seed 0 → 1" in said
+    )
+    save_array(a.file("train_lbl.npy"), LABELS), save_array(a.file("test_lbl.npy"), LABELS)
+    assert "has no labels, and others have" in refused("compare", str(tmp_path / "b"), str(tmp_path / "c"), str(a.path))
+
+
+def test_runs_without_labels_that_cannot_be_compared(tmp_path: Path):
+    a, b = photographs(tmp_path / "a", 200), photographs(tmp_path / "b", 200)
+    write_json(b.file("train_ids.json"), [f"{i}.png" for i in range(400)])
+    assert "must have the same images" in refused("compare", str(a.path), str(b.path))
+    write_json(b.file("scores.json"), {})
+    assert f"`crlf probe {b.path}` measures how often a crop finds" in refused("compare", str(a.path), str(b.path))
 
 
 def test_the_command_takes_any_number_of_runs(tmp_path: Path, base: np.ndarray, capsys):

@@ -27,7 +27,7 @@ from crlf.errors import InputError
 from crlf.evaluation import classifier, labelled
 from crlf.evaluation.finetune import mild, score, tune
 from crlf.evaluation.labelled import some
-from crlf.evaluation.logistic_regression import fit_linear
+from crlf.evaluation.logistic_regression import choose_c, fit_linear
 from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER, Run, claim
 
@@ -79,7 +79,7 @@ def test_a_linear_classifier_is_scikit_learns_on_the_runs_embeddings(run: Run, s
     train, test = data.load(str(shapes), None, data.ImageSettings(image_size=32, hold_out=0.1))
     encoder = load_encoder(run, TINY, torch.Size(SHAPE))
     x, z = (embed_images(encoder, part.images, TINY.normalisation) for part in (train, test))
-    c = 1 / (1e-3 * len(x))  # too few images to choose it: scores.json says so
+    c = choose_c(x, train.labels.numpy()).c  # scores.json says how
     loaded = classifier.load(linear)
     ours = classifier.probabilities(loaded.model, test.images, TINY.normalisation)
     probe = fit_linear(x, train.labels.numpy(), c)
