@@ -66,8 +66,9 @@ def pretrain(
     """
     started = time.perf_counter()
     require_tracker(track)
-    require_place(out, resume, overwrite)  # before the images are decoded, which may take long; `claim` looks again
     place = distributed.own_device(pick_device(device))
+    # Before the images are decoded, which may take long; `claim` looks again.
+    distributed.by_first(lambda: require_place(out, resume, overwrite))
     if resume and data is None:
         require_there(recipe.data)
     with distributed.first_alone():
