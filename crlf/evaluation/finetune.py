@@ -160,7 +160,7 @@ def fit_head(model: Classifier, images: Labelled, rows: np.ndarray, recipe: Reci
     frozen = encoders.Frozen(model.encoder, model.mirror)
     x, y = embed_images(frozen, some, recipe.normalisation), images.train_labels[rows]
     model.requires_grad_(True)
-    probe, how = fit_chosen(x, y)
+    probe, how = fit_chosen(x, y, tolerance=1e-8)
     model.start_from(probe)
     text = f"logistic regression on frozen embeddings of {len(rows):,} labelled images, {how}"
     return score(model, images, recipe), text
