@@ -17,6 +17,12 @@ from crlf.text import percent
 NAMES = {
     "linear_accuracy": "Linear probe",
     "knn_accuracy": "Nearest neighbours (kNN)",
+    "untrained_linear_accuracy": "Linear probe, untrained encoder",
+    "untrained_knn_accuracy": "kNN, untrained encoder",
+    "pixels_linear_accuracy": "Linear probe, raw pixels",
+    "pixels_knn_accuracy": "kNN, raw pixels",
+    "crops_accuracy": "Finding an image by its crop",
+    "untrained_crops_accuracy": "The same, untrained encoder",
     "chance": "Chance: always the most frequent class",
 }
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "svhn": "SVHN"}  # as their authors say
