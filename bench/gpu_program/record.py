@@ -52,7 +52,8 @@ class Look:
         self.asked = min(ASKED, len(data) // 4)
         self.next, self.seconds = 1 / LOOKS, 0.0
 
-    def look(self, encoder: nn.Module, seconds: float) -> dict[str, Any]:
+    def look(self, encoder: nn.Module, seconds: float, step: int = 0, progress: float | None = None) -> dict[str, Any]:
+        """As `crlf.training.monitor.KnnCurve.look`."""
         share = self.state.share
         if share < self.next:
             return {}
