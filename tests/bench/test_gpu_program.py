@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from sampling import some
 
 import crlf
 from bench import __main__ as bench
-from bench.gpu_program import compact, keep, knn, many, search, speed, tables
+from bench.gpu_program import compact, keep, knn, many, record, search, speed, tables
 from bench.gpu_program import main as command
 from bench.gpu_program.context import TINY, Clock, Context
 from bench.gpu_program.program import Part, Results, run
@@ -31,6 +32,7 @@ from crlf.metrics.knn import knn_predict
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs.run import CHECKPOINT
 from crlf.runtime.interrupts import Interrupted
+from crlf.training.monitor import KnnCurve
 
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent.parent.parent
@@ -134,6 +136,11 @@ def test_the_whole_program_on_a_cpu(tmp_path: Path):
     assert compact.there(out) and "Surprises" in (out / "tables.txt").read_text() + "Surprises"
     refused = [row for row in found["rows"] if "needs device 'cuda'" in row.get("error", "")]
     assert {row["part"] for row in refused} == {"smoke", "speed"}  # there are no graphs on a CPU, and that is said
+
+
+def test_it_looks_at_knn_as_the_loop_asks_it_to():
+    asked = [list(inspect.signature(look).parameters) for look in (record.Look.look, KnnCurve.look)]
+    assert asked[0] == asked[1]
 
 
 def test_shares_are_read(capsys: pytest.CaptureFixture[str]):
