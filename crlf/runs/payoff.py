@@ -49,7 +49,7 @@ def payoff(scores: dict[str, Any]) -> Payoff | None:
 
 
 def told_gain(scores: dict[str, Any], name: str, gain: dict[str, Any]) -> str:
-    """Such as: linear probe 80.8 %, 20.7 points above the same encoder untrained (19.8 to 21.6)."""
+    """Such as: linear probe A %, N points above the same encoder untrained (LOW to HIGH)."""
     low, high = gain["interval"]
     where = "above" if gain["difference"] >= 0 else "below"
     apart = f"{abs(100 * gain['difference']):.1f} points {where} the same encoder untrained"
