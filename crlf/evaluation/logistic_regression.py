@@ -118,19 +118,21 @@ def fit_linear(x: np.ndarray, y: np.ndarray, c: float, start: Linear | None = No
 def solve(problem: Problem, penalty: float, start: Linear | None, tolerance: float) -> Linear:
     """Minimise mean log loss + penalty * ||W||^2 / 2; the arguments as for `fit_linear`.
 
-    L-BFGS moves V = W L, where L L^T = covariance / K + penalty I is about the curvature of the objective.
+    L-BFGS moves V = W L, where L L^T = covariance / K + penalty I is about the curvature of the objective. L^-1 serves
+    in float32: another matrix close to it would do, as long as weights and slopes are multiplied by the same one.
     """
     blocks, covariance, basis, mean, scale, classes = problem
     n, r, k = sum(len(rows) for rows, _ in blocks), len(covariance), len(classes)
-    factor = torch.linalg.cholesky(covariance / k + penalty * torch.eye(r, dtype=torch.float64))
+    eye = torch.eye(r, dtype=torch.float64)
+    factor = torch.linalg.cholesky(covariance / k + penalty * eye)
+    inverse = torch.linalg.solve_triangular(factor, eye, upper=False).float()
 
     def weights_of(v: Tensor) -> Tensor:  # W = V L^-1
-        return torch.linalg.solve_triangular(factor, v, upper=False, left=False)
+        return v.float() @ inverse
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         v, bias = torch.from_numpy(flat[: k * r]).view(k, r), torch.from_numpy(flat[k * r :, None])
-        w = weights_of(v)
-        weights, shift = w.float(), bias.float()
+        weights, shift = weights_of(v), bias.float()
         loss, slope, total = 0.0, torch.zeros(k, r), torch.zeros(k)
         for rows, ones in blocks:  # a block stays in the cache between the two products
             logits = torch.addmm(shift, weights, rows.T).log_softmax(dim=0)  # (K, b): half the time of (b, K)
@@ -138,10 +140,9 @@ def solve(problem: Problem, penalty: float, start: Linear | None, tolerance: flo
             error = logits.exp_().sub_(ones)
             slope.addmm_(error, rows)
             total += error.sum(dim=1)
-        slopes = slope.double() / n + penalty * w
-        slopes = torch.linalg.solve_triangular(factor.T, slopes, upper=True, left=False)  # of V: slopes L^-T
-        gradient = torch.cat([slopes.flatten(), total.double() / n])
-        return loss / n + penalty / 2 * w.square().sum().item(), gradient.numpy()
+        slopes = (slope / n + penalty * weights) @ inverse.T  # of V: those of W, times L^-T
+        gradient = torch.cat([slopes.flatten(), total / n]).double()
+        return loss / n + penalty / 2 * weights.square().sum().item(), gradient.numpy()
 
     first = np.zeros(k * (r + 1))
     if start is not None:
@@ -149,7 +150,7 @@ def solve(problem: Problem, penalty: float, start: Linear | None, tolerance: flo
         first = torch.cat([(w @ factor).flatten(), start.bias.double()]).numpy()
     options = {"maxiter": 500, "ftol": tolerance, "gtol": 1e-6, "maxcor": 20}
     found = torch.from_numpy(minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x)
-    weights = weights_of(found[: k * r].view(k, r)).float()
+    weights = weights_of(found[: k * r].view(k, r))
     return Linear(mean, scale, weights if basis is None else weights @ basis.T, found[k * r :].float(), classes)
 
 
@@ -189,7 +190,7 @@ def choose_c(x: np.ndarray, y: np.ndarray) -> Choice:
         images, models = pose(x[kept], y[kept]), list[Linear]()
         accuracies = list[float]()
         for strength in STRENGTHS:
-            models.append(solve(images, strength, models[-1] if models else None, tolerance=1e-5))
+            models.append(solve(images, strength, models[-1] if models else None, tolerance=1e-4))
             accuracies.append(float((models[-1].predict(x[held]) == y[held]).mean()))
             best = int(np.argmax(accuracies))
             if len(accuracies) == best + 3:
