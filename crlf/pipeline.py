@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from crlf.runs.run import ENCODER, RECIPE, REPORT, TABLE, Run, difference, requi
 from crlf.runtime import distributed
 from crlf.runtime.devices import pick_device
 from crlf.runtime.interrupts import Interrupted
-from crlf.text import duration, say
+from crlf.text import duration, each_once, say
 from crlf.training.cost import TRIAL, fastest
 from crlf.training.pretrain import pretrain
 from crlf.training.state import completed
@@ -36,6 +37,7 @@ FIGURES = 20.0  # seconds of the figures and the report
 MOST = 0.5  # of the minutes is kept for what comes after training
 
 
+@each_once()
 def run(
     recipe: Recipe,
     *,
@@ -71,27 +73,29 @@ def run(
         distributed.by_first(lambda: require_free(recipe, out, resume, overwrite))
         recipe = distributed.by_first(lambda: in_time(recipe, here, resume, data_dir, device, started))
         if not distributed.by_first(lambda: resume and trained(here, recipe)):
-            settings = {"data_dir": data_dir, "device": device, "track": track}
-            pretrain(recipe, out=out, resume=resume, overwrite=overwrite, **settings)  # type: ignore[arg-type]
-        elif distributed.rank() == 0:
-            say(f"it is trained already: {str(here.file(ENCODER))!r}")
-    if distributed.rank() > 0:
-        return here  # torchrun's other processes have trained along; what is left is little
+            settings: dict[str, Any] = {"data_dir": data_dir, "device": device, "track": track}
+            pretrain(recipe, out=out, resume=resume, overwrite=overwrite, **settings)
+    if distributed.rank() == 0:  # torchrun's other processes have trained along; what is left is little
+        show(here, data_dir, device)
+    return here
+
+
+def show(run: Run, data_dir: str | Path | None, device: str) -> None:
+    """What comes after training, from the first stage on that is not done."""
     stages: dict[str, Callable[[], object]] = {
-        "embed": lambda: embed(here, data_dir=data_dir, device=device),
-        "probe": lambda: probe(here, data_dir=data_dir, device=device),
-        "draw": lambda: draw(here),
-        "report": lambda: report(here),
+        "embed": lambda: embed(run, data_dir=data_dir, device=device),
+        "probe": lambda: probe(run, data_dir=data_dir, device=device),
+        "draw": lambda: draw(run),
+        "report": lambda: report(run),
     }
     names = list(stages)
-    first = next((place for place, name in enumerate(names) if not CURRENT[name](here)), len(names))
+    first = next((place for place, name in enumerate(names) if not DONE[name](run)), len(names))
     if first:
-        say(f"done already: {', '.join(names[:first])}")
-    for name in names[first:]:  # what follows a stage that is done anew is done anew
-        with interrupted_in(name, here, resume=True):
+        say(f"done already: {', '.join(['pretrain', *names[:first]])}")
+    for name in names[first:]:
+        with interrupted_in(name, run, resume=True):
             stages[name]()
-    summary(here)
-    return here
+    summary(run)
 
 
 # What is done already
@@ -104,9 +108,8 @@ def trained(run: Run, recipe: Recipe) -> bool:
 
 
 def embedded(run: Run) -> bool:
-    return "embed_seconds" in run.scores and all(
-        run.file(f).is_file() for f in ("train_emb.npy", "test_emb.npy", TABLE)
-    )
+    files = ("train_emb.npy", "test_emb.npy", TABLE)
+    return "embed_seconds" in run.scores and all(run.file(name).is_file() for name in files)
 
 
 def probed(run: Run) -> bool:
@@ -124,7 +127,7 @@ def reported(run: Run) -> bool:
     return REPORT in ages and ages[REPORT] == max(ages.values())
 
 
-CURRENT = {"embed": embedded, "probe": probed, "draw": drawn, "report": reported}
+DONE = {"embed": embedded, "probe": probed, "draw": drawn, "report": reported}
 
 
 # The time
@@ -174,10 +177,10 @@ def after_training(recipe: Recipe, data_dir: str | Path | None, device: str) -> 
 
 def fitting(images: int, length: int, classes: int, cross_validated: bool) -> float:
     """About how many seconds the linear probes take, on the embeddings, on those of the untrained encoder and on
-    pixels: L-BFGS asks so often for the slope, which takes 2 ms, two products with the images, and two with a triangle
+    pixels: L-BFGS asks so often for the slope, which takes 1 ms, two products with the images, and two with a triangle
     of their rank."""
-    asked, rank = 8000 if cross_validated else 500, min(images, length)
-    once = 2e-3 + 4 * images * rank * classes / 3e10 + 4 * classes * rank**2 / 5e9
+    asked, rank = 6000 if cross_validated else 500, min(images, length)
+    once = 1e-3 + 4 * images * rank * classes / 3e10 + 4 * classes * rank**2 / 2e9
     return 3 * asked * once
 
 
@@ -185,7 +188,7 @@ def fitting(images: int, length: int, classes: int, cross_validated: bool) -> fl
 
 
 def require_free(recipe: Recipe, out: str | Path, resume: bool, overwrite: bool) -> None:
-    """Raise InputError where `pretrain` would refuse the folder, or where it lies among the images: figures are such."""
+    """Raise InputError where `pretrain` would refuse the folder, or where it lies among the images."""
     require_place(out, resume, overwrite)
     images, place = Path(os.path.realpath(recipe.data)), Path(os.path.realpath(out))
     if resume or not images.is_dir() or not place.is_relative_to(images):

@@ -20,6 +20,7 @@ from crlf.text import percent
 WIDTH = 14  # of what stands before a line, as in the table of crlf.visualization.summary
 SMALL = 64  # pixels a side, with which more steps fit into a minute
 LONGER = 3  # times
+ENOUGH = 20  # minutes or epochs: less is seldom worth another try
 
 
 def closing(run: Run) -> str:
@@ -95,7 +96,7 @@ def longer(run: Run, scores: dict[str, Any]) -> str:
     """The command that gives the run more steps."""
     settings, shape = run.settings, scores.get("image_shape")
     time = "minutes" if settings.get("minutes") else "epochs"
-    flags = f"--{time} {LONGER * settings.get(time, 1):g}"
+    flags = f"--{time} {max(ENOUGH, LONGER * settings.get(time, 1)):g}"
     images = settings.get("images")
     smaller = isinstance(images, dict) and isinstance(shape, list) and min(shape[1:], default=0) > SMALL
     if smaller and an_image(run):
