@@ -370,7 +370,9 @@ def gain(points: float) -> dict[str, object]:
     return {"difference": points / 100, "interval": [points / 100 - 0.01, points / 100 + 0.01]}
 
 
-def finished(path: Path, data: Path, points: float | None, labels: bool = True, images: int = 30, **settings) -> Run:
+def finished(
+    path: Path, data: Path, points: float | None, labels: bool = True, images: int = 30, **settings: object
+) -> Run:
     """A run of files, with a gain over the untrained encoder."""
     run = fake_run(path)
     names = [str(image.relative_to(data)) for image in sorted(data.rglob("*.png"))]
@@ -421,7 +423,8 @@ def test_images_that_are_small_or_no_files_are_not_made_smaller(place: Path, tmp
     run = finished(tmp_path / "run", data, -3)
     run.update_scores(image_shape=[3, 64, 64])
     assert "--image-size" not in rows_of(run)["next"] and rows_of(run)["next"].startswith("train longer: ")
-    named = finished(tmp_path / "named", data, -3, data="cifar10")
+    named = finished(tmp_path / "named", data, -3)
+    named.file("recipe.json").write_text(json.dumps({**named.settings, "data": "cifar10"}))
     assert "--image-size" not in rows_of(named)["next"] and rows_of(named)["search"].endswith("/named IMAGE")
 
 
