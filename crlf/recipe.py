@@ -49,7 +49,7 @@ class Recipe:
     """What learns it; one of crlf.encoders.ENCODERS, or timm:NAME for any model of timm."""
     data: str = "cifar10"
     """What it is learned from; one of crlf.data.SOURCES, or the path of a folder of images, a list of such (.txt) or an
-    array (.npy, .npz). On the command line it may stand without --data as the first word."""
+    array (.npy, .npz). On the command line it may stand without --data."""
     subset: int = 0
     """At most this many training and as many test images, the first ones; 0 for all."""
     drop_copies: bool = False
@@ -59,8 +59,8 @@ class Recipe:
     minutes: float = 0.0
     """A time budget, in place of the epochs: as many steps as fit; 0 trains by epochs."""
     reserve: float = 0.0
-    """Minutes of that budget which training leaves to what comes after it; for images of one's own `crlf run` finds out
-    how many."""
+    """Minutes of the time budget that training leaves to what comes after it; for images of one's own `crlf run` finds
+    out how many."""
     batch_size: int = UpTo(128)
     """Images in a step; a last, smaller batch is left out. Where it is not given, all of a smaller set."""
     micro_batch: int = 0
