@@ -1,6 +1,7 @@
 """CRLF: learn an encoder from images without labels, and show what it is worth.
 
 import crlf
+run = crlf.run(crlf.Recipe(data="photos"))  # or stage by stage:
 run = crlf.pretrain(crlf.Recipe(epochs=10))
 crlf.embed(run), crlf.probe(run), crlf.draw(run), crlf.report(run)
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from crlf.inference.encoder import load as load
     from crlf.inference.search import search as search
     from crlf.inference.sklearn import ContrastiveEncoder as ContrastiveEncoder
+    from crlf.pipeline import run as run
     from crlf.recipe import RECIPES as RECIPES
     from crlf.recipe import Recipe as Recipe
     from crlf.runs.run import Run as Run
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 # Each is loaded at first use, so that `crlf --help` starts at once, without torch.
 _HOMES = {
+    "run": "pipeline",
     "pretrain": "training.pretrain",
     "embed": "embedding.embed",
     "search": "inference.search",

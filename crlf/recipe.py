@@ -22,6 +22,7 @@ from crlf.runtime.devices import MODES, PRECISIONS
 LIMITS = {
     "epochs": (1, 100_000),
     "minutes": (0, 1_000_000),
+    "reserve": (0, 1_000_000),
     "batch_size": (2, 65_536),
     "micro_batch": (0, 65_536),
     "views": (2, 64),
@@ -34,6 +35,10 @@ class UpTo(int):
     """A size of batches that nobody asked for: a set with fewer images makes it smaller."""
 
 
+class Unasked(int):
+    """A number of epochs that nobody asked for: `crlf run` takes minutes instead, for images of one's own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Every setting of a run."""
@@ -44,15 +49,18 @@ class Recipe:
     """What learns it; one of crlf.encoders.ENCODERS, or timm:NAME for any model of timm."""
     data: str = "cifar10"
     """What it is learned from; one of crlf.data.SOURCES, or the path of a folder of images, a list of such (.txt) or an
-    array (.npy, .npz). On the command line it may stand without --data as the first word."""
+    array (.npy, .npz). On the command line it may stand without --data."""
     subset: int = 0
     """At most this many training and as many test images, the first ones; 0 for all."""
     drop_copies: bool = False
     """Learn from each image once, where others have the same pixels. All are embedded."""
-    epochs: int = 10
+    epochs: int = Unasked(10)
     """Passes over the training images."""
     minutes: float = 0.0
-    """A time budget for training, in place of the epochs: as many steps as fit; 0 trains by epochs."""
+    """A time budget, in place of the epochs: as many steps as fit; 0 trains by epochs."""
+    reserve: float = 0.0
+    """Minutes of the time budget that training leaves to what comes after it; for images of one's own `crlf run` finds
+    out how many."""
     batch_size: int = UpTo(128)
     """Images in a step; a last, smaller batch is left out. Where it is not given, all of a smaller set."""
     micro_batch: int = 0
@@ -97,6 +105,13 @@ class Recipe:
         for name, (low, high) in LIMITS.items():
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} must be in {low}..{high}, not {getattr(self, name)}")
+        if self.minutes and self.reserve >= self.minutes:
+            raise InputError(f"reserve must be below the {self.minutes:g} minutes of the run, not {self.reserve:g}")
+
+    @property
+    def budget(self) -> float:
+        """Minutes of training; 0 where it goes by epochs."""
+        return self.minutes - self.reserve if self.minutes else 0.0
 
     def for_images(self, images: int) -> Recipe:
         """The recipe for so many training images, of which a batch that was not asked for may be all.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 from tqdm import tqdm
 
+SAID: ContextVar[set[str] | None] = ContextVar("SAID", default=None)  # lines, while `each_once` counts them
 PYTHON_ONLY = "not on the command line"  # the mark of a parameter that crlf.cli.flags leaves out
 
 
@@ -35,4 +39,18 @@ def size(count: float) -> str:
 
 def say(line: str) -> None:
     """One line on stderr, above any progress bar."""
-    tqdm.write(line, file=sys.stderr)
+    said = SAID.get()
+    if said is None or line not in said:
+        tqdm.write(line, file=sys.stderr)
+    if said is not None:
+        said.add(line)
+
+
+@contextlib.contextmanager
+def each_once() -> Iterator[None]:
+    """Within this block, or function, `say` says no line twice, as stages would that read the same images."""
+    before = SAID.set(set())
+    try:
+        yield
+    finally:
+        SAID.reset(before)

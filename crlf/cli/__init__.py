@@ -25,6 +25,7 @@ from crlf.runtime import terminal
 from crlf.runtime.allocator import keep_freed_memory
 
 COMMANDS = {
+    "run": ("crlf.pipeline", "all of it in one command, from images to a report: begin here"),
     "pretrain": ("crlf.training.pretrain", "learn an encoder from images without labels"),
     "embed": ("crlf.embedding.embed", "turn the images of a run, or new ones, into embeddings"),
     "search": ("crlf.inference.search", "find the images that are nearest to an image"),
@@ -59,11 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ended("crlf", lambda: greet(name))
 
 
-def command_line(function: Callable[..., Any], argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+def command_line(function: Callable[..., Any] | str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Call a function with the arguments of a command line: its words are those that Python takes by position.
 
     A parameter named `recipe` becomes its settings' flags; `--recipe NAME` or `--recipe FILE.json` is what they start
     from, and with `--resume` it is the run's own.
+
+    Args:
+        function: or the name of a command, whose module is imported when it is called.
 
     Returns:
         The exit code.
@@ -71,7 +75,7 @@ def command_line(function: Callable[..., Any], argv: Sequence[str] | None = None
     arguments = list(sys.argv[1:] if argv is None else argv)
     prepare(arguments, argv)
     prog = prog or Path(sys.argv[0]).name
-    return ended(prog, lambda: call(function, arguments, prog))
+    return ended(prog, lambda: call(command(function) if isinstance(function, str) else function, arguments, prog))
 
 
 def prepare(arguments: list[str], argv: Sequence[str] | None) -> None:
@@ -118,25 +122,37 @@ def overview() -> str:
     """The help of the whole, as wide as the terminal."""
     fill = partial(textwrap.fill, width=terminal.columns() - 2, subsequent_indent=" " * 13)
     rows = [fill(text, initial_indent=f"  {name:<10} ") for name, (_, text) in COMMANDS.items()]
-    head = ["usage: crlf COMMAND [options]", "", "Learn from images without labels.", "", "commands:"]
-    last = "crlf COMMAND --help lists the options of a command. python simclr_train.py does all of them in a row."
-    return "\n".join([*head, *rows, "", fill(last, subsequent_indent="")])
+    head = ["usage: crlf COMMAND [options]", "", "Learn from images without labels.", ""]
+    begin = ["to begin:", "  crlf run PATH", "", "commands:"]
+    last = "PATH is a folder of images. crlf COMMAND --help lists the options of a command."
+    return "\n".join([*head, *begin, *rows, "", fill(last, subsequent_indent="")])
 
 
 def stage(name: str, arguments: list[str]) -> None:
     """Do a command, and say which one comes next."""
-    run = call(command(name), arguments, f"crlf {name}")
+    run = call(command(name), arguments, f"crlf {name}", needs_data=name == "run")
     if name in NEXT and run is not None:
         terminal.say(f"next: {NEXT[name].format(run=shlex.quote(run))}")
 
 
-def call(function: Callable[..., Any], arguments: list[str], prog: str) -> str | None:
+def require_data(arguments: list[str], values: dict[str, Any]) -> None:
+    """Raise InputError where nothing says what to learn from: the default would be fetched, unasked."""
+    said = {word.partition("=")[0] for word in arguments}
+    if flags.DATA_FLAG not in values and not said & {"--recipe", "--resume"}:
+        what = "`crlf run PATH` learns from a folder of images, `crlf run cifar10` from a data set that is fetched"
+        raise InputError(f"DATA is missing: {what}")
+
+
+def call(function: Callable[..., Any], arguments: list[str], prog: str, needs_data: bool = False) -> str | None:
     """Call a function with what the arguments say, or print its help.
+
+    Args:
+        needs_data: whether a recipe must be told what to learn from.
 
     Returns:
         The run folder, of a function that makes one or takes nothing else by place; else None.
     """
-    recipe, takes_recipe = None, flags.RECIPE in inspect.signature(function).parameters
+    recipe, takes_recipe, given = None, flags.RECIPE in inspect.signature(function).parameters, arguments
     if takes_recipe:
         recipe, arguments = start(function, arguments)
     if asks_for_help(arguments):
@@ -145,12 +161,22 @@ def call(function: Callable[..., Any], arguments: list[str], prog: str) -> str |
     words, values = flags.read(function, recipe, arguments, prog)
     named = {name: value for name, value in values.items() if "." not in name}
     if takes_recipe:
+        values |= with_data(words, values)
+        if needs_data:
+            require_data(given, values)
         named[flags.RECIPE] = flags.changed(recipe, values)
     keep_freed_memory()
-    function(*words, **named)
+    function(*([] if takes_recipe else words), **named)
     if takes_recipe:
         return str(named.get("out", inspect.signature(function).parameters["out"].default))
     return str(words[0]) if len(words) == 1 else None
+
+
+def with_data(words: list[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The data of a recipe as its flag would give them: `crlf pretrain PATH` names what to learn from."""
+    if words and flags.DATA_FLAG in values:
+        raise InputError(f"data is given twice, as {words[0]!r} and with --data: give it once")
+    return {flags.DATA_FLAG: words[0]} if words else {}
 
 
 def start(function: Callable[..., Any], arguments: list[str]) -> tuple[Any, list[str]]:
@@ -162,7 +188,6 @@ def start(function: Callable[..., Any], arguments: list[str]) -> tuple[Any, list
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--recipe", nargs="?", const="")
     known, rest = flags.parse(first, arguments)
-    rest = with_data(rest)
     for flag in ("--out", "--method"):
         first.add_argument(flag, nargs="?")
     first.add_argument("--resume", action="store_true")
@@ -179,12 +204,3 @@ def start(function: Callable[..., Any], arguments: list[str]) -> tuple[Any, list
     if asked["method"] in METHODS and asked["method"] != recipe.method:
         recipe = dataclasses.replace(recipe, method=asked["method"], head=METHODS[asked["method"]].Settings())
     return recipe, rest
-
-
-def with_data(arguments: list[str]) -> list[str]:
-    """`--data` before a first word that is no flag: `crlf pretrain PATH` names what to learn from."""
-    if not arguments or arguments[0].startswith("-"):
-        return arguments
-    if any(word.partition("=")[0] == "--data" for word in arguments):
-        raise InputError(f"data is given twice, as {arguments[0]!r} and with --data: give it once")
-    return ["--data", *arguments]

@@ -25,6 +25,7 @@ from crlf.runtime.terminal import columns
 from crlf.text import PYTHON_ONLY
 
 RECIPE = "recipe"  # the parameter whose settings are flags
+DATA_FLAG = f"{RECIPE}.data"
 START = "what the settings start from: one of crlf.recipe.RECIPES, or a recipe.json; flags change it"
 FIRST = "most used options"
 MOST_USED = (
@@ -77,6 +78,9 @@ class Word:
         return name if self.kind in ("needed", "many") else f"[{name}]"
 
 
+DATA = Word("data", "optional", "what it is learned from, as --data says it")
+
+
 def flags_of(function: Callable[..., Any], recipe: Any = None) -> list[Flag]:
     """The flags of a function, then those of the recipe that it starts from."""
     texts, hints = argument_texts(function), get_type_hints(function)
@@ -112,10 +116,12 @@ def settings_of(settings: Any, place: str) -> Iterator[Flag]:
 
 
 def words_of(function: Callable[..., Any]) -> list[Word]:
-    """The words of a function; the recipe is none."""
+    """The words of a function; in the place of a recipe it is the data."""
     texts, hints = argument_texts(function), get_type_hints(function)
     places = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    return [Word(p.name, word_kind(p, hints[p.name]), texts.get(p.name, "")) for p in places if p.name != RECIPE]
+    return [
+        DATA if p.name == RECIPE else Word(p.name, word_kind(p, hints[p.name]), texts.get(p.name, "")) for p in places
+    ]
 
 
 def word_kind(parameter: inspect.Parameter, hint: Any) -> Kind:
@@ -126,9 +132,7 @@ def word_kind(parameter: inspect.Parameter, hint: Any) -> Kind:
 
 
 def usage(function: Callable[..., Any], prog: str) -> str:
-    takes_recipe = RECIPE in inspect.signature(function).parameters
-    words = [Word("data", "optional", "")] if takes_recipe else words_of(function)  # cli.with_data makes it a flag
-    return " ".join([prog, *(word.shown for word in words), "[options]"])
+    return " ".join([prog, *(word.shown for word in words_of(function)), "[options]"])
 
 
 def with_names(text: str) -> str:

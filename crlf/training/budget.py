@@ -108,8 +108,8 @@ def course_of(recipe: Recipe, steps: int, step: int, share: float, seconds: floa
         step, share, seconds: what a resumed run has done.
         started: when the run did, on the clock of `time.perf_counter`; a time budget counts from then.
     """
-    if not recipe.minutes:
+    if not recipe.budget:
         return BySteps(recipe.epochs * steps)
     startup = 0.0 if started is None else time.perf_counter() - started
     [startup] = distributed.highest(startup)
-    return ByClock(60 * recipe.minutes - startup, step, share, seconds)
+    return ByClock(60 * recipe.budget - startup, step, share, seconds)

@@ -68,7 +68,7 @@ def estimate(
     steps = recipe.steps_per_epoch(len(data))
     forwards = 1.0 if len(parts) == 1 else 4 / 3  # a second one, beside a backward pass of two
     epoch = steps * (scale * forwards * learn + move)  # seconds
-    epochs = 60 * recipe.minutes / epoch if recipe.minutes else recipe.epochs
+    epochs = 60 * recipe.budget / epoch if recipe.budget else recipe.epochs
     weights = sum(p.nbytes for p in method.parameters())
     moments = sum(
         value.nbytes

@@ -8,14 +8,23 @@ from typing import Any
 from crlf.runs.payoff import payoff
 from crlf.runs.run import ENCODER, REPORT, Run
 from crlf.text import duration
+from crlf.visualization.closing import closing
 
 
 def summary(run: Run | str | Path) -> None:
-    """Print a short table of a run's scores and files."""
+    """Print a short table of a run's scores and files; of a whole run also what that means, and what to do next."""
     run = Run.open(run)
-    scores = run.scores
-    found = payoff(scores)
-    print(table(scores, run) + (f"\n\n{found.sentence}" if found else ""))
+    found = payoff(run.scores)
+    print(table(run.scores, run))
+    if whole(run):
+        print(f"\n{closing(run)}")
+    elif found:
+        print(f"\n{found.sentence}")
+
+
+def whole(run: Run) -> bool:
+    """Whether it is trained, embedded and measured."""
+    return {"train_seconds", "embed_seconds", "probe_seconds"} <= run.scores.keys() and run.file(REPORT).exists()
 
 
 def table(scores: dict[str, Any], run: Run) -> str:

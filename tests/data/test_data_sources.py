@@ -103,7 +103,7 @@ def test_what_is_fetched_is_said_before_it_is(server: Server, cache: Path, capsy
     connect, said = fetch.connect, []
     monkeypatch.setattr(fetch, "connect", lambda url: said.append(capsys.readouterr().err) or connect(url))
     cifar.load(None, spec)
-    line = f"data set cifar10: 170 MB are fetched to {str(cache)!r}; `crlf pretrain PATH` trains on your own images"
+    line = f"data set cifar10: 170 MB are fetched to {str(cache)!r}; `crlf run PATH` learns from your own images"
     assert line in said[0].splitlines()
     cifar.load(None, spec)
     assert capsys.readouterr().err == ""  # it is there

@@ -126,9 +126,10 @@ def test_when_a_rank_dies_the_others_name_it_and_the_run_goes_on_alone(results, 
 
 
 PROGRAM = """
-import runpy, sys, crlf
+import runpy, sys
+from crlf import pipeline
 for stage in ("embed", "probe", "draw", "report", "summary"):
-    setattr(crlf, stage, lambda *run, stage=stage, **settings: print(stage, "once"))
+    setattr(pipeline, stage, lambda *run, stage=stage, **settings: print(stage, "once"))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -148,7 +148,7 @@ def sources(cache: Path, temporary: Path, spec: Official) -> Iterator[tuple[str,
     """Each place to have the data from, in the order in which they are tried: its name, and how."""
     yield f"cache folder {str(cache)!r}", lambda: from_folder(cache, spec)
     much = f"{size(spec.fetched)} are" if spec.fetched else "it is"
-    own = "`crlf pretrain PATH` trains on your own images"
+    own = "`crlf run PATH` learns from your own images"
     say(f"data set {spec.name}: {much} fetched to {str(cache)!r}; {own}")
     yield spec.url, lambda: download(spec, temporary)
     if package := spec.package:

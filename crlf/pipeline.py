@@ -1,0 +1,222 @@
+"""One command from images to a report: pretrain, embed, probe, draw, report, in the time that it is given."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crlf import encoders
+from crlf.data import SOURCES, load
+from crlf.embedding.embed import embed
+from crlf.errors import InputError
+from crlf.evaluation import crops
+from crlf.evaluation.probe import probe
+from crlf.recipe import Recipe, Unasked
+from crlf.runs.run import ENCODER, RECIPE, REPORT, TABLE, Run, difference, require_place
+from crlf.runtime import distributed
+from crlf.runtime.devices import pick_device
+from crlf.runtime.interrupts import Interrupted
+from crlf.text import duration, each_once, say
+from crlf.training.cost import TRIAL, fastest
+from crlf.training.pretrain import pretrain
+from crlf.training.state import completed
+from crlf.visualization.figures import draw
+from crlf.visualization.report import report
+from crlf.visualization.summary import summary
+
+MINUTES = 20.0  # for images of one's own, where nothing else is asked for
+FIGURES = 15.0  # seconds of the figures and the report
+WHOLE = 1.5  # times as long as in the best trial an image takes among all: 1.5 to 2 times at 224 px
+MOST = 0.5  # of the minutes is kept for what comes after training
+
+
+@each_once()
+def run(
+    recipe: Recipe,
+    *,
+    out: str | Path = "simclr_output",
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    track: str = "none",
+) -> Run:
+    """Learn from images without labels, then show what was learned: pretrain, embed, probe, draw, report. With images
+    of your own all of it takes about --minutes, 20 if neither minutes nor --epochs are given. On a data set known by
+    name --minutes are those of training alone.
+
+    Args:
+        recipe: every setting of the run.
+        out: the run folder, where everything is written.
+        data_dir: where a data set known by name lies; by default the cache, ~/.cache/crlf.
+        device: cpu, cuda, mps, or auto for the best that is there.
+        resume: continue the run in the folder, in the stage that it had come to.
+        overwrite: replace the run in the folder.
+        track: what the log goes to as well: tensorboard, wandb or mlflow, on this machine.
+
+    Returns:
+        The run, of which torchrun's other processes have nothing but the training.
+
+    Raises:
+        InputError: as each of the stages; what the stages before it made is there.
+        Interrupted: Ctrl-C or SIGTERM; it says how to go on.
+    """
+    started, here = time.perf_counter(), Run(out)
+    with distributed.together(), interrupted_in("pretrain", here, resume):
+        distributed.by_first(lambda: require_free(recipe, out, resume, overwrite))
+        recipe = distributed.by_first(lambda: in_time(recipe, here, resume, data_dir, device, started))
+        if not distributed.by_first(lambda: resume and trained(here, recipe)):
+            settings: dict[str, Any] = {"data_dir": data_dir, "device": device, "track": track}
+            pretrain(recipe, out=out, resume=resume, overwrite=overwrite, **settings)
+    if distributed.rank() == 0:  # torchrun's other processes have trained along; what is left is little
+        show(here, data_dir, device)
+    return here
+
+
+def show(run: Run, data_dir: str | Path | None, device: str) -> None:
+    """What comes after training, from the first stage on that is not done."""
+    stages: dict[str, Callable[[], object]] = {
+        "embed": lambda: embed(run, data_dir=data_dir, device=device),
+        "probe": lambda: probe(run, data_dir=data_dir, device=device),
+        "draw": lambda: draw(run),
+        "report": lambda: report(run),
+    }
+    names = list(stages)
+    first = next((place for place, name in enumerate(names) if not DONE[name](run)), len(names))
+    if first:
+        say(f"done already: {', '.join(['pretrain', *names[:first]])}")
+    for name in names[first:]:
+        with interrupted_in(name, run, resume=True):
+            stages[name]()
+    summary(run)
+
+
+# What is done already
+
+
+def trained(run: Run, recipe: Recipe) -> bool:
+    """Whether the run has come to the end of its training, with these settings."""
+    whole = "train_seconds" in run.scores and run.file(ENCODER).is_file()  # the scores are written last
+    return whole and not difference(recipe.to_dict(), completed(run.settings))
+
+
+def embedded(run: Run) -> bool:
+    files = ("train_emb.npy", "test_emb.npy", TABLE)
+    return "embed_seconds" in run.scores and all(run.file(name).is_file() for name in files)
+
+
+def probed(run: Run) -> bool:
+    return "probe_seconds" in run.scores
+
+
+def drawn(run: Run) -> bool:
+    figures = ["loss_curve.png", *["confusion_matrix.png"] * run.file("test_pred.npy").is_file()]
+    return "draw_seconds" in run.scores and all(run.file(name).is_file() for name in figures)
+
+
+def reported(run: Run) -> bool:
+    """Whether the report is younger than all that it shows."""
+    ages = {name: run.file(name).stat().st_mtime_ns for name in run.held()}
+    return REPORT in ages and ages[REPORT] == max(ages.values())
+
+
+DONE = {"embed": embedded, "probe": probed, "draw": drawn, "report": reported}
+
+
+# The time
+
+
+def in_time(recipe: Recipe, run: Run, resume: bool, data_dir: str | Path | None, device: str, started: float) -> Recipe:
+    """The recipe with the minutes of the whole and those that training leaves to the other stages, for images of one's
+    own, unless it asks for epochs; to resume, those that the run has.
+
+    Args:
+        started: when the command did, on the clock of `time.perf_counter`.
+    """
+    by_epochs = not recipe.minutes and not isinstance(recipe.epochs, Unasked)
+    if recipe.data in SOURCES or by_epochs:
+        return recipe
+    if resume:
+        before = run.recipe
+        recipe = dataclasses.replace(recipe, minutes=recipe.minutes or before.minutes)
+        return dataclasses.replace(recipe, reserve=before.reserve) if recipe.minutes == before.minutes else recipe
+    minutes = recipe.minutes or MINUTES
+    if recipe.reserve:
+        return dataclasses.replace(recipe, minutes=minutes)
+    needed = after_training(recipe, data_dir, device)
+    kept = min(time.perf_counter() - started + needed, 60 * MOST * minutes)
+    training = f"{duration(60 * minutes - kept)} of training, the rest to embed, probe and draw"
+    more = f", which may take {duration(needed)}" if needed > kept else ""
+    say(f"{duration(60 * minutes)} in all (--minutes sets others): {training}{more}")
+    return dataclasses.replace(recipe, minutes=minutes, reserve=round(kept / 60, 3))
+
+
+def after_training(recipe: Recipe, data_dir: str | Path | None, device: str) -> float:
+    """About how many seconds the stages after training take: the embedding from a trial, the probes as measured on two
+    cores."""
+    train, test = load(recipe.data, data_dir, recipe.images, recipe.subset)
+    images = len(train) + (0 if test is train else len(test))
+    _, channels, height, width = train.images.shape
+    encoder = encoders.build(recipe.encoder, channels, min(height, width), recipe.embedding.regions)
+    length = encoders.trial(encoder, recipe.encoder, channels, height, width)
+    place = pick_device(device)
+    frozen = encoders.Frozen(encoder, recipe.embedding.mirror).to(place)
+    few = torch.rand(min(TRIAL, images), channels, height, width, device=place)
+    each = WHOLE * fastest(lambda: frozen(few), place) / len(few)
+    if train.labels is None:
+        return FIGURES + each * (images + 4 * min(images, crops.IMAGES))
+    return FIGURES + 2 * each * images + fitting(len(train), length, len(train.classes), test is train)
+
+
+def fitting(images: int, length: int, classes: int, cross_validated: bool) -> float:
+    """About how many seconds the linear probes take, on the embeddings, on those of the untrained encoder and on
+    pixels: L-BFGS asks so often for the slope, each time for two products with the images and two with a triangle of
+    their rank. The three took 11 s for 416 images of 11 classes, on two threads with nothing beside them."""
+    asked, images = (6000, round(0.64 * images)) if cross_validated else (500, images)  # 4/5 of 4/5 are fitted
+    rank = min(images, length)
+    return 3 * asked * (3e-4 + 4 * classes * (images * rank / 6e10 + rank**2 / 1e10))
+
+
+# The place
+
+
+def require_free(recipe: Recipe, out: str | Path, resume: bool, overwrite: bool) -> None:
+    """Raise InputError where `pretrain` would refuse the folder, or where it lies among the images."""
+    require_place(out, resume, overwrite)
+    images, place = Path(os.path.realpath(recipe.data)), Path(os.path.realpath(out))
+    if resume or not images.is_dir() or not place.is_relative_to(images):
+        return
+    if not any(part.startswith(".") for part in place.relative_to(images).parts):  # those are passed over
+        other = shlex.quote(os.path.relpath(images.parent / place.name))
+        raise InputError(f"output folder {str(out)!r} lies among the images of {recipe.data!r}: try --out {other}")
+
+
+@contextlib.contextmanager
+def interrupted_in(stage: str, run: Run, resume: bool) -> Iterator[None]:
+    """Let Ctrl-C say how to go on.
+
+    Args:
+        resume: whether the run in the folder is the one that goes on; else that is told by whether it is new.
+    """
+    before = age(run)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        what = str(stop).partition(":")[0] or f"stopped in {stage}"
+        how = f"`crlf run --resume --out {shlex.quote(str(run.path))}` goes on"
+        if not resume and age(run) == before:
+            how = "nothing was trained yet, and the same command begins again"
+        raise Interrupted(getattr(stop, "exit_code", 130) - 128, f"{what}: {how}") from None
+
+
+def age(run: Run) -> int | None:
+    """When the run in the folder began, as a number; None where there is none."""
+    return run.file(RECIPE).stat().st_mtime_ns if run.file(RECIPE).exists() else None
