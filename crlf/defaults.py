@@ -38,6 +38,7 @@ TURNED = {"vertical_flip": 0.5, "turn": 0.5}  # nothing is up
 NO_COLOUR = {"saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
 OF_FILES: dict[str, Any] = {"batch_size": 64}  # of a recipe, for a user's own image files
 LARGEST = 64  # pixels a side of these, though they have more
+LARGE, OF_LARGE = 64, 0.5  # pixels a side from which views are smaller, and their resolution: docs/photographs.md
 STEPS = 1000  # that a run over them has at least: so many epochs
 DOMAINS: dict[str, dict[str, Any]] = {
     "photos": {},

@@ -11,7 +11,7 @@ from crlf import encoders
 from crlf.augmentation import ViewSettings
 from crlf.data import PUBLISHED, SOURCES, ImageSet, ImageSettings, named, of_files
 from crlf.data.files.class_folders import HELD_OUT
-from crlf.defaults import DOMAINS, OF_FILES, STEPS, Unasked, UnaskedInt, unasked
+from crlf.defaults import DOMAINS, LARGE, OF_FILES, OF_LARGE, STEPS, Unasked, UnaskedInt, unasked
 from crlf.encoders import EmbeddingSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
@@ -115,13 +115,20 @@ class Recipe:
         """
         if images < 2:
             raise InputError(f"data {self.data!r} must have 2 training images or more, not {images}")
-        recipe = filled(self, OF_FILES) if of_files(self.data) else self
+        recipe = self.of_files() if of_files(self.data) else self
         if isinstance(recipe.batch_size, UpTo | UnaskedInt) and images < recipe.batch_size:
             recipe = dataclasses.replace(recipe, batch_size=images)
         if not of_files(self.data) or self.minutes or not isinstance(self.epochs, UnaskedInt):
             return recipe
         enough = -(-STEPS // recipe.steps_per_epoch(images))
         return dataclasses.replace(recipe, epochs=max(self.epochs, enough))
+
+    def of_files(self) -> Recipe:
+        """The recipe for files of one's own, but for the epochs: what was not asked for is as crlf.defaults has it."""
+        recipe, views = filled(self, OF_FILES), self.augmentation
+        if self.images.image_size < LARGE or not isinstance(views.resolution, Unasked):
+            return recipe
+        return dataclasses.replace(recipe, augmentation=dataclasses.replace(views, resolution=OF_LARGE))
 
     def steps_per_epoch(self, images: int) -> int:
         """Whole batches in an epoch over this many images.

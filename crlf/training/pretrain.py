@@ -10,6 +10,7 @@ from typing import Annotated
 
 import torch
 
+from crlf.augmentation import view_size
 from crlf.data import SOURCES, ImageSet, ImageSettings, given, load_for_pretraining, named, require_there
 from crlf.data.files.class_folders import HELD_OUT
 from crlf.data.given import Given
@@ -192,6 +193,9 @@ def tell_choices(asked: Recipe, recipe: Recipe, images: ImageSet) -> None:
     chosen = []
     if batch != asked.batch_size and batch != len(images):
         chosen.append(f"batches of {batch} (--batch-size)")
+    if recipe.augmentation.resolution != asked.augmentation.resolution:
+        side = view_size(images.images.shape[3], recipe.augmentation)
+        chosen.append(f"views of {side} px (--resolution {recipe.augmentation.resolution:g})")
     if recipe.epochs != asked.epochs:
         steps = recipe.epochs * recipe.steps_per_epoch(len(images))
         chosen.append(f"{recipe.epochs:,} epochs, which are {steps:,} steps (--epochs, or --minutes)")

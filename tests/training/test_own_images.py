@@ -75,6 +75,17 @@ def test_what_was_asked_for_stays(tmp_path: Path):
             assert own.for_images(10_000) == own, name
 
 
+def test_views_of_larger_files_are_smaller(tmp_path: Path):
+    def resolution(side: int, **views: float) -> float:
+        recipe = Recipe(
+            data=str(tmp_path / "in/"), images=ImageSettings(image_size=side), augmentation=ViewSettings(**views)
+        )
+        return recipe.for_images(1000).augmentation.resolution
+
+    assert resolution(32) == 0.75 and resolution(64) == resolution(128) == 0.5
+    assert resolution(64, resolution=0.75) == 0.75
+
+
 @pytest.mark.parametrize("data", ["cifar10", "photos.npy", "photos.npz", "array of 500 images of 3×64×64"])
 def test_sets_known_by_name_and_arrays_are_as_before(data: str):
     recipe = Recipe(data=data)
@@ -85,14 +96,14 @@ def test_the_run_keeps_what_was_chosen_and_says_it(tmp_path: Path):
     run, said = trained(tmp_path, put(tmp_path / "in", 70, 100), "--epochs", "1")
     recipe = run.recipe
     assert (recipe.images.image_size, recipe.batch_size, recipe.epochs) == (64, 64, 1)
-    assert "chosen for 70 images of one's own: batches of 64 (--batch-size)\n" in said
+    assert recipe.augmentation.resolution == 0.5
+    assert "70 images of one's own: batches of 64 (--batch-size), views of 32 px (--resolution 0.5)\n" in said
     assert "images are read at 64 px, though half of them reach 96: --image-size 96 would take " in said
     assert crlf.embed(run, device="cpu").array("train_emb.npy").shape[0] == 70
 
 
 def test_the_epochs_that_were_chosen_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("crlf.recipe.STEPS", 6)
-    monkeypatch.setattr("crlf.recipe.Recipe.epochs", unasked(1), raising=False)
     run, said = trained(tmp_path, put(tmp_path / "in", 5, 16), "--batch-size", "2")
     assert run.recipe.epochs == 10 and "epochs, which are" not in said  # ten are more than enough
     monkeypatch.setattr("crlf.recipe.STEPS", 23)
@@ -164,5 +175,5 @@ def test_a_quarter_turn_needs_square_images():
 
     images = np.random.default_rng(0).integers(0, 256, (8, 3, 16, 24), dtype=np.uint8)
     recipe = Recipe(augmentation=ViewSettings(turn=0.5), embedding=EmbeddingSettings(regions=1))
-    with pytest.raises(crlf.InputError, match="turn must be 0, not 0.5, for images of 16 × 24 px"):
+    with pytest.raises(crlf.InputError, match=r"turn must be 0, not 0\.5, for images of 16 × 24 px"):
         crlf.pretrain(recipe, data=images, out="never", device="cpu")
