@@ -25,7 +25,7 @@ from PIL import Image
 
 from bench.photos import deep_sky, qt_resources
 from bench.photos.packages import Package, home, unpacked
-from crlf.data import load
+from crlf.data import ImageSettings, load
 from crlf.data.cache import lock
 from crlf.errors import unknown
 from crlf.text import say
@@ -284,12 +284,15 @@ class Images(NamedTuple):
     classes: tuple[str, ...]
 
 
+def of_size(size: int) -> ImageSettings:
+    """How photographs are read at a size, or at the one that CRLF chooses for 0."""
+    return ImageSettings(image_size=size) if size else ImageSettings()
+
+
 def images(name: str, size: int) -> Images:
     """A set as CRLF decodes it: the shorter side is `size`, the middle is kept; 0 takes what it would choose."""
-    from crlf.data import ImageSettings
-
     folder = folder_of(name)
-    train, test = load(str(listing_of(folder)), settings=ImageSettings(image_size=size))
+    train, test = load(str(listing_of(folder)), settings=of_size(size))
     pixels = torch.cat([train.images, test.images])
     names = tuple(os.path.relpath(one, folder) for one in [*train.ids, *test.ids])
     order = sorted(range(len(names)), key=names.__getitem__)
