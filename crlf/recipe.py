@@ -304,6 +304,12 @@ NAMED: dict[str, Recipe] = {
         "vicreg", "resnet18", lars(0.3, 1e-4), ViewSettings(resolution=1.0, saturation=0.2), epochs=1000, batch_size=256
     ),
 }  # fmt: skip
-RECIPES = {
-    name: dataclasses.replace(settled(recipe), batch_size=UpTo(recipe.batch_size)) for name, recipe in NAMED.items()
-} | {"default": Recipe()}  # whose values the images may set
+
+
+def as_named(recipe: Recipe) -> Recipe:
+    """A recipe whose values are all asked for, but for the views that a domain sets and a batch that is too large."""
+    views = dataclasses.replace(recipe.augmentation, resolution=float(recipe.augmentation.resolution))
+    return dataclasses.replace(settled(recipe), batch_size=UpTo(recipe.batch_size), augmentation=views)
+
+
+RECIPES = {name: as_named(recipe) if name != "default" else recipe for name, recipe in NAMED.items()}

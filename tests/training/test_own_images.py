@@ -152,6 +152,14 @@ def test_another_domain_takes_the_place_of_the_first():
     assert dataclasses.replace(Recipe(domain="satellite"), domain="photos") == Recipe()
 
 
+def test_a_named_recipe_keeps_its_views_and_takes_the_rest_from_a_domain():
+    named = dataclasses.replace(RECIPES["simclr-r18"], domain="microscopy", data="photos/").for_images(10_000)
+    views = named.augmentation
+    assert (views.resolution, views.grayscale, views.turn, views.hue) == (1.0, 0.1, 0.5, 0.05)
+    own = dataclasses.replace(RECIPES["speedrun-knn90"], data="photos/", images=ImageSettings(image_size=64))
+    assert own.for_images(10_000).augmentation.resolution == 0.75
+
+
 def test_domains_are_what_they_say():
     photos, satellite, documents = (Recipe(domain=name).augmentation for name in ("photos", "satellite", "documents"))
     assert photos == ViewSettings() and (photos.turn, photos.vertical_flip) == (0, 0)
