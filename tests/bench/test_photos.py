@@ -273,14 +273,14 @@ def test_a_set_becomes_a_folder_of_class_folders(small, tmp_path):
 def test_an_ablation_keeps_the_encoder_and_reads_it_in_several_ways(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(ablation.SIZE, small, 16)
     rows, keep = tmp_path / "rows.jsonl", tmp_path / "kept"
-    words = ["--sets", small, "--rows", str(rows), "--keep", str(keep), "--work", "1e-4", "--changes"]
+    words = ["--sets", small, "--rows", str(rows), "--keep", str(keep), "--work", "1e-3", "--changes"]
     tiny = "batch_size=8 views=2"
     assert ablation.main([*words, f"{tiny}; {tiny} after=standardised; {tiny} read=1"]) == 0
     assert len(list(keep.iterdir())) == 1  # what changes nothing in training is read from the encoder that is there
     first, standardised, read = results.read(rows)
     assert first["steps"] == standardised["steps"] == read["steps"] > 1 and first["px"] == 16
     assert ablation.main([*words, tiny]) == 0 and len(results.read(rows)) == 3
-    assert f"| {small} | 0.0001 | {tiny} |" in capsys.readouterr().out
+    assert f"| {small} | 0.001 | {tiny} |" in capsys.readouterr().out
 
 
 def test_the_work_of_an_ablation_is_counted_in_products(small):
