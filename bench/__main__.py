@@ -48,8 +48,14 @@ COMMANDS = {
     "gpu-program": "fifteen minutes of a GPU: --help says how",
     "record": "keep what a GPU program brought back: its folder",
     "photos": "sets of real photographs: CRLF, untrained, pixels and an ImageNet network; --help says how",
+    "photos-ablation": "what each choice of the defaults for photographs is worth, on other sets; --help says how",
 }  # with arguments of their own
-MODULES = {"gpu-program": "gpu_program.main", "record": "gpu_program.keep", "photos": "photos.main"}
+MODULES = {
+    "gpu-program": "gpu_program.main",
+    "record": "gpu_program.keep",
+    "photos": "photos.main",
+    "photos-ablation": "photos.ablation",
+}
 
 
 def main(argv: list[str] | None = None) -> int:

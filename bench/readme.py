@@ -18,6 +18,7 @@ from crlf.methods import METHODS
 ROOT = Path(__file__).parent.parent
 README, RECIPE, METHODS_PAGE = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
 FINETUNING, SCALING = ROOT / "docs" / "fine-tune.md", ROOT / "docs" / "scaling.md"
+PHOTOGRAPHS = ROOT / "docs" / "photographs.md"
 SPEEDRUN = ROOT / "docs" / "speedrun.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
 RUNS = {
@@ -141,6 +142,7 @@ def pages(records: Path) -> dict[Path, str]:
         README: filled(readme, "measurements", measurements(found)),
         RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", rows(found, "ablation")),
         FINETUNING: filled(FINETUNING.read_text(encoding="utf-8"), "finetuning", rows(found, "finetuning")),
+        PHOTOGRAPHS: filled(PHOTOGRAPHS.read_text(encoding="utf-8"), "ablation", rows(found, "photos-ablation")),
         SCALING: filled(filled(SCALING.read_text(encoding="utf-8"), "plans", plans), "parts", parts),
         SPEEDRUN: speedrun(records, found),
         RELIABILITY: filled(

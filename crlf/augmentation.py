@@ -6,9 +6,12 @@ image; whatever is linear in colour (brightness, contrast, saturation, hue, gray
 
     view = colour(rows @ image @ columns^T)
 
-Parameters follow the distributions of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
-RandomGrayscale and GaussianBlur. The pixels equal those of its functions but for two things: nothing is clamped to
-[0, 1] between two colour steps, and hue is a rotation about the grey axis of RGB, where torchvision goes through HSV.
+A quarter turn is a flip, which the matrices hold, and a transpose of what they give.
+
+Parameters follow the distributions of torchvision's RandomResizedCrop, RandomHorizontalFlip, RandomVerticalFlip,
+ColorJitter, RandomGrayscale and GaussianBlur. The pixels equal those of its functions but for two things: nothing is
+clamped to [0, 1] between two colour steps, and hue is a rotation about the grey axis of RGB, where torchvision goes
+through HSV.
 
 Shapes: B images, C channels, H and W their height and width, h and w those of the view.
 """
@@ -22,11 +25,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crlf.defaults import unasked
 from crlf.errors import InputError
 from crlf.normalisation import Normalisation, constants
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, with torchvision's digits
 NUMBERS = 35  # uniform ones in a view, drawn in one call: a small one costs as much
+POSITION = 2  # more of them, where views are flipped upside down or turned
 CONTRAST = 1  # its place among the four colour steps
 
 
@@ -34,35 +39,40 @@ CONTRAST = 1  # its place among the four colour steps
 class ViewSettings:
     """How a view is drawn. Probabilities and areas are fractions, sizes are pixels."""
 
-    resolution: float = 0.75
+    resolution: float = unasked(0.75)
     """Height and width of a view, as a share of the image's: 24 pixels of 32 take half the time of 32."""
-    crop_min: float = 0.2
+    crop_min: float = unasked(0.2)
     """Smallest area of a crop; the largest is 1."""
-    flip: float = 0.5
+    flip: float = unasked(0.5)
     """Probability of a horizontal flip."""
-    jitter: float = 0.8
+    vertical_flip: float = unasked(0.0)
+    """Probability of a vertical flip."""
+    turn: float = unasked(0.0)
+    """Probability of a quarter turn, of square images; with both flips and this at 0.5 each of the eight positions of a
+    square is as likely."""
+    jitter: float = unasked(0.8)
     """Probability that brightness, contrast, saturation and hue change."""
-    brightness: float = 0.4
+    brightness: float = unasked(0.4)
     """Factor drawn from 1 ± this."""
-    contrast: float = 0.4
+    contrast: float = unasked(0.4)
     """Factor drawn from 1 ± this."""
-    saturation: float = 0.4
+    saturation: float = unasked(0.4)
     """Factor drawn from 1 ± this."""
-    hue: float = 0.1
+    hue: float = unasked(0.1)
     """Turn drawn from ± this, in turns of the colour wheel, at most 0.5."""
-    grayscale: float = 0.2
+    grayscale: float = unasked(0.2)
     """Probability that the colour goes."""
-    blur: float = 0.0
+    blur: float = unasked(0.0)
     """Probability of a Gaussian blur."""
-    blur_kernel: int = 3
+    blur_kernel: int = unasked(3)
     """Its width in pixels, odd."""
-    blur_min: float = 0.1
+    blur_min: float = unasked(0.1)
     """Its smallest standard deviation, in pixels."""
-    blur_max: float = 2.0
+    blur_max: float = unasked(2.0)
     """Its largest standard deviation, in pixels."""
 
     def __post_init__(self) -> None:
-        for name in ("crop_min", "flip", "jitter", "grayscale", "blur"):
+        for name in ("crop_min", "flip", "vertical_flip", "turn", "jitter", "grayscale", "blur"):
             _check(0 <= getattr(self, name) <= 1, name, "in 0..1", getattr(self, name))
         for name in ("brightness", "contrast", "saturation"):
             _check(0 <= getattr(self, name) < math.inf, name, "0 or more", getattr(self, name))
@@ -71,6 +81,11 @@ class ViewSettings:
         _check(0.1 <= self.resolution <= 4, "resolution", "in 0.1..4", self.resolution)
         _check(self.blur_kernel % 2 == 1 and self.blur_kernel > 0, "blur_kernel", "odd", self.blur_kernel)
         _check(0 < self.blur_min <= self.blur_max < math.inf, "blur_min", "in 0..blur_max", self.blur_min)
+
+    @property
+    def numbers(self) -> int:
+        """Uniform numbers that a view takes."""
+        return NUMBERS + POSITION * bool(self.vertical_flip or self.turn)
 
 
 class Parameters(NamedTuple):
@@ -88,6 +103,12 @@ class Parameters(NamedTuple):
     hue: Tensor  # (B,) turns, 0 leaves the image as it is
     gray: Tensor  # (B,) bool
     sigma: Tensor  # (B,) standard deviation of the blur, pixels; 0 for none
+    upside_down: Tensor | None = None  # (B,) bool; None where no view is
+    turned: Tensor | None = None  # (B,) bool, a quarter of a turn to the left, after the flips; None where no view is
+
+    def of(self, rows: slice) -> Parameters:
+        """Those of some of the views."""
+        return Parameters(*(None if values is None else values[rows] for values in self))  # type: ignore[arg-type]
 
 
 class Views:
@@ -106,8 +127,9 @@ class Views:
         return self.apply(images, p, self.settings, self.normalisation)
 
     def numbers(self, batch: int, views: int, generator: torch.Generator) -> Tensor:
-        """All that is random in so many views of each image of a batch: float (NUMBERS, B V), uniform in 0..1."""
-        return torch.rand(NUMBERS, batch * views, generator=generator, device=generator.device)
+        """All that is random in so many views of each image of a batch: float (n, B V), uniform in 0..1, where n is
+        what `ViewSettings.numbers` says."""
+        return torch.rand(self.settings.numbers, batch * views, generator=generator, device=generator.device)
 
     def of_part(self, images: Tensor, views: int, numbers: Tensor, batch: int, part: range) -> tuple[Tensor, ...]:
         """Several views of the images of a part of a batch: those that the whole batch would get, but for rounding.
@@ -122,19 +144,18 @@ class Views:
             So many views, each float32 (R, C, h, w).
         """
         drawn = parameters(torch.Size((batch, *images.shape[1:])), self.settings, numbers)
-        own = slice(views * part.start, views * part.stop)
-        p = Parameters(*(values[own] for values in drawn))
+        p = drawn.of(slice(views * part.start, views * part.stop))
         return self.apply(images, p, self.settings, self.normalisation).chunk(views)
 
 
 def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator, count: int = 1) -> Parameters:
     """Draw the parameters of V = count views for each image of a batch of this shape (B, C, H, W)."""
-    numbers = torch.rand(NUMBERS, shape[0] * count, generator=generator, device=generator.device)
+    numbers = torch.rand(settings.numbers, shape[0] * count, generator=generator, device=generator.device)
     return parameters(shape, settings, numbers)
 
 
 def parameters(shape: torch.Size, s: ViewSettings, u: Tensor) -> Parameters:
-    """What uniform numbers (NUMBERS, B V) mean for the views of a batch of this shape (B, C, H, W)."""
+    """What uniform numbers (s.numbers, B V) mean for the views of a batch of this shape (B, C, H, W)."""
     flip, jitter, gray, blur, sigma = u[22:27]
     bounds = [(max(0.0, 1 - strength), 1 + strength) for strength in (s.brightness, s.contrast, s.saturation)]
     low, high = (constants(ends, u)[:, None] for ends in zip(*bounds, (-s.hue, s.hue), strict=True))  # (4, 1)
@@ -142,10 +163,12 @@ def parameters(shape: torch.Size, s: ViewSettings, u: Tensor) -> Parameters:
     brightness, contrast, saturation, hue = torch.where(jitter < s.jitter, u[27:31] * (high - low) + low, unchanged)
     return Parameters(
         *_crop_boxes(shape[-2], shape[-1], s.crop_min, u[:22]), flip < s.flip,
-        order=u[31:].T.argsort(dim=1),
+        order=u[31:NUMBERS].T.argsort(dim=1),
         brightness=brightness, contrast=contrast, saturation=saturation, hue=hue,
         gray=gray < s.grayscale,
         sigma=torch.where(blur < s.blur, sigma * (s.blur_max - s.blur_min) + s.blur_min, 0.0),
+        upside_down=u[NUMBERS] < s.vertical_flip if s.vertical_flip else None,
+        turned=u[NUMBERS + 1] < s.turn if s.turn else None,
     )  # fmt: skip
 
 
@@ -176,15 +199,19 @@ def apply(images: Tensor, p: Parameters, settings: ViewSettings, normalisation: 
     """Make the views that the parameters describe: uint8 (B, C, H, W) -> float32 (V B, C, h, w), channels last."""
     B, C, H, W = images.shape
     h, w = (view_size(side, settings) for side in (H, W))
-    rows = resize_matrix(p.top, p.height, H, h)  # (B V, h, H)
-    columns = resize_matrix(p.left, p.width, W, w, p.flip)  # (B V, w, W)
+    flip = p.flip if p.turned is None else p.flip ^ p.turned  # a quarter turn is a flip, and then a transpose
+    rows = resize_matrix(p.top, p.height, H, h, p.upside_down)  # (B V, h, H)
+    columns = resize_matrix(p.left, p.width, W, w, flip)  # (B V, w, W)
     if settings.blur:
         rows = blur_matrix(p.sigma, h, settings.blur_kernel) @ rows
         columns = blur_matrix(p.sigma, w, settings.blur_kernel) @ columns
     x = images.transpose(1, 2).float().flatten(2)  # (B, H, C W), still in 0..255
     x = rows.view(B, -1, H) @ x  # (B, V h, C W): one product for all views of an image, and no copy for the channels
     x = x.view(-1, h * C, W) @ columns.mT  # (B V, h C, w)
-    x = x.view(-1, h, C, w).transpose(1, 2).flatten(2)  # (B V, C, h w)
+    x = x.view(-1, h, C, w).transpose(1, 2)  # (B V, C, h, w)
+    if p.turned is not None:
+        x = torch.where(p.turned[:, None, None, None], x.mT, x)
+    x = x.flatten(2)  # (B V, C, h w)
     matrix, offset = colour_matrix(p, x.mean(dim=2) / 255, normalisation)
     x = torch.baddbmm(offset[:, :, None], matrix / 255, x).view(B, -1, C, h, w)  # (B, V, C, h, w)
     return x.permute(1, 0, 3, 4, 2).contiguous().flatten(0, 1).permute(0, 3, 1, 2)  # (V B, C, h, w)
@@ -195,7 +222,7 @@ def view_size(side: int, settings: ViewSettings) -> int:
     return max(1, round(side * settings.resolution))
 
 
-def resize_matrix(start: Tensor, length: Tensor, source: int, target: int, flip: Tensor | bool = False) -> Tensor:
+def resize_matrix(start: Tensor, length: Tensor, source: int, target: int, flip: Tensor | None = None) -> Tensor:
     """Weights that resize the pixels [start, start + length) of a line of `source` pixels to `target` pixels.
 
     Bilinear with antialiasing: a triangle as wide as the larger of a source and a target pixel, cut at the crop's
@@ -203,7 +230,7 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, target: int, flip:
 
     Args:
         start, length: float (B,), whole pixels.
-        flip: bool (B,), of which lines the target is reversed.
+        flip: bool (B,), of which lines the target is reversed; None for none.
 
     Returns:
         float (B, target, source); each row sums to 1.
@@ -211,8 +238,8 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, target: int, flip:
     pixel = torch.arange(source, device=start.device) + 0.5
     place = torch.arange(target, device=start.device) + 0.5
     scale = length / target  # (B,)
-    step = torch.where(flip, -scale, scale) if isinstance(flip, Tensor) else scale
-    first = torch.where(flip, start + length, start) if isinstance(flip, Tensor) else start
+    step = scale if flip is None else torch.where(flip, -scale, scale)
+    first = start if flip is None else torch.where(flip, start + length, start)
     centre = first[:, None] + place * step[:, None]  # (B, target)
     reach = scale.clamp(min=1)[:, None, None]
     weights = (reach - (pixel - centre[:, :, None]).abs_()).clamp_(min=0)  # (B, target, source)

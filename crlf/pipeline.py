@@ -15,11 +15,12 @@ import torch
 
 from crlf import encoders
 from crlf.data import SOURCES, load
+from crlf.defaults import Unasked
 from crlf.embedding.embed import embed
 from crlf.errors import InputError
 from crlf.evaluation import crops
 from crlf.evaluation.probe import probe
-from crlf.recipe import Recipe, Unasked
+from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER, RECIPE, REPORT, TABLE, Run, difference, require_place
 from crlf.runtime import distributed
 from crlf.runtime.devices import pick_device

@@ -9,8 +9,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from crlf import encoders
 from crlf.augmentation import ViewSettings
-from crlf.data import PUBLISHED, SOURCES, ImageSet, ImageSettings, named
+from crlf.data import PUBLISHED, SOURCES, ImageSet, ImageSettings, named, of_files
 from crlf.data.files.class_folders import HELD_OUT
+from crlf.defaults import DOMAINS, LARGE, OF_FILES, OF_LARGE, STEPS, Unasked, UnaskedInt, unasked
 from crlf.encoders import EmbeddingSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
@@ -32,11 +33,7 @@ LIMITS = {
 
 
 class UpTo(int):
-    """A size of batches that nobody asked for: a set with fewer images makes it smaller."""
-
-
-class Unasked(int):
-    """A number of epochs that nobody asked for: `crlf run` takes minutes instead, for images of one's own."""
+    """A size of batches of a named recipe: a set with fewer images makes it smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +51,23 @@ class Recipe:
     """At most this many training and as many test images, the first ones; 0 for all."""
     drop_copies: bool = False
     """Learn from each image once, where others have the same pixels. All are embedded."""
-    epochs: int = Unasked(10)
-    """Passes over the training images."""
+    epochs: int = unasked(10)
+    """Passes over the training images; where they are files of one's own, and none is given, 1,000 steps or more."""
     minutes: float = 0.0
     """A time budget, in place of the epochs: as many steps as fit; 0 trains by epochs."""
     reserve: float = 0.0
     """Minutes of the time budget that training leaves to what comes after it; for images of one's own `crlf run` finds
     out how many."""
-    batch_size: int = UpTo(128)
-    """Images in a step; a last, smaller batch is left out. Where it is not given, all of a smaller set."""
+    batch_size: int = unasked(128)
+    """Images in a step; a last, smaller batch is left out. Where it is not given, all of a smaller set, and of files of
+    one's own 64."""
     micro_batch: int = 0
     """Images of each process that are in memory at a time, where the batch is larger; gradients are still those of the
     whole batch, for a second forward pass. 0 for all at once."""
     frozen_norm: bool = False
     """Let batch norm use what it remembers of earlier batches, not the moments of the batch or of each micro-batch."""
+    domain: str = "photos"
+    """What the images show, which says how a view may differ from its image; one of crlf.defaults.DOMAINS."""
     views: int = 4
     """Views of each image in a step; all pairs are positive."""
     seed: int = 0
@@ -97,6 +97,9 @@ class Recipe:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.compile not in MODES:
             raise unknown("compile", self.compile, MODES)
+        if self.domain not in DOMAINS:
+            raise unknown("domain", self.domain, DOMAINS)
+        object.__setattr__(self, "augmentation", filled(self.augmentation, DOMAINS[self.domain]))
         if self.head is None:
             object.__setattr__(self, "head", METHODS[self.method].Settings())
         if not isinstance(self.head, METHODS[self.method].Settings):
@@ -116,14 +119,27 @@ class Recipe:
     def for_images(self, images: int) -> Recipe:
         """The recipe for so many training images, of which a batch that was not asked for may be all.
 
+        For files of one's own, what was not asked for is as crlf.defaults has it, and a small set gets enough steps.
+
         Raises:
             InputError: it is one image, or none.
         """
         if images < 2:
             raise InputError(f"data {self.data!r} must have 2 training images or more, not {images}")
-        if not isinstance(self.batch_size, UpTo) or images >= self.batch_size:
-            return self
-        return dataclasses.replace(self, batch_size=images)
+        recipe = self.of_files() if of_files(self.data) else self
+        if isinstance(recipe.batch_size, UpTo | UnaskedInt) and images < recipe.batch_size:
+            recipe = dataclasses.replace(recipe, batch_size=images)
+        if not of_files(self.data) or self.minutes or not isinstance(self.epochs, UnaskedInt):
+            return recipe
+        enough = -(-STEPS // recipe.steps_per_epoch(images))
+        return dataclasses.replace(recipe, epochs=max(self.epochs, enough))
+
+    def of_files(self) -> Recipe:
+        """The recipe for files of one's own, but for the epochs: what was not asked for is as crlf.defaults has it."""
+        recipe, views = filled(self, OF_FILES), self.augmentation
+        if self.images.image_size < LARGE or not isinstance(views.resolution, Unasked):
+            return recipe
+        return dataclasses.replace(recipe, augmentation=dataclasses.replace(views, resolution=OF_LARGE))
 
     def steps_per_epoch(self, images: int) -> int:
         """Whole batches in an epoch over this many images.
@@ -170,6 +186,37 @@ class Recipe:
         plain = {k: v for k, v in values.items() if k not in sections}
         built = {k: _build(s, values[k], f"{k}.") for k, s in sections.items() if values.get(k) is not None}
         return _build(cls, plain, "", built)
+
+
+def filled(settings: Any, values: dict[str, Any]) -> Any:
+    """A dataclass in which these values stand wherever nobody asked for one, and else the defaults."""
+    free = [field for field in dataclasses.fields(settings) if isinstance(getattr(settings, field.name), Unasked)]
+    new = {field.name: unasked(values[field.name]) if field.name in values else field.default for field in free}
+    return dataclasses.replace(settings, **new) if new else settings
+
+
+def like(settings: Any, other: Any) -> Any:
+    """A dataclass with the values of another of its kind wherever nobody asked for one."""
+    new = {}
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        if isinstance(value, Unasked):
+            new[one.name] = getattr(other, one.name)
+        elif dataclasses.is_dataclass(value) and type(value) is type(getattr(other, one.name)):
+            new[one.name] = like(value, getattr(other, one.name))
+    return dataclasses.replace(settings, **new) if new else settings
+
+
+def settled(settings: Any) -> Any:
+    """A dataclass, and those that it holds, in which every value counts as asked for."""
+    new = {}
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        if isinstance(value, Unasked):
+            new[one.name] = type(value).__mro__[2](value)
+        elif dataclasses.is_dataclass(value):
+            new[one.name] = settled(value)
+    return dataclasses.replace(settings, **new)
 
 
 def moved(values: dict[str, Any]) -> dict[str, Any]:
@@ -268,4 +315,12 @@ NAMED: dict[str, Recipe] = {
         "vicreg", "resnet18", lars(0.3, 1e-4), ViewSettings(resolution=1.0, saturation=0.2), epochs=1000, batch_size=256
     ),
 }  # fmt: skip
-RECIPES = {name: dataclasses.replace(recipe, batch_size=UpTo(recipe.batch_size)) for name, recipe in NAMED.items()}
+
+
+def as_named(recipe: Recipe) -> Recipe:
+    """A recipe whose values are all asked for, but for the views that a domain sets and a batch that is too large."""
+    views = dataclasses.replace(recipe.augmentation, resolution=float(recipe.augmentation.resolution))
+    return dataclasses.replace(settled(recipe), batch_size=UpTo(recipe.batch_size), augmentation=views)
+
+
+RECIPES = {name: as_named(recipe) if name != "default" else recipe for name, recipe in NAMED.items()}

@@ -95,6 +95,47 @@ def test_flip():
     torch.testing.assert_close(got, expected, **TIGHT)
 
 
+def test_vertical_flip_and_quarter_turn():
+    """After a horizontal flip a vertical one, and then a quarter turn to the left, in all eight combinations."""
+    images = photo()
+    flip, upside_down, turned = (torch.tensor([bool(i >> k & 1) for i in range(8)]) for k in range(3))
+
+    def reference(x: Tensor, f: bool, v: bool, t: bool) -> Tensor:
+        x = tv.horizontal_flip(x) if f else x
+        x = tv.vertical_flip(x) if v else x
+        return tv.rotate(x, 90) if t else x
+
+    p = neutral(8)._replace(flip=flip, upside_down=upside_down, turned=turned)
+    got = apply(images, p, PLAIN, AS_IT_IS)
+    torch.testing.assert_close(got, one_by_one(images, reference, flip, upside_down, turned), **TIGHT)
+    assert (
+        len({tuple(view.flatten().tolist()) for view in apply(images[:1].repeat(8, 1, 1, 1), p, PLAIN, AS_IT_IS)}) == 8
+    )
+
+
+def test_a_turned_crop_is_the_crop_turned():
+    images = photo()
+    p = draw(images.shape, ViewSettings(crop_min=0.05), torch.Generator().manual_seed(0))
+    plain, every = apply(images, p, PLAIN, AS_IT_IS), torch.ones(8, dtype=torch.bool)
+    turned = apply(images, p._replace(turned=every), PLAIN, AS_IT_IS)
+    torch.testing.assert_close(turned, torch.rot90(plain, 1, (2, 3)), **TIGHT)
+    fallen = apply(images, p._replace(upside_down=every), PLAIN, AS_IT_IS)
+    torch.testing.assert_close(fallen, plain.flip(2), **TIGHT)
+
+
+def test_positions_that_are_off_change_no_bit():
+    """What is drawn with them on is drawn with them off too: their numbers come after the others."""
+    images, stream = photo(), torch.Generator()
+    off = draw(images.shape, ViewSettings(), stream.manual_seed(0))
+    on = draw(images.shape, ViewSettings(vertical_flip=0.5, turn=0.5), stream.manual_seed(0))
+    assert off.upside_down is None and off.turned is None
+    assert on.upside_down is not None and on.turned is not None
+    assert all(torch.equal(a, b) for a, b in zip(off[:12], on[:12], strict=True))
+    never = torch.zeros(8, dtype=torch.bool)
+    both = apply(images, off._replace(upside_down=never, turned=never), PLAIN, AS_IT_IS)
+    assert torch.equal(both, apply(images, off, PLAIN, AS_IT_IS))
+
+
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_colour_factor(name: str):
     images = photo()
@@ -187,7 +228,7 @@ def test_a_batch_equals_its_images_one_by_one():
     p = draw(images.shape, settings, torch.Generator().manual_seed(0))
     together = apply(images, p, settings, CIFAR10)
     for i in range(16):
-        alone = apply(images[i : i + 1], Parameters(*(value[i : i + 1] for value in p)), settings, CIFAR10)
+        alone = apply(images[i : i + 1], p.of(slice(i, i + 1)), settings, CIFAR10)
         torch.testing.assert_close(alone[0], together[i], atol=5e-6, rtol=0)
 
 
@@ -197,7 +238,7 @@ def test_several_views_of_an_image_are_those_drawn_for_it_one_by_one():
     together = apply(images, p, settings, CIFAR10).unflatten(0, (3, len(images)))  # (V, B, C, h, w)
     assert together.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     for view in range(3):
-        alone = apply(images, Parameters(*(value[view::3] for value in p)), settings, CIFAR10)
+        alone = apply(images, p.of(slice(view, None, 3)), settings, CIFAR10)
         torch.testing.assert_close(together[view], alone, rtol=1e-5, atol=1e-5)
     made = Views(settings, CIFAR10)(images, torch.Generator().manual_seed(0), 3)
     assert torch.equal(made, together.flatten(0, 1))
@@ -213,7 +254,7 @@ def test_same_seed_same_bits_and_other_seed_other_views():
 
 @pytest.mark.parametrize("part", [range(8), range(3), range(3, 8), range(7, 8)])
 def test_a_part_of_a_batch_has_the_views_that_the_whole_batch_would_get(part: range):
-    images, make = photo(), Views(ViewSettings(blur=0.5), CIFAR10)
+    images, make = photo(), Views(ViewSettings(blur=0.5, vertical_flip=0.5, turn=0.5), CIFAR10)
     whole = make(images, torch.Generator().manual_seed(1), 3).chunk(3)
     rows = slice(part.start, part.stop)
     parts = make.of_part(images[rows], 3, make.numbers(8, 3, torch.Generator().manual_seed(1)), 8, part)
@@ -299,15 +340,20 @@ def test_orders_are_uniform():
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("name, share", [("flip", 0.5), ("gray", 0.2), ("sigma", 0.3), ("hue", 0.8)])
+@pytest.mark.parametrize(
+    "name, share", [("flip", 0.5), ("gray", 0.2), ("sigma", 0.3), ("hue", 0.8), ("upside_down", 0.4), ("turned", 0.3)]
+)
 def test_probabilities(name: str, share: float):
-    p = draw(torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(blur=0.3), torch.Generator().manual_seed(1))
+    settings = ViewSettings(blur=0.3, vertical_flip=0.4, turn=0.3)
+    p = draw(torch.Size([SAMPLES, 3, 32, 32]), settings, torch.Generator().manual_seed(1))
     assert abs((getattr(p, name) != 0).float().mean().item() - share) < 0.015
 
 
 def test_parameters_of_an_image_are_independent():
     """A single uniform number reused for two parameters would show as correlation."""
-    p = draw(torch.Size([SAMPLES, 3, 32, 32]), ViewSettings(jitter=1.0, blur=1.0), torch.Generator().manual_seed(1))
+    settings = ViewSettings(jitter=1.0, blur=1.0, vertical_flip=0.5, turn=0.5)
+    p = draw(torch.Size([SAMPLES, 3, 32, 32]), settings, torch.Generator().manual_seed(1))
+    assert p.upside_down is not None and p.turned is not None
     columns = [
         p.height * p.width,
         p.flip,
@@ -318,6 +364,8 @@ def test_parameters_of_an_image_are_independent():
         p.gray,
         p.sigma,
         p.order[:, 0],
+        p.upside_down,
+        p.turned,
     ]
     correlation = torch.corrcoef(torch.stack([column.double() for column in columns]))
     assert (correlation - torch.eye(len(columns))).abs().max() < 0.04
@@ -333,6 +381,7 @@ def test_resize_rows_sum_to_one():
     [
         {"crop_min": 0.0}, {"crop_min": 1.5}, {"flip": -0.1}, {"hue": 0.6}, {"brightness": -1.0}, {"blur_kernel": 4},
         {"blur_min": 0.0}, {"resolution": 0.0}, {"jitter": float("nan")},
+        {"vertical_flip": 1.5}, {"turn": -0.1},
     ],
 )  # fmt: skip
 def test_wrong_settings_name_themselves(wrong: dict):

@@ -293,7 +293,7 @@ def test_help_lists_every_setting_with_its_default_by_section():
 def test_help_begins_with_the_most_used_flags():
     first = help_of("pretrain").partition("most used options:")[2].partition("\noptions:")[0]
     names = re.findall(r"^  --([\w-]+)", first, flags=re.MULTILINE)
-    assert tuple(names) == MOST_USED and names[:4] == ["data", "out", "epochs", "minutes"] and len(names) == 12
+    assert tuple(names) == MOST_USED and names[:4] == ["data", "out", "epochs", "minutes"] and len(names) == 13
 
 
 def test_help_names_what_the_tables_hold():

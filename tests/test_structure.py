@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "crlf"
 ORDER = (
     *("errors", "text", "runtime"),
-    *("normalisation", "augmentation", "encoders", "optim", "methods"),
+    *("defaults", "normalisation", "augmentation", "encoders", "optim", "methods"),
     *("data", "metrics", "recipe", "runs", "training"),
     *("embedding", "evaluation", "visualization", "inference", "exporters", "pipeline", "cli"),
 )  # each imports only what stands before it

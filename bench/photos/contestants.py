@@ -22,9 +22,9 @@ import torch
 
 import crlf
 from bench.photos import imagenet
-from bench.photos.sets import Images, folder_of, images, listing_of
+from bench.photos.sets import Images, folder_of, images, listing_of, of_size
 from crlf import encoders
-from crlf.data import ImageSettings, load_for_pretraining
+from crlf.data import load_for_pretraining
 from crlf.embedding.embed import embed_images
 from crlf.errors import InputError, unknown
 from crlf.recipe import Recipe
@@ -49,7 +49,7 @@ def pixels(name: str, seed: int) -> Embedded:
 
 def untrained(name: str, seed: int, size: int = 0) -> Embedded:
     """The encoder that pretraining with this seed begins with."""
-    recipe = Recipe(data=str(listing_of(folder_of(name))), images=ImageSettings(image_size=size), seed=seed)
+    recipe = Recipe(data=str(listing_of(folder_of(name))), images=of_size(size), seed=seed)
     data = load_for_pretraining(recipe.data, settings=recipe.images)
     recipe, side = recipe.resolved(data), min(data.images.shape[2:])
     with torch.random.fork_rng(devices=[]):

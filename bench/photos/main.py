@@ -17,7 +17,7 @@ import torch
 
 from bench.photos import protocol, results
 from bench.photos.contestants import ALL, contestant
-from bench.photos.sets import SETS, images
+from bench.photos.sets import REPORTED, SETS, images
 from crlf.errors import InputError, unknown
 from crlf.runtime.allocator import keep_freed_memory
 from crlf.text import say
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench photos", description="CRLF on real photographs beside an ImageNet network."
     )
-    parser.add_argument("--sets", default=",".join(SETS), help=f"of {', '.join(SETS)}")
+    parser.add_argument("--sets", default=",".join(REPORTED), help=f"of {', '.join(SETS)}")
     parser.add_argument("--contestants", default=";".join(ALL), help=f"with semicolons between: {'; '.join(ALL)}")
     parser.add_argument("--seeds", default=SEEDS, help="of encoders, folds and the labels that are drawn")
     parser.add_argument("--rows", type=Path, default=ROWS, help="a file of JSON lines to go on from")
@@ -104,7 +104,7 @@ def record(found: results.Results) -> None:
 def packages() -> str:
     """Markdown: what each set is made of."""
     lines = []
-    for name, one in SETS.items():
+    for name, one in REPORTED.items():
         shown = images(name, 16)
         made = "; ".join(f"{package}, {package.licence}" for package in one.packages) or "1,000 images of CIFAR-10"
         lines.append([name, f"{len(shown.labels):,}", str(len(shown.classes)), made, one.labels])

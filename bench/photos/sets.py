@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from PIL import Image
 
 from bench.photos import deep_sky, qt_resources
 from bench.photos.packages import Package, home, unpacked
-from crlf.data import load
+from crlf.data import ImageSettings, load
 from crlf.data.cache import lock
 from crlf.errors import unknown
 from crlf.text import say
@@ -169,11 +170,11 @@ def sky(stellarium: Path) -> Iterator[Photograph]:
             yield Photograph(label, path.stem, path.read_bytes())
 
 
-def cifar() -> Iterator[Photograph]:
-    """The first hundred of each class of CIFAR-10's training images."""
+def cifar(first: int = 0) -> Iterator[Photograph]:
+    """The first hundred of each class of CIFAR-10's training images, from a row on."""
     train, seen = load("cifar10")[0], Counter[int]()
     assert train.labels is not None
-    for row, label in enumerate(train.labels[:2000].tolist()):
+    for row, label in enumerate(train.labels[first : first + 2000].tolist(), first):
         if seen[label] < 100:
             seen[label] += 1
             buffer = io.BytesIO()
@@ -181,12 +182,14 @@ def cifar() -> Iterator[Photograph]:
             yield Photograph(train.classes[label], f"{row:05}", buffer.getvalue())
 
 
-SETS = {
+REPORTED = {
     "foods": PhotoSet(FOODS, "the group of a food in the package's table", foods),
     "things": PhotoSet(THINGS, "the folders of the packages; for animals of gcompris the file's name", things),
     "sky": PhotoSet(SKY, "the kind of object in the package's catalogue", sky),
     "cifar10": PhotoSet((), "those of the data set", cifar),
 }
+DEVELOPMENT = ("foods", "cifar10-dev")  # by which settings are chosen; nothing is reported of the second
+SETS = REPORTED | {"cifar10-dev": PhotoSet((), "those of the data set", partial(cifar, 2000))}
 
 
 def folder_of(name: str) -> Path:
@@ -281,12 +284,15 @@ class Images(NamedTuple):
     classes: tuple[str, ...]
 
 
+def of_size(size: int) -> ImageSettings:
+    """How photographs are read at a size, or at the one that CRLF chooses for 0."""
+    return ImageSettings(image_size=size) if size else ImageSettings()
+
+
 def images(name: str, size: int) -> Images:
     """A set as CRLF decodes it: the shorter side is `size`, the middle is kept; 0 takes what it would choose."""
-    from crlf.data import ImageSettings
-
     folder = folder_of(name)
-    train, test = load(str(listing_of(folder)), settings=ImageSettings(image_size=size))
+    train, test = load(str(listing_of(folder)), settings=of_size(size))
     pixels = torch.cat([train.images, test.images])
     names = tuple(os.path.relpath(one, folder) for one in [*train.ids, *test.ids])
     order = sorted(range(len(names)), key=names.__getitem__)

@@ -29,7 +29,7 @@ DATA_FLAG = f"{RECIPE}.data"
 START = "what the settings start from: one of crlf.recipe.RECIPES, or a recipe.json; flags change it"
 FIRST = "most used options"
 MOST_USED = (
-    *("data", "out", "epochs", "minutes", "encoder", "method", "batch-size", "image-size"),
+    *("data", "out", "epochs", "minutes", "domain", "encoder", "method", "batch-size", "image-size"),
     *("device", "seed", "resume", "overwrite"),
 )
 RUN = "the run folder"  # where a docstring leaves the obvious out

@@ -12,7 +12,7 @@ from pathlib import Path
 from crlf.data import given
 from crlf.data.cache import cache_dir
 from crlf.data.datasets import cifar, shapes, stl10, svhn
-from crlf.data.files import folder, huggingface
+from crlf.data.files import arrays, folder, huggingface
 from crlf.data.files.folder import ImageSettings
 from crlf.data.image_set import ImageSet
 from crlf.errors import InputError, unknown
@@ -20,7 +20,7 @@ from crlf.normalisation import Normalisation
 
 __all__ = [
     "PUBLISHED", "SOURCES", "UNLABELLED_PART", "ImageSet", "ImageSettings", "cache_dir", "first_of", "load",
-    "load_for_pretraining", "load_parts", "named", "require_there",
+    "load_for_pretraining", "load_parts", "named", "of_files", "require_there",
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[[str | Path | None], tuple[ImageSet, ImageSet]]] = {
@@ -105,6 +105,12 @@ def load_parts(
             return found
         return found | {UNLABELLED_PART: replace(own.learn, images=own.learn.images[rest], ids=own.learn.ids[rest])}
     return dict(zip(("train", "test"), load(data, data_dir, settings, subset), strict=True))
+
+
+def of_files(data: str) -> bool:
+    """Whether the images are files of one's own: in a folder, a list or a table, and not ready-made in an array."""
+    known = data in SOURCES or given.is_given(data)
+    return not known and Path(data).suffix.lower() not in arrays.SUFFIXES
 
 
 def require_there(data: str) -> None:

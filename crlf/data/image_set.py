@@ -38,6 +38,8 @@ class ImageSet:
     hold_out: float = -1.0
     """The share of each class that was held out to test on, 0 where the training images are tested themselves; below
     0 where that is no question: without labels, or with a test split."""
+    reach: int = 0
+    """Pixels a side that half of its files reach (crlf.data.files.folder.typical), where it was made of files."""
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels

@@ -22,6 +22,7 @@ from crlf.data.files.arrays import three_channels
 from crlf.data.files.folder import typical
 from crlf.data.files.listing import look_at
 from crlf.data.stream import Files, scaled
+from crlf.defaults import LARGEST
 from crlf.errors import InputError, unknown
 from crlf.inference.encoder import Encoder, load
 from crlf.methods import METHODS
@@ -234,7 +235,7 @@ def decoded(images: list[str], side: int, path: Path) -> np.ndarray:
         InputError: a file is no image, or damaged.
     """
     limit, files = ImageSettings().max_pixels, [look_at(name, name) for name in images]
-    side = side or typical(files, limit)
+    side = side or min(typical(files, limit), LARGEST)
     array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(files), 3, side, side))
     parts = Files(files, side, limit, os.cpu_count() or 1).parts(range(len(files)), PART)
     for number, part in enumerate(parts):

@@ -57,7 +57,7 @@ class Step:
 
         Args:
             images: uint8 (B, C, H, W), of this process.
-            numbers: float (NUMBERS, B V), see `Views.numbers`, of the batch of all processes.
+            numbers: float (n, B V), see `Views.numbers`, of the batch of all processes.
             labels: int64 (B,), for a `SupervisedMethod` alone.
             measured: whether the log shall have the norm of the gradient.
 

@@ -10,21 +10,23 @@ from typing import Annotated
 
 import torch
 
+from crlf.augmentation import view_size
 from crlf.data import SOURCES, ImageSet, ImageSettings, given, load_for_pretraining, named, require_there
 from crlf.data.files.class_folders import HELD_OUT
 from crlf.data.given import Given
+from crlf.defaults import Unasked
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import SupervisedMethod
 from crlf.normalisation import FLOOR
-from crlf.recipe import RECIPES, Recipe
+from crlf.recipe import RECIPES, Recipe, like, settled
 from crlf.runs import checkpoints
 from crlf.runs.run import RECIPE, Run, claim, require_place
 from crlf.runtime import distributed
 from crlf.runtime.devices import memory_there, pick_device
-from crlf.text import PYTHON_ONLY, size
+from crlf.text import PYTHON_ONLY, duration, size
 from crlf.training.compile import require_compilable
-from crlf.training.cost import embedding_bytes, estimate
+from crlf.training.cost import Estimate, embedding_bytes, estimate
 from crlf.training.loop import train
 from crlf.training.monitor import knn_curve
 from crlf.training.results import save_views
@@ -74,7 +76,7 @@ def pretrain(
     with distributed.first_alone():
         asked, images = with_images(as_before(recipe, Run(out)) if resume else recipe, data, data_dir)
         images = without_copies(recipe, images)
-        recipe = asked.for_images(len(images))
+        recipe = settled(asked.for_images(len(images)))
         recipe.steps_per_epoch(len(images))
         recipe = resolved(recipe, images, Run(out), resume)
         require_labels(recipe, images)
@@ -88,12 +90,11 @@ def pretrain(
         if resume and checkpoints.kept(run):
             state.load(run)
         if distributed.rank() == 0:
-            if recipe.batch_size < asked.batch_size:
-                print(f"a batch is all {len(images):,} images: --batch-size sets another", file=sys.stderr)
             if images.hold_out == 0:
                 tested = f"every one of the {len(images):,} images is tested, by cross-validation"
                 print(f"{tested} (--hold-out 0.1 holds a tenth out)", file=sys.stderr)
             save_views(run, recipe, images)
+            tell_choices(asked, recipe, images)
             tell_cost(state, images)
         train(run, recipe, images, state, started, track, knn_curve(recipe, images, place))
     finally:
@@ -120,7 +121,10 @@ def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None)
         if share == 0 and supervised(recipe) and found.hold_out == 0:
             why = "what it learned cannot test it: --hold-out 0.1 holds a tenth out"
             raise InputError(f"method {recipe.method!r} learns from labels, so hold_out must not be 0, for {why}")
-        read_as = dataclasses.replace(recipe.images, white=recipe.images.white or found.white, hold_out=share)
+        size = recipe.images.image_size
+        side = min(found.images.shape[2:]) if found.reach and isinstance(size, Unasked) else size
+        white = recipe.images.white or found.white
+        read_as = dataclasses.replace(recipe.images, white=white, hold_out=share, image_size=side)
         return dataclasses.replace(recipe, images=read_as), found
     images = given.image_set(data, recipe.images)
     return dataclasses.replace(recipe, data=given.name_of(images)), images.first(recipe.subset)
@@ -142,11 +146,15 @@ def supervised(recipe: Recipe) -> bool:
 
 
 def as_before(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe with the share of images that the run to resume holds out, where it asks for none."""
-    if recipe.images.hold_out >= 0 or not of_ones_own(recipe) or not run.file(RECIPE).is_file():
+    """The recipe with what the run to resume has, where it asks for nothing: values that the images set, and the share
+    of them that is held out."""
+    if not run.file(RECIPE).is_file():
         return recipe
-    before = run.recipe.images.hold_out
-    return dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, hold_out=before))
+    before = run.recipe
+    recipe = like(recipe, before)
+    if recipe.images.hold_out >= 0 or not of_ones_own(recipe):
+        return recipe
+    return dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, hold_out=before.images.hold_out))
 
 
 def without_copies(recipe: Recipe, data: ImageSet) -> ImageSet:
@@ -177,6 +185,24 @@ def require_difference(recipe: Recipe, data: ImageSet) -> None:
         raise InputError(f"images of {recipe.data!r} must differ, but all {len(data):,} are the same")
 
 
+def tell_choices(asked: Recipe, recipe: Recipe, images: ImageSet) -> None:
+    """Say what nobody asked for and the images set."""
+    batch, count = recipe.batch_size, f"{len(images):,} images"
+    if batch == len(images) < asked.batch_size:
+        print(f"a batch is all {count}: --batch-size sets another", file=sys.stderr)
+    chosen = []
+    if batch != asked.batch_size and batch != len(images):
+        chosen.append(f"batches of {batch} (--batch-size)")
+    if recipe.augmentation.resolution != asked.augmentation.resolution:
+        side = view_size(images.images.shape[3], recipe.augmentation)
+        chosen.append(f"views of {side} px (--resolution {recipe.augmentation.resolution:g})")
+    if recipe.epochs != asked.epochs:
+        steps = recipe.epochs * recipe.steps_per_epoch(len(images))
+        chosen.append(f"{recipe.epochs:,} epochs, which are {steps:,} steps (--epochs, or --minutes)")
+    if chosen:
+        print(f"chosen for {count} of one's own: {', '.join(chosen)}", file=sys.stderr)
+
+
 def tell_cost(state: State, data: ImageSet) -> None:
     """Say what the encoder chose and what the run will take, and when that is more memory than there is."""
     if state.share >= 1:
@@ -187,7 +213,16 @@ def tell_cost(state: State, data: ImageSet) -> None:
         print(f"warning: a channel of the images hardly varies: it is divided by {FLOOR} all the same", file=sys.stderr)
     cost = estimate(state.recipe, data, state.method, state.optimizers, state.share)
     print(cost, file=sys.stderr)
+    if 0 < (side := data.images.shape[3]) < data.reach:
+        print(larger(cost, side, data.reach, state.recipe), file=sys.stderr)
     there = memory_there(state.device)
     if there and cost.memory > there:
         advice = "a smaller --batch-size or fewer --views need less"
         print(f"warning: that is more memory than the {size(there)} that are there: {advice}", file=sys.stderr)
+
+
+def larger(cost: Estimate, side: int, reach: int, recipe: Recipe) -> str:
+    """What images of the size that half of them reach would cost, in words: products grow with the pixels."""
+    times = (reach / side) ** 2
+    price = f"get {times:.0f} times fewer steps" if recipe.minutes else f"take {duration(times * cost.seconds)}"
+    return f"images are read at {side} px, though half of them reach {reach}: --image-size {reach} would {price}"

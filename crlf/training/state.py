@@ -52,6 +52,9 @@ def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> Non
     """Raise InputError unless the encoder takes the images, as they are embedded in the end, and their views."""
     normalise(data.images[:1], recipe.normalisation)  # refuses statistics of another number of channels
     _, channels, height, width = data.images.shape
+    if recipe.augmentation.turn and height != width:
+        why = f"turn must be 0, not {recipe.augmentation.turn:g}, for images of {height} × {width} px"
+        raise InputError(f"{why}: a quarter turn would make them {width} × {height}")
     encoders.trial(encoder, recipe.encoder, channels, height, width)
     height, width = (view_size(side, recipe.augmentation) for side in (height, width))
     advice = "; --resolution 1 makes the views as large as the images"

@@ -20,14 +20,28 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bench.photos import contestants, deep_sky, imagenet, main, packages, protocol, qt_resources, results, sets
+from bench.photos import (
+    ablation,
+    contestants,
+    deep_sky,
+    imagenet,
+    main,
+    packages,
+    protocol,
+    qt_resources,
+    results,
+    sets,
+)
 from bench.photos.packages import Package
 from bench.photos.sets import Photograph, PhotoSet
+from crlf.augmentation import ViewSettings
+from crlf.data import ImageSet
 from crlf.errors import InputError
 from crlf.evaluation import cross_validation
 from crlf.evaluation.cross_validation import folds_of, same
 from crlf.metrics.intervals import paired_interval
 from crlf.metrics.knn import knn_predict
+from crlf.recipe import Recipe
 
 
 def noise(sizes=(12, 30, 21, 10), width=20, seed=0):
@@ -254,6 +268,36 @@ def test_a_set_becomes_a_folder_of_class_folders(small, tmp_path):
     assert sets.folder_of(small) == folder and os.stat(folder).st_mtime_ns == before
     sets.remove(small)
     assert not folder.exists() and len(sets.images(small, 16).names) == 42
+
+
+def test_an_ablation_keeps_the_encoder_and_reads_it_in_several_ways(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(ablation.SIZE, small, 16)
+    rows, keep = tmp_path / "rows.jsonl", tmp_path / "kept"
+    words = ["--sets", small, "--rows", str(rows), "--keep", str(keep), "--work", "1e-3", "--changes"]
+    tiny = "batch_size=8 views=2"
+    assert ablation.main([*words, f"{tiny}; {tiny} after=standardised; {tiny} read=1"]) == 0
+    assert len(list(keep.iterdir())) == 1  # what changes nothing in training is read from the encoder that is there
+    first, standardised, read = results.read(rows)
+    assert first["steps"] == standardised["steps"] == read["steps"] > 1 and first["px"] == 16
+    assert ablation.main([*words, tiny]) == 0 and len(results.read(rows)) == 3
+    assert f"| {small} | 0.001 | {tiny} |" in capsys.readouterr().out
+
+
+def test_the_work_of_an_ablation_is_counted_in_products(small):
+    """A view of half the side takes a quarter of the products, so there are four times the steps, but for rounding."""
+    shown = sets.images(small, 32)
+    data = ImageSet(shown.pixels, None, (), shown.names)
+    whole, half = (ablation.flop(Recipe(augmentation=ViewSettings(resolution=share)), data) for share in (1.0, 0.5))
+    assert whole == 4 * half == 2 * (27 * 32 + (9 * 32 * 64 + 9 * 64 * 128 / 4 + 9 * 128 * 256 / 16) / 4) * 32**2
+
+
+def test_seeds_of_an_ablation_are_averaged():
+    rows = [
+        {"set": "foods", "work": 3.0, "change": "base", "steps": 9, "linear": 50 + k, "knn": 40, "few": 30}
+        for k in (0, 2)
+    ]
+    [line] = ablation.table(rows)
+    assert (line["linear"], line["kNN"], line["mean"]) == ("51.0 ± 1.4", "40.0 ± 0.0", "40.3 ± 0.5")
 
 
 def test_pixels_and_the_untrained_encoder(small):

@@ -25,6 +25,7 @@ from crlf.data.files.listing import File
 from crlf.data.files.samples import white_of
 from crlf.data.image_set import ImageSet
 from crlf.data.memmap import tensor
+from crlf.defaults import LARGEST, Unasked, unasked
 from crlf.errors import InputError
 from crlf.text import say
 
@@ -40,9 +41,9 @@ FORM = 2  # of what the cache holds; another number makes it anew
 class ImageSettings:
     """How images of one's own are read. The data sets known by name are as they are."""
 
-    image_size: int = 0
-    """Pixels a side; 0 takes 32, 64, 96, 128 or 224, the largest that half of the images reach; arrays stay as they
-    are."""
+    image_size: int = unasked(0)
+    """Pixels a side; 0 takes 32, 64, 96, 128 or 224, the largest that half of the images reach; left out, no more than
+    64 of them; arrays stay as they are."""
     max_skipped: float = 0.1
     """The share of the files that may be no image, or a broken one; more stop the run."""
     max_pixels: int = 100_000_000
@@ -142,9 +143,9 @@ def load_files(path: Path, settings: ImageSettings, subset: int) -> Loaded:
         rule = "a folder, a list (.txt), a table (.parquet, .arrow) or an array (.npy, .npz)"
         raise InputError(f"data {str(path)!r} must be {rule}")
     files = collection.read(0, len(collection.names))
-    side = settings.image_size or typical(files, settings.max_pixels)
+    side, reach = side_of(files, settings)
     white = settings.white or brightest(str(path), collection, files, settings.max_pixels)
-    return cut(parts(*from_cache(str(path), collection, side, settings, limit, white)), subset)
+    return cut(parts(*from_cache(str(path), collection, side, settings, limit, white)), subset, reach)
 
 
 def load_tables(where: str, splits: dict[str, list[Path]], settings: ImageSettings, subset: int) -> Loaded:
@@ -152,7 +153,7 @@ def load_tables(where: str, splits: dict[str, list[Path]], settings: ImageSettin
     label_column = settings.label_column if settings.labels else None
     train, test = tables.collections(where, splits, settings.image_column, label_column, settings.hold_out, subset)
     first = train.read(0, MEASURED)
-    side = settings.image_size or typical(first, settings.max_pixels)
+    side, reach = side_of(first, settings)
     white = settings.white or brightest(where, train, first, settings.max_pixels)
     count = len(train.classes) if train.labels and train.hold_out else 0
     limit = enough(subset, count, train.hold_out or 0.0) if subset and count else subset
@@ -160,7 +161,7 @@ def load_tables(where: str, splits: dict[str, list[Path]], settings: ImageSettin
     if test is not None:
         held = parts(*from_cache(where, test, side, settings, subset, white)).train
         found = Loaded(found.train, held, found.train)
-    return cut(found, subset)
+    return cut(found, subset, reach)
 
 
 def refuse_columns(settings: ImageSettings, data: str) -> None:
@@ -170,9 +171,9 @@ def refuse_columns(settings: ImageSettings, data: str) -> None:
             raise InputError(f"{name} is for tables (.parquet, .arrow, hf:NAME), and {data!r} is none")
 
 
-def cut(found: Loaded, subset: int) -> Loaded:
-    train = found.train.first(subset)
-    return Loaded(train, train if found.test is found.train else found.test.first(subset), found.learn.first(subset))
+def cut(found: Loaded, subset: int, reach: int) -> Loaded:
+    train, learn = found.train.first(subset), replace(found.learn.first(subset), reach=reach)
+    return Loaded(train, train if found.test is found.train else found.test.first(subset), learn)
 
 
 def from_cache(
@@ -246,6 +247,14 @@ def told_white(data: str, white: int) -> int:
         why = f"the brightest number that was looked at needs {bits} of the 16 bits"
         say(f"data {data!r}: {why}, so {white} is white (--white sets another)")
     return white
+
+
+def side_of(files: Sequence[File], settings: ImageSettings) -> tuple[int, int]:
+    """Pixels a side that files are read at, and what `typical` says of them; 0 where a size is given."""
+    if settings.image_size:
+        return settings.image_size, 0
+    reach = typical(files, settings.max_pixels)
+    return (min(reach, LARGEST) if isinstance(settings.image_size, Unasked) else reach), reach
 
 
 def typical(files: Sequence[File], max_pixels: int) -> int:
