@@ -103,10 +103,7 @@ def finetune(
     classifier.require_free(folder, overwrite)
     recipe, shape = run.recipe, image_shape(run)
     weights = run.tensors(ENCODER)
-    settings = recipe.images
-    if data != recipe.data:
-        settings = replace(settings, image_column="", label_column="", hold_out=-1.0)
-    images = labelled.read(data, test, shape, settings, data_dir)
+    images = labelled.read(data, test, shape, labelled.settings_of(recipe, data), data_dir)
     rows = labelled.some(images.train_labels, images.classes, labels_per_class, fraction, seed)
     images = of_present(images, rows)
 
