@@ -26,6 +26,7 @@ from crlf.data.loader import batch_rows, batches
 from crlf.embedding.embed import embed_images, image_shape
 from crlf.errors import InputError
 from crlf.evaluation import classifier, labelled
+from crlf.evaluation.calibration import calibration_error
 from crlf.evaluation.classifier import Classifier
 from crlf.evaluation.embedded import Embedded, Found
 from crlf.evaluation.labelled import Labelled, chance
@@ -213,10 +214,11 @@ def mild(settings: ViewSettings) -> ViewSettings:
 
 
 def score(model: Classifier, images: Labelled, recipe: Recipe) -> dict[str, Any]:
-    """Accuracy, as a fraction, with its 95 % interval, and the mean of the classes' accuracies."""
+    """Accuracy, as a fraction, with its 95 % interval, and the mean of the classes' accuracies; and whether the
+    classifier knows how often it is right: its mean confidence, and the expected calibration error."""
     model.eval()
-    found = classifier.probabilities(model, images.test, recipe.normalisation).argmax(axis=1)
-    right = found == images.test_labels
+    p = classifier.probabilities(model, images.test, recipe.normalisation)
+    right, confidence = p.argmax(axis=1) == images.test_labels, p.max(axis=1)
     labels = images.test_labels
     of_class = {name: float(right[labels == k].mean()) for k, name in enumerate(images.classes) if (labels == k).any()}
     return {
@@ -224,6 +226,8 @@ def score(model: Classifier, images: Labelled, recipe: Recipe) -> dict[str, Any]
         "accuracy_interval": [*interval(right)],
         "balanced_accuracy": float(np.mean(list(of_class.values()))),
         "class_accuracy": of_class,
+        "confidence": float(confidence.mean()),
+        "calibration_error": calibration_error(confidence, right),
     }
 
 
@@ -231,9 +235,11 @@ def said(scores: dict[str, Any], folder: Path) -> str:
     """The last words on the terminal."""
     low, high = (percent(value) for value in scores["accuracy_interval"])
     before = f", {percent(scores['linear_accuracy'])} before fine-tuning" if "linear_accuracy" in scores else ""
+    count = "1 image" if scores["test_images"] == 1 else f"{scores['test_images']:,} images"
     return (
         f"accuracy {percent(scores['accuracy'])} (95 %: {low} to {high}; chance {percent(scores['chance'])}{before}) "
-        f"on {scores['test_images']:,} images, learned from {scores['train_images']:,}: {str(folder)!r}"
+        f"on {count}, of which it was {percent(scores['confidence'])} sure; "
+        f"learned from {scores['train_images']:,}: {str(folder)!r}"
     )
 
 

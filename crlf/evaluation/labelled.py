@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from crlf.data import SOURCES, ImageSet, load, named
 from crlf.data.files.class_folders import HELD_OUT
 from crlf.data.files.folder import ImageSettings
+from crlf.data.files.layout import layout
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 
@@ -69,8 +71,10 @@ def read(
             held out.
     """
     train, held = opened(data, shape, settings, data_dir, share_of(test, settings))
+    if train.labels is None and test is not None:
+        train = by_folders(train, data)
     if train.labels is None:
-        raise InputError(f"data {data!r} has no labels: {ADVICE}")
+        raise InputError(f"data {data!r} has no labels{' that can be used' * bool(train.why)}: {train.why or ADVICE}")
     if test is None:
         if not len(held) or held.labels is None:
             raise InputError(f"data {data!r} has no images to test on: name others with --test")
@@ -114,13 +118,26 @@ def size(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
 
 
+def by_folders(part: ImageSet, data: str) -> ImageSet:
+    """The images of a folder with the names of their folders for labels, where there are too few of each to test on:
+    there are others to do that."""
+    folders = layout(part.ids).folders if os.path.isdir(os.path.expanduser(data)) else [""]
+    if "" in folders or not len(part):
+        return part
+    classes = sorted(set(folders))
+    labels = torch.tensor([classes.index(folder) for folder in folders], dtype=torch.int64)
+    return replace(part, labels=labels, classes=tuple(classes))
+
+
 def with_labels(part: ImageSet, data: str) -> tuple[Tensor, list[str]]:
-    """The images, and the name of each one's class; in a folder with too few of a class to hold some out, its name."""
-    if part.labels is not None:
-        return part.images, [part.classes[label] for label in part.labels.tolist()]
+    """The images, and the name of each one's class."""
+    found = by_folders(part, data) if part.labels is None else part
+    if found.labels is not None:
+        return found.images, [found.classes[label] for label in found.labels.tolist()]
+    names = [name.partition("/")[0] for name in part.ids]  # one class alone lies in a folder around all
     if not os.path.isdir(os.path.expanduser(data)) or not all("/" in name for name in part.ids):
         raise InputError(f"test {data!r} has no labels: {ADVICE}")
-    return part.images, [name.partition("/")[0] for name in part.ids]
+    return part.images, names
 
 
 def some(labels: np.ndarray, classes: Sequence[str], per_class: int, fraction: float, seed: int) -> np.ndarray:

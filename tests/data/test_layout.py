@@ -166,7 +166,7 @@ def test_a_class_of_one_image_is_a_class(tmp_path: Path, capsys: pytest.CaptureF
     train, test = data.load(str(path), None, ImageSettings(image_size=16, hold_out=0.1))
     assert train.classes == ("bird", "cat", "dog") and sorted(test.labels.tolist()) == [1, 2]
     assert "bird/0.png" in train.ids
-    assert "of 'bird' no image is held out: there are too few that have no copy" in capsys.readouterr().err
+    assert "'bird' has one image: none of them is held out" in capsys.readouterr().err
 
 
 def test_one_loose_image_does_not_silence_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -189,8 +189,8 @@ def test_a_class_of_the_test_split_alone_is_left_out(tmp_path: Path, capsys: pyt
     ("names", "reason"),
     [
         ([*several("a", "b"), "loose.png"], "1 of 9 images lie beside them"),
-        ([*several("a"), "b/0.png"], "'b' has fewer than two images"),
-        ([f"{i}/x.png" for i in range(9)], "'0', '1', '2' and 6 more have fewer than two images"),
+        ([*several("a"), "b/0.png"], "'b' has one image"),
+        ([f"{i}/x.png" for i in range(9)], "'0', '1', '2' and 6 more have one image"),
     ],
 )
 def test_the_reason_is_told(names: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

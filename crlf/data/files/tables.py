@@ -10,7 +10,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,37 @@ def collections(
     labels, classes, why = (None, [], "") if label is None else columns.labels(opened, label, where)
     if label and labels is None:
         notes.append(f"column {label.name!r} is not used: {why}")
+    if label and labels:
+        if len(labels) > 1 and max(labels[1]) < 0:
+            notes.append(f"of split {test!r} no label is known")
+            test, opened, labels = "", opened[:1], labels[:1]
+        notes += missing(label.name, labels)
     used = label.name if label and labels else ""
     rest = [name for name in schema.names if name not in (image, used) and not any(repr(name) in n for n in notes)]
     if rest:
         kind = "column" if len(rest) == 1 else "columns"
         notes.append(f"{kind} {listed(rest)} not used, being neither of images nor called a label")
     say(told(where, image, used, classes, notes, train, test, splits))
-    count = len(labels[0]) if labels else 0
+    count = sum(value >= 0 for value in labels[0]) if labels else 0
     share = None if test or not labels else share_of(hold_out, min(count, subset) if subset else count)
     made = [of_rows(part, image, where, labels[i] if labels else None, classes, share) for i, part in enumerate(opened)]
+    if labels is None:
+        unused = "; ".join(note for note in notes if " is not used: " in note)
+        made = [replace(part, why=unused) for part in made]
+    elif label_column:  # else two columns of the same classes would be one in the cache
+        made = [replace(part, mark=[*part.mark, label_column]) for part in made]
     return made[0], made[1] if test else None
+
+
+def missing(column: str, labels: Sequence[Sequence[int]]) -> list[str]:
+    """A note where some rows of a table have no label: what becomes of them."""
+    parts = [sum(value < 0 for value in split) for split in labels]
+    fates = (("to train on", "trained on and embedded, without one"), ("to test on", "left out"))
+    return [
+        f"{count:,} of {len(split):,} labels in {column!r} {use} are missing: such rows are {fate}"
+        for count, split, (use, fate) in zip(parts, labels, fates, strict=False)
+        if count
+    ]
 
 
 def chosen(splits: dict[str, list[Path]]) -> tuple[str, str]:
