@@ -48,6 +48,12 @@ class Classifier(nn.Module):
         self.head.weight.copy_(weight)
         self.head.bias.copy_(probe.bias - weight @ probe.mean)
 
+    @torch.no_grad()
+    def cool(self, temperature: float) -> None:
+        """Divide the logits by this, for good."""
+        self.head.weight.div_(temperature)
+        self.head.bias.div_(temperature)
+
 
 def build(recipe: Recipe, shape: Sequence[int], classes: int) -> Classifier:
     """A classifier with fresh weights for images of this shape (C, H, W)."""

@@ -139,7 +139,7 @@ def load_files(path: Path, settings: ImageSettings, subset: int) -> Loaded:
         refuse_columns(settings, str(path))
         collection = of_files(listing.in_list(path), where)
     else:
-        rule = "a folder, a list (.txt), a table (.parquet, .arrow) or an array (.npy, .npz)"
+        rule = "a folder, a list (.txt), a table (.parquet, .arrow, .csv) or an array (.npy, .npz)"
         raise InputError(f"data {str(path)!r} must be {rule}")
     files = collection.read(0, len(collection.names))
     side = settings.image_size or typical(files, settings.max_pixels)
@@ -167,7 +167,7 @@ def refuse_columns(settings: ImageSettings, data: str) -> None:
     """Raise InputError when the columns of a table are named, and there is none."""
     for name in ("image_column", "label_column"):
         if getattr(settings, name):
-            raise InputError(f"{name} is for tables (.parquet, .arrow, hf:NAME), and {data!r} is none")
+            raise InputError(f"{name} is for tables (.parquet, .arrow, .csv, hf:NAME), and {data!r} is none")
 
 
 def cut(found: Loaded, subset: int) -> Loaded:

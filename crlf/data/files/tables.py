@@ -1,4 +1,5 @@
-"""Tables of images: Parquet and Arrow files, or folders of such shards, as Hugging Face's `datasets` writes them.
+"""Tables of images: Parquet and Arrow files, or folders of such shards, as Hugging Face's `datasets` writes them; and
+CSV files of paths.
 
 The column of images holds a file's bytes, a struct {bytes, path} with them, or paths; that of labels, if there is one,
 is for evaluation only. Rows are read a few at a time, in order: a table may be larger than the memory.
@@ -34,7 +35,8 @@ CHANNELS = (1, 3, 4)
 def in_folder(files: Sequence[File]) -> list[Path]:
     """The tables among the files of a folder, in order, if that is what it holds: no image is beside them.
 
-    `datasets` keeps what it computed in cache-*.arrow; these are no part of the data.
+    `datasets` keeps what it computed in cache-*.arrow; these are no part of the data. Nor is a CSV file, which may hold
+    anything: it is read where it is named itself.
     """
     names = [Path(file.name) for file in files]
     if any(name.suffix.lower() in PICTURES for name in names):
@@ -42,7 +44,7 @@ def in_folder(files: Sequence[File]) -> list[Path]:
     return [
         Path(file.path)
         for file, name in zip(files, names, strict=True)
-        if name.suffix.lower() in shards.SUFFIXES and not name.name.startswith("cache-")
+        if name.suffix.lower() in shards.BINARY and not name.name.startswith("cache-")
     ]
 
 
@@ -169,7 +171,7 @@ def of_rows(
     ]
     rows = Rows(parts, image)
     first = next((row for row in rows.read(0, 64) if row.size or row.path), None)
-    if first is None or first.data is not None or first.skipped:
+    if first is None or first.data is not None:
         return Collection(rows.names(), rows.read, mark, None, labels, classes, hold_out)
     files = rows.read(0, rows.total)
     mark.append([(file.name, file.size, file.mtime) for file in files])
