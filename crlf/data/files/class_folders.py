@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from crlf.data.files.layout import FEW, UNLABELLED, Layout, looks_like_a_date
+from crlf.data.files.layout import FEW, UNLABELLED, Layout, looks_like_a_cameras, looks_like_a_date
 
 HELD_OUT = 0.1  # share of each class that becomes the test split, of many images
 MANY = 5000  # labelled images; of fewer none is held out, and all are tested by cross-validation
@@ -103,6 +103,8 @@ def not_classes(
         return None if not loose else f"there is only {next(iter(sizes))!r}"
     if all(map(looks_like_a_date, sizes)):
         return f"their names are dates, such as {min(sizes)!r}"
+    if all(map(looks_like_a_cameras, sizes)):
+        return f"their names are what cameras call folders, such as {min(sizes)!r}"
     if test:
         known = {found.folders[row] for row in test} & set(sizes)
         return "" if len(known) > 1 else "the test images are of fewer than two of them"
