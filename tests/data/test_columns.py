@@ -173,6 +173,20 @@ def test_structs_of_polars(tmp_path: Path):
     check_images(tmp_path / "a.parquet")
 
 
+@pytest.mark.parametrize("name", ["list of ints", "int64 array", "rows of pixels"])
+def test_lists_of_whole_numbers_of_pandas(name: str, tmp_path: Path):
+    """It makes int64 of Python's own, whatever they are."""
+    columns = {
+        "list of ints": [list(file) for file in FILES],
+        "int64 array": [np.frombuffer(file, np.uint8).astype(np.int64) for file in FILES],
+        "rows of pixels": [array.tolist() for array in ARRAYS],
+    }
+    boxes = [[[1, 2], [300, 40], [5, 60], [70, 8], [9, 9]]] * COUNT  # a polygon
+    frame = pd.DataFrame({"outline": boxes, "box": [[1, 2, 30, 40]] * COUNT, "image": columns[name], "label": NUMBERS})
+    frame.to_parquet(tmp_path / "a.parquet")
+    check_images(tmp_path / "a.parquet")
+
+
 REASONS = {
     "fractions": (pa.array([0.5] * COUNT), "column 'label' is not used: it holds fractions, such as 0.5"),
     "nothing": (pa.nulls(COUNT), "all of its 12 labels are missing"),

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from terminal import refused
+from terminal import PIPES, Terminal, here, refused
 
 import crlf
 from crlf import cli, data
@@ -286,6 +286,15 @@ def test_the_table_of_classes(linear: Path, tmp_path: Path, capsys: pytest.Captu
     (head, (file, name, p, why)) = printed
     assert head == rows[0] and [file, name, why] == [rows[3][0], rows[3][1], rows[3][3]]
     assert float(p) == pytest.approx(float(rows[3][2]), abs=2e-4)  # another batch rounds its products otherwise
+
+
+def test_a_name_does_not_steer_the_terminal(linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a terminal; a file or a pipe gets the name as it is."""
+    shutil.copy(next(put(tmp_path / "in", 1).rglob("*.png")), tmp_path / "\x1b[31mred.png")
+    monkeypatch.chdir(tmp_path)
+    for terminal, name in ((Terminal(80), "\\x1b[31mred.png,"), (PIPES, "\x1b[31mred.png,")):
+        code, said = here(terminal, "classify", str(linear), "\x1b[31mred.png", "--device", "cpu")
+        assert code == 0 and f"\n{name}" in said
 
 
 def test_a_batch_is_as_one_by_one(linear: Path, shapes: Path):

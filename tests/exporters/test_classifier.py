@@ -139,6 +139,9 @@ def test_the_files_themselves_hold_the_names(make, here):
     session = onnxruntime.InferenceSession(str(crlf.export(folder, format="onnx") / "model.onnx"))
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(NAMES)
     assert [output.name for output in session.get_outputs()] == ["probabilities"]
+    pixels, loaded = shapes.draw_set("train", 5, seed=0).images, classifier.load(folder)
+    expected = classifier.probabilities(loaded.model, pixels, loaded.recipe.normalisation)
+    np.testing.assert_allclose(session.run(None, {"images": pixels.numpy()})[0], expected, atol=1e-5)
     beside = {"classes": ""}
     torch.export.load(crlf.export(folder, format="torch") / "model.pt2", extra_files=beside)
     assert json.loads(beside["classes"]) == list(NAMES)

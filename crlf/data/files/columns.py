@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from crlf.data.files.decode import HEAD, PICTURES, kind_of
 from crlf.data.files.shards import Shard
 from crlf.errors import InputError, unknown
 
+LEAST = 4  # pixels a side; less is no picture but a box or a polygon
 LABELS = ("label", "labels", "class", "target", "fine_label")  # names of a column of labels
 
 
@@ -152,14 +155,20 @@ def is_list(kind: Any) -> bool:
         return False
     while any_of(kind, *lists):
         kind = plain(kind.value_type)
-    return any_of(kind, "uint8")
+    return any_of(kind, "integer")  # pandas makes int64 of Python's own
 
 
 def looks_like_pixels(value: Any) -> bool:
-    """Whether a list is the bytes of an image file, or rows of pixels."""
+    """Whether a list is the bytes of an image file, or rows of pixels: (H, W), (H, W, C) or (C, H, W), 0..255."""
     if value is None or not len(value):
         return False
-    return bool(kind_of(bytes(value[:HEAD]))) if isinstance(value[0], int) else True
+    try:
+        if isinstance(value[0], int):
+            return bool(kind_of(bytes(value[:HEAD])))
+        pixels = np.asarray(value, dtype=np.uint8)
+    except (ValueError, TypeError, OverflowError):  # ragged, or other numbers, such as corners of boxes
+        return False
+    return pixels.ndim in (2, 3) and sorted(pixels.shape)[-2] >= LEAST
 
 
 def holds_labels(kind: Any) -> bool:
