@@ -34,12 +34,14 @@ class ImageSet:
     mapped: Mapped | None = None
     """The user's file that the images are mapped from, where they are."""
     white: int = 0
-    """The number that was white in its files, where these have more than 8 bits."""
+    """The number that was white in its files, where these have 16 bits or more."""
     hold_out: float = -1.0
     """The share of each class that was held out to test on, 0 where the training images are tested themselves; below
     0 where that is no question: without labels, or with a test split."""
     reach: int = 0
     """Pixels a side that half of its files reach (crlf.data.files.folder.typical), where it was made of files."""
+    why: str = ""
+    """It has no labels, where something was there that might have been such."""
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels

@@ -1,12 +1,16 @@
-"""Whether the linear probe knows how often it is right."""
+"""Whether a classifier knows how often it is right, and how it is made to."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from scipy.optimize import minimize_scalar
 
 from crlf.evaluation.embedded import Embedded, Found
 
 BINS = 15
+HOTTEST = 20.0  # temperature; one above says that nothing was learned
 
 
 def calibration(embedded: Embedded) -> Found:
@@ -25,3 +29,20 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BIN
     """
     place = np.clip(np.ceil(confidence.astype(np.float64) * bins) - 1, 0, bins - 1).astype(int)  # (M,)
     return float(np.abs(np.bincount(place, right - confidence.astype(np.float64))).sum() / len(confidence))
+
+
+def temperature(p: np.ndarray, labels: np.ndarray) -> float:
+    """The number that the logits are to be divided by so that the log loss is least: probabilities (M, K), int (M,).
+
+    Guo, Pleiss, Sun and Weinberger 2017, section 4.2. In 1/20..20.
+    """
+    logits = np.log(np.maximum(p.astype(np.float64), 1e-30))  # but for a number of each row
+    rows = np.arange(len(labels))
+
+    def loss(log_t: float) -> float:
+        scaled = logits / math.exp(log_t)
+        top = scaled.max(axis=1, keepdims=True)
+        return float((np.log(np.exp(scaled - top).sum(axis=1)) + top[:, 0] - scaled[rows, labels]).mean())
+
+    bound = math.log(HOTTEST)
+    return math.exp(float(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))

@@ -16,11 +16,11 @@ from crlf.evaluation.logistic_regression import Linear
 from crlf.normalisation import Normalisation, normalise
 from crlf.recipe import Recipe
 from crlf.runs.files import read_json, save_tensors, write_json
-from crlf.runs.run import CLASSES, RECIPE, SCORES, Run
+from crlf.runs.run import CLASSES, CLASSIFIER, RECIPE, SCORES, Run
 
 FOLDER = "classifier"  # in the run's, where none is named
-WEIGHTS, MADE_FROM = "classifier.pth", "classifier.json"
-FILES = (MADE_FROM, WEIGHTS, CLASSES, SCORES)
+WEIGHTS = "classifier.pth"
+FILES = (CLASSIFIER, WEIGHTS, CLASSES, SCORES)
 
 
 class Classifier(nn.Module):
@@ -47,6 +47,12 @@ class Classifier(nn.Module):
         weight = probe.weights / probe.scale  # (K, D)
         self.head.weight.copy_(weight)
         self.head.bias.copy_(probe.bias - weight @ probe.mean)
+
+    @torch.no_grad()
+    def cool(self, temperature: float) -> None:
+        """Divide the logits by this, for good."""
+        self.head.weight.div_(temperature)
+        self.head.bias.div_(temperature)
 
 
 def build(recipe: Recipe, shape: Sequence[int], classes: int) -> Classifier:
@@ -75,6 +81,8 @@ class Loaded(NamedTuple):
     recipe: Recipe
     shape: tuple[int, int, int]
     """(C, H, W) of its images."""
+    how: dict[str, Any]
+    """What `crlf finetune` was told."""
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
@@ -100,13 +108,13 @@ def save(folder: Path, model: Classifier, classes: Sequence[str], made_from: dic
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MADE_FROM).unlink(missing_ok=True)
+        (folder / CLASSIFIER).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"output folder {str(folder)!r} cannot be written: {error.strerror}") from error
     save_tensors(folder / WEIGHTS, {name: value.cpu() for name, value in model.state_dict().items()})
     write_json(folder / CLASSES, list(classes))
     write_json(folder / SCORES, scores)
-    write_json(folder / MADE_FROM, made_from)
+    write_json(folder / CLASSIFIER, made_from)
 
 
 def load(path: Path) -> Loaded:
@@ -117,12 +125,12 @@ def load(path: Path) -> Loaded:
     """
     if not path.is_dir():
         raise InputError(f"folder {str(path)!r} does not exist")
-    folder = path if (path / MADE_FROM).exists() else path / FOLDER
-    if not (folder / MADE_FROM).exists():
+    folder = path if (path / CLASSIFIER).exists() else path / FOLDER
+    if not (folder / CLASSIFIER).exists():
         why = "has no classifier" if (path / RECIPE).exists() else "holds no run and no classifier"
         raise InputError(f"folder {str(path)!r} {why}: `crlf finetune` makes one")
     made_from, classes = (
-        read_json(folder / MADE_FROM, dict),
+        read_json(folder / CLASSIFIER, dict),
         read_json(folder / CLASSES, list),
     )
     weights = Run(folder).tensors(WEIGHTS)
@@ -131,9 +139,10 @@ def load(path: Path) -> Loaded:
         model = build(recipe, shape, len(classes))
         model.load_state_dict(weights)
         channels, height, width = shape
+        how = dict(made_from["finetune"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"classifier {str(folder)!r} is damaged: {str(error).splitlines()[0]}") from error
     model.eval().requires_grad_(False)
-    return Loaded(model, [str(name) for name in classes], recipe, (channels, height, width))
+    return Loaded(model, [str(name) for name in classes], recipe, (channels, height, width), how)

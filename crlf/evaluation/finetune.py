@@ -4,6 +4,9 @@
 the probe, then the whole network, which keeps the features from being spoilt by a random layer's first gradients
 (Kumar, Raghunathan, Jones, Ma and Liang 2022, Fine-tuning can distort pretrained features, LP-FT). What each is worth
 is in docs/fine-tune.md.
+
+A network that has seen a few images hundreds of times is sure of whatever it is shown. So `full` learns before from a
+part of the labels, and the logits are divided by the temperature at which the rest is told best.
 """
 
 from __future__ import annotations
@@ -26,10 +29,11 @@ from crlf.data.loader import batch_rows, batches
 from crlf.embedding.embed import embed_images, image_shape
 from crlf.errors import InputError
 from crlf.evaluation import classifier, labelled
+from crlf.evaluation.calibration import calibration_error, temperature
 from crlf.evaluation.classifier import Classifier
 from crlf.evaluation.embedded import Embedded, Found
 from crlf.evaluation.labelled import Labelled, chance
-from crlf.evaluation.logistic_regression import Linear, fit_chosen
+from crlf.evaluation.logistic_regression import FOLDS, Linear, fit_chosen, folds_of_few
 from crlf.metrics.intervals import interval
 from crlf.optim import OPTIMIZERS, OptimSettings, schedule, set_rates
 from crlf.recipe import Recipe
@@ -44,6 +48,7 @@ PEAK = 3e-3  # learning rate
 BATCH = 128  # images in a step
 DECAY = 0.05  # weight decay of AdamW
 SMOOTHING = 0.1  # of the labels (Szegedy et al. 2016, section 7)
+TOLD = 50  # images, or more, that tell a temperature
 
 
 def finetune(
@@ -103,21 +108,21 @@ def finetune(
     classifier.require_free(folder, overwrite)
     recipe, shape = run.recipe, image_shape(run)
     weights = run.tensors(ENCODER)
-    settings = recipe.images
-    if data != recipe.data:
-        settings = replace(settings, image_column="", label_column="", hold_out=-1.0)
-    images = labelled.read(data, test, shape, settings, data_dir)
+    images = labelled.read(data, test, shape, labelled.settings_of(recipe, data), data_dir)
     rows = labelled.some(images.train_labels, images.classes, labels_per_class, fraction, seed)
     images = of_present(images, rows)
 
     start = time.perf_counter()
     model = classifier.build(recipe, shape, len(images.classes)).to(place)
     model.encoder.load_state_dict(weights)
-    scores, protocol = fit_head(model, images, rows, recipe)
+    protocol = fit_head(model, images, rows, recipe)
+    scores = score(model, images, recipe)
     if mode == "full":
         scores = {"linear_accuracy": scores["accuracy"]}
-        protocol += "; " + tune(model, images, rows, recipe, epochs, lr, batch_size, seed)
-        scores |= score(model, images, recipe)
+        degrees, told = cooling(model, weights, images, rows, recipe, epochs, lr, batch_size, seed)
+        protocol += "; " + tune(model, images, rows, recipe, epochs, lr, batch_size, seed) + told
+        model.cool(degrees)
+        scores |= score(model, images, recipe) | {"temperature": degrees}
     scores |= {
         "chance": chance(images.train_labels[rows], images.test_labels),
         "mode": mode,
@@ -154,22 +159,74 @@ def of_present(images: Labelled, rows: np.ndarray) -> Labelled:
     )
 
 
-def fit_head(model: Classifier, images: Labelled, rows: np.ndarray, recipe: Recipe) -> tuple[dict[str, Any], str]:
-    """The linear layer on the frozen encoder's embeddings: the scores with it, and how it came about."""
+def fit_head(model: Classifier, images: Labelled, rows: np.ndarray, recipe: Recipe) -> str:
+    """Fit the linear layer on the frozen encoder's embeddings; how, in words."""
     some = images.train if len(rows) == len(images.train) else images.train[torch.from_numpy(rows)]
     frozen = encoders.Frozen(model.encoder, model.mirror)
     x, y = embed_images(frozen, some, recipe.normalisation), images.train_labels[rows]
     model.requires_grad_(True)
     probe, how = fit_chosen(x, y, tolerance=1e-8)
     model.start_from(probe)
-    text = f"logistic regression on frozen embeddings of {len(rows):,} labelled images, {how}"
-    return score(model, images, recipe), text
+    return f"logistic regression on frozen embeddings of {len(rows):,} labelled images, {how}"
+
+
+def cooling(
+    model: Classifier,
+    weights: dict[str, Tensor],
+    images: Labelled,
+    rows: np.ndarray,
+    recipe: Recipe,
+    epochs: int,
+    lr: float,
+    batch: int,
+    seed: int,
+) -> tuple[float, str]:
+    """The temperature of the logits after full fine-tuning, and how it was found, in words.
+
+    Others learn from four fifths of the labels, and tell the rest: one where the rest has `TOLD` images, else up to
+    five, so that each image is told by one. Where all classes have one image nothing tells it, and it is 1.
+
+    Args:
+        weights: of the run's encoder.
+    """
+    folds = folds_of_few(images.train_labels[rows])
+    found, truth = list[np.ndarray](), list[np.ndarray]()
+    for number in range(FOLDS):
+        held, kept = rows[folds == number], rows[folds != number]
+        if not len(held) or len(np.unique(images.train_labels[kept])) < len(images.classes):
+            continue
+        other = classifier.build(recipe, tuple(images.train.shape[1:]), len(images.classes)).to(
+            model.head.weight.device
+        )
+        other.encoder.load_state_dict(weights)
+        fit_head(other, images, kept, recipe)
+        tune(other, images, kept, recipe, epochs, lr, batch, seed, "calibrating")
+        found.append(classifier.probabilities(other, images.train[torch.from_numpy(held)], recipe.normalisation))
+        truth.append(images.train_labels[held])
+        if sum(map(len, truth)) >= TOLD:
+            break
+    if not found:
+        return 1.0, ", not calibrated: there is one image of each class"
+    degrees = temperature(np.concatenate(found), np.concatenate(truth))
+    count = sum(map(len, truth))
+    return degrees, f", logits divided by {degrees:.2f}, which tells {count:,} labels best that were held out before"
 
 
 def tune(
-    model: Classifier, images: Labelled, rows: np.ndarray, recipe: Recipe, epochs: int, lr: float, batch: int, seed: int
+    model: Classifier,
+    images: Labelled,
+    rows: np.ndarray,
+    recipe: Recipe,
+    epochs: int,
+    lr: float,
+    batch: int,
+    seed: int,
+    what: str = "fine-tuning",
 ) -> str:
     """Train all weights with AdamW on the cross-entropy of one view of each image; how, in words.
+
+    Args:
+        what: the progress bar calls it.
 
     Raises:
         InputError: a weight is not finite in the end.
@@ -188,7 +245,7 @@ def tune(
     make_view = Views(mild(recipe.augmentation), recipe.normalisation)
     model.train()
     with batches(images.train, rows_of, device) as pixels:
-        for step in (bar := trange(steps, desc="fine-tuning", unit="step", disable=None, leave=False)):
+        for step in (bar := trange(steps, desc=what, unit="step", disable=None, leave=False)):
             views = make_view(pixels[step], generator(device, "finetune", seed, step))  # (B, C, h, w)
             share = (step + 0.5) / steps
             set_rates(optimizers, lr=schedule(share, settings.warmup), decay=1.0)
@@ -216,10 +273,11 @@ def mild(settings: ViewSettings) -> ViewSettings:
 
 
 def score(model: Classifier, images: Labelled, recipe: Recipe) -> dict[str, Any]:
-    """Accuracy, as a fraction, with its 95 % interval, and the mean of the classes' accuracies."""
+    """Accuracy, as a fraction, with its 95 % interval, and the mean of the classes' accuracies; and whether the
+    classifier knows how often it is right: its mean confidence, and the expected calibration error."""
     model.eval()
-    found = classifier.probabilities(model, images.test, recipe.normalisation).argmax(axis=1)
-    right = found == images.test_labels
+    p = classifier.probabilities(model, images.test, recipe.normalisation)
+    right, confidence = p.argmax(axis=1) == images.test_labels, p.max(axis=1)
     labels = images.test_labels
     of_class = {name: float(right[labels == k].mean()) for k, name in enumerate(images.classes) if (labels == k).any()}
     return {
@@ -227,6 +285,8 @@ def score(model: Classifier, images: Labelled, recipe: Recipe) -> dict[str, Any]
         "accuracy_interval": [*interval(right)],
         "balanced_accuracy": float(np.mean(list(of_class.values()))),
         "class_accuracy": of_class,
+        "confidence": float(confidence.mean()),
+        "calibration_error": calibration_error(confidence, right),
     }
 
 
@@ -234,9 +294,11 @@ def said(scores: dict[str, Any], folder: Path) -> str:
     """The last words on the terminal."""
     low, high = (percent(value) for value in scores["accuracy_interval"])
     before = f", {percent(scores['linear_accuracy'])} before fine-tuning" if "linear_accuracy" in scores else ""
+    count = "1 image" if scores["test_images"] == 1 else f"{scores['test_images']:,} images"
     return (
         f"accuracy {percent(scores['accuracy'])} (95 %: {low} to {high}; chance {percent(scores['chance'])}{before}) "
-        f"on {scores['test_images']:,} images, learned from {scores['train_images']:,}: {str(folder)!r}"
+        f"on {count}, of which it was {percent(scores['confidence'])} sure; "
+        f"learned from {scores['train_images']:,}: {str(folder)!r}"
     )
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from crlf.data import SOURCES, ImageSet, load, named
 from crlf.data.files.class_folders import HELD_OUT
 from crlf.data.files.folder import ImageSettings
+from crlf.data.files.layout import layout
 from crlf.errors import InputError
+from crlf.recipe import Recipe
 
 ADVICE = "its images must lie in a folder for each class, or in a table with a column of labels"
 
@@ -33,6 +36,17 @@ class Labelled(NamedTuple):
     classes: tuple[str, ...]
     how: str
     """What the test images are, for the protocol."""
+
+
+def settings_of(recipe: Recipe, data: str) -> ImageSettings:
+    """How images are read for a run's encoder: as the run's own, but for what is said of the run's data alone."""
+    own = data == recipe.data
+    return recipe.images if own else replace(recipe.images, image_column="", label_column="", hold_out=-1.0)
+
+
+def share_of(test: str | None, settings: ImageSettings) -> float:
+    """The share of the images that is held out to score on: none where there are others."""
+    return 0.0 if test is not None else settings.hold_out if settings.hold_out > 0 else HELD_OUT
 
 
 def read(
@@ -56,10 +70,11 @@ def read(
         InputError: there is nothing there, it has no labels, another shape, a class that is not learned, or nothing is
             held out.
     """
-    share = 0.0 if test is not None else settings.hold_out if settings.hold_out > 0 else HELD_OUT
-    train, held = opened(data, shape, settings, data_dir, share)
+    train, held = opened(data, shape, settings, data_dir, share_of(test, settings))
+    if train.labels is None and test is not None:
+        train = by_folders(train, data)
     if train.labels is None:
-        raise InputError(f"data {data!r} has no labels: {ADVICE}")
+        raise InputError(f"data {data!r} has no labels{' that can be used' * bool(train.why)}: {train.why or ADVICE}")
     if test is None:
         if not len(held) or held.labels is None:
             raise InputError(f"data {data!r} has no images to test on: name others with --test")
@@ -74,12 +89,24 @@ def read(
     return Labelled(train.images, train.labels.numpy(), images, targets, train.classes, f"the images of {test!r}")
 
 
+def first(
+    data: str,
+    test: str | None,
+    shape: tuple[int, int, int],
+    settings: ImageSettings,
+    data_dir: str | Path | None,
+    count: int,
+) -> Tensor:
+    """The first of the images that `read` gives to learn from: uint8 (N, C, H, W), N at most `count`."""
+    return opened(data, shape, settings, data_dir, share_of(test, settings))[0].first(count).images
+
+
 def opened(
     data: str, shape: tuple[int, int, int], settings: ImageSettings, data_dir: str | Path | None, hold_out: float
 ) -> tuple[ImageSet, ImageSet]:
     """The training and the test images of a source, in this shape; `hold_out`: see `ImageSettings`."""
     own = named(data) not in SOURCES
-    read_as = dataclasses.replace(settings, image_size=shape[1], labels=True, hold_out=hold_out) if own else None
+    read_as = replace(settings, image_size=shape[1], labels=True, hold_out=hold_out) if own else None
     train, test = load(data, data_dir, read_as)
     found = tuple(train.images.shape[1:])
     if found != shape:
@@ -91,13 +118,26 @@ def size(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
 
 
+def by_folders(part: ImageSet, data: str) -> ImageSet:
+    """The images of a folder with the names of their folders for labels, where there are too few of each to test on:
+    there are others to do that."""
+    folders = layout(part.ids).folders if os.path.isdir(os.path.expanduser(data)) else [""]
+    if "" in folders or not len(part):
+        return part
+    classes = sorted(set(folders))
+    labels = torch.tensor([classes.index(folder) for folder in folders], dtype=torch.int64)
+    return replace(part, labels=labels, classes=tuple(classes))
+
+
 def with_labels(part: ImageSet, data: str) -> tuple[Tensor, list[str]]:
-    """The images, and the name of each one's class; in a folder with too few of a class to hold some out, its name."""
-    if part.labels is not None:
-        return part.images, [part.classes[label] for label in part.labels.tolist()]
+    """The images, and the name of each one's class."""
+    found = by_folders(part, data) if part.labels is None else part
+    if found.labels is not None:
+        return found.images, [found.classes[label] for label in found.labels.tolist()]
+    names = [name.partition("/")[0] for name in part.ids]  # one class alone lies in a folder around all
     if not os.path.isdir(os.path.expanduser(data)) or not all("/" in name for name in part.ids):
         raise InputError(f"test {data!r} has no labels: {ADVICE}")
-    return part.images, [name.partition("/")[0] for name in part.ids]
+    return part.images, names
 
 
 def some(labels: np.ndarray, classes: Sequence[str], per_class: int, fraction: float, seed: int) -> np.ndarray:

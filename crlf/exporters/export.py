@@ -1,4 +1,4 @@
-"""Export: the frozen encoder of a run, in a form that other programs load, checked before it is handed over."""
+"""Export: an encoder or a classifier in a form that other programs load, checked before it is handed over."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ import numpy as np
 
 from crlf.errors import InputError, first_line, unknown
 from crlf.runs.files import write_bytes, write_json
-from crlf.runs.run import RECIPE, Run
+from crlf.runs.run import CLASSIFIER, RECIPE, Run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from crlf.exporters.formats import Exported
+    from crlf.evaluation.classifier import Loaded
+    from crlf.exporters.source import Exported, Source
     from crlf.recipe import Recipe
 
 CARD, RECORD = "README.md", "export.json"
 TOLERANCE = 1e-4  # of the largest number of an embedding, or of 1 where that is smaller
+PROBABILITY = 1e-5  # the same of a classifier's probabilities
 IMAGES = 64  # that an export is compared on
 
 # Run in the export's folder, where there is no CRLF: batches of 1, 3 and the rest.
 FRESH = """
-import sys
+import importlib, sys
 sys.modules["crlf"] = None
 import numpy as np
-from embed import embed
+function = getattr(importlib.import_module(sys.argv[3]), sys.argv[3])
 parts = np.split(np.load(sys.argv[1]), [1, 4])
-np.save(sys.argv[2], np.concatenate([embed(part) for part in parts if len(part)]))
+np.save(sys.argv[2], np.concatenate([function(part) for part in parts if len(part)]))
 """
 
 
@@ -49,36 +51,36 @@ def export(
     data_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the frozen encoder of a run in a form that loads without CRLF, with a model card.
+    """Write the frozen encoder of a run, or a classifier, in a form that loads without CRLF, with a model card.
 
-    What is written is loaded again in a fresh process, without CRLF, by the embed.py that the card shows, and compared
-    on images of the run, or on noise where it keeps none: a difference above 1e-4 (of the largest number, where that is
-    above 1) is an error.
+    What is written is loaded again in a fresh process, without CRLF, by the embed.py or the classify.py that the card
+    shows, and compared on images that it learned from, or on noise where they are not there: a difference above 1e-4
+    (of the largest number, where that is above 1), or of a classifier's probabilities above 1e-5, is an error.
 
     Args:
-        run: the run folder.
+        run: the run folder; or that of a classifier, which `crlf finetune` makes.
         format: timm (safetensors and config.json), onnx, or torch (torch.export).
-        out: the folder to write; by default one named after the format, in the run folder.
+        out: the folder to write; by default one named after the format, in that folder.
         license: of the weights, for the model card, such as cc-by-4.0.
         data_dir: where a data set known by name lies; by default the cache.
         overwrite: replace an export that is in the folder.
 
     Returns:
-        The folder: the model, embed.py, README.md (the card), recipe.json, and export.json, which holds the largest
-        difference.
+        The folder: the model, embed.py or classify.py, README.md (the card), recipe.json, and export.json, which holds
+        the largest difference, and of a classifier the names of the classes, which the model's own file has too.
 
     Raises:
-        InputError: an unknown format, one that the encoder has not, a missing library, a folder that is in use, or
-            an export that does not give what the run gives; then nothing is left.
+        InputError: an unknown format, one that the network has not, a missing library, a folder that is in use, or
+            an export that does not give what the network gives; then nothing is left.
     """
-    run = Run.open(run)
+    run = opened(run)
     from crlf.exporters.formats import FORMATS  # brings torch
 
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     folder = Path(out) if out is not None else run.file(format)
     with fresh_folder(folder, overwrite) as made:
-        record = write(run, made, format, license, data_dir)
+        record = (write_classifier if is_classifier(run) else write)(run, made, format, license, data_dir)
     print(f"wrote {folder}: {', '.join(record['files'])}")
     print(
         f"loaded in a fresh process without CRLF, {record['images']} {record['images_are']}: "
@@ -87,28 +89,71 @@ def export(
     return folder
 
 
-def write(run: Run, folder: Path, format: str, license: str, data_dir: str | Path | None) -> dict[str, Any]:
-    """Write an export to an empty folder, check it, and return what export.json holds."""
-    import torch
+def opened(run: Run | str | Path) -> Run:
+    """The folder of a run, or of a classifier.
 
-    from crlf.exporters.formats import FORMATS, Source
-    from crlf.exporters.model_card import CODE, card, public
+    Raises:
+        InputError: it is neither.
+    """
+    folder = run if isinstance(run, Run) else Run(run)
+    return folder if is_classifier(folder) else Run.open(folder)
+
+
+def is_classifier(folder: Run) -> bool:
+    """Whether this is a folder that `crlf finetune` wrote."""
+    return folder.file(CLASSIFIER).is_file()
+
+
+def write(run: Run, folder: Path, format: str, license: str, data_dir: str | Path | None) -> dict[str, Any]:
+    """Write an export of an encoder to an empty folder, check it, and return what export.json holds."""
+    from crlf.exporters.formats import FORMATS
+    from crlf.exporters.model_card import card
+    from crlf.exporters.source import encoder_of
 
     recipe = run.recipe
     images, kind = some_images(run, recipe, data_dir)
-    made = FORMATS[format](Source(run, recipe, images.shape[1:]), folder)
+    source = encoder_of(run, images.shape[1:])
+    made = FORMATS[format](source, folder)
+    record = checked(made, source, images, folder) | {"format": format, "images_are": kind}
+    return finish(folder, recipe, card(run, made, record, license), record)
+
+
+def write_classifier(run: Run, folder: Path, format: str, license: str, data_dir: str | Path | None) -> dict[str, Any]:
+    """The same of a classifier, in whose folder there is no more than it needs."""
+    from crlf.evaluation import classifier
+    from crlf.exporters.classifier_card import card
+    from crlf.exporters.formats import FORMATS
+    from crlf.exporters.source import classifier_of
+
+    loaded = classifier.load(run.path)
+    images, kind = labelled_images(loaded, data_dir)
+    source = classifier_of(loaded)
+    made = FORMATS[format](source, folder)
+    record = checked(made, source, images, folder) | {"format": format, "images_are": kind}
+    record["classes"] = loaded.classes
+    return finish(folder, loaded.recipe, card(loaded, run.scores, made, record, license), record)
+
+
+def checked(made: Exported, source: Source, images: Tensor, folder: Path) -> dict[str, Any]:
+    """Write the code that goes with a model, compare what both give, and return what export.json says of it."""
+    import torch
+
+    write_bytes(folder / f"{source.verb}.py", made.code.encode())
     record: dict[str, Any] = {
-        "format": format,
         "input": f"uint8 (B, {', '.join(map(str, images.shape[1:]))})",
         "embedding": made.embedding,
         "torch": torch.__version__,
         "images": len(images),
-        "images_are": kind,
     }
-    write_bytes(folder / CODE, made.code.encode())
-    record |= compare(made, images, folder)
-    write_bytes(folder / CARD, card(run, made, record, license).encode())
-    write_json(folder / RECIPE, public(run.recipe))
+    return record | compare(made, images, folder, source.verb, PROBABILITY if source.classes else TOLERANCE)
+
+
+def finish(folder: Path, recipe: Recipe, card: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Write the card, the recipe and the record, which names all files, and return it."""
+    from crlf.exporters.model_card import public
+
+    write_bytes(folder / CARD, card.encode("utf-8", "backslashreplace"))  # a folder's name may be no text
+    write_json(folder / RECIPE, public(recipe))
     record["files"] = sorted({path.name for path in folder.iterdir()} | {RECORD})
     write_json(folder / RECORD, record)
     return record
@@ -116,19 +161,39 @@ def write(run: Run, folder: Path, format: str, license: str, data_dir: str | Pat
 
 def some_images(run: Run, recipe: Recipe, data_dir: str | Path | None) -> tuple[Tensor, str]:
     """Images to compare on, uint8 (B, C, H, W), and what they are; of a run that keeps none, noise."""
-    import torch
-
     from crlf.data import given, load
     from crlf.embedding.embed import image_shape
 
     if not given.is_given(recipe.data):
         return load(recipe.data, data_dir, recipe.images)[0].first(IMAGES).images, "images of the run"
-    shape, stream = (IMAGES, *image_shape(run)), torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, shape, generator=stream, dtype=torch.uint8), "images of noise"
+    return noise(image_shape(run)), "images of noise"
 
 
-def compare(made: Exported, images: Tensor, folder: Path) -> dict[str, float]:
-    """The largest difference between what the files give in a fresh process and what the run gives.
+def labelled_images(loaded: Loaded, data_dir: str | Path | None) -> tuple[Tensor, str]:
+    """Images that a classifier learned from, uint8 (B, C, H, W), and what they are; noise where they are gone."""
+    from crlf.evaluation import labelled
+
+    try:
+        data, test = str(loaded.how.get("data", "")), loaded.how.get("test")
+        settings = labelled.settings_of(loaded.recipe, data)
+        images = labelled.first(data, test, loaded.shape, settings, data_dir, IMAGES)
+    except InputError:  # moved, or on another machine: a classifier may be used far from its images
+        return noise(loaded.shape), "images of noise"
+    return images, "images that it learned from"
+
+
+def noise(shape: tuple[int, int, int]) -> Tensor:
+    """uint8 (B, C, H, W)."""
+    import torch
+
+    stream = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (IMAGES, *shape), generator=stream, dtype=torch.uint8)
+
+
+def compare(
+    made: Exported, images: Tensor, folder: Path, verb: str = "embed", tolerance: float = TOLERANCE
+) -> dict[str, float]:
+    """The largest difference between what the files give in a fresh process and what the network gives.
 
     Raises:
         InputError: the process failed, or the difference is above the tolerance.
@@ -137,22 +202,23 @@ def compare(made: Exported, images: Tensor, folder: Path) -> dict[str, float]:
 
     with torch.no_grad():
         expected = made.module(images).numpy()
-    found = in_fresh_process(images.numpy(), folder)
+    found = in_fresh_process(images.numpy(), folder, verb)
     if found.shape != expected.shape:
         raise InputError(f"the export gives {found.shape} for the images that the run turns into {expected.shape}")
     largest, difference = float(np.abs(expected).max()), float(np.abs(found - expected).max())
-    if not difference <= TOLERANCE * max(1.0, largest):
+    if not difference <= tolerance * max(1.0, largest):
         what = f"the export differs from the run by {difference:.1e}, where the largest number is {largest:.3g}"
-        raise InputError(f"{what}: at most {TOLERANCE:.0e} of it is allowed, so nothing was written")
+        raise InputError(f"{what}: at most {tolerance:.0e} of it is allowed, so nothing was written")
     return {"max_difference": difference, "largest_number": largest}
 
 
-def in_fresh_process(images: np.ndarray, folder: Path) -> np.ndarray:
-    """Embed images uint8 (B, C, H, W) with the folder's embed.py, where CRLF cannot be imported: float32 (B, D)."""
+def in_fresh_process(images: np.ndarray, folder: Path, verb: str = "embed") -> np.ndarray:
+    """What the folder's embed.py or classify.py gives for images uint8 (B, C, H, W), where CRLF cannot be imported:
+    float32 (B, D) or (B, K)."""
     with tempfile.TemporaryDirectory() as place:
         given, found = Path(place, "images.npy"), Path(place, "embeddings.npy")
         np.save(given, images)
-        command = [sys.executable, "-B", "-c", FRESH, str(given), str(found)]
+        command = [sys.executable, "-B", "-c", FRESH, str(given), str(found), verb]
         done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

@@ -1,4 +1,4 @@
-"""The model card of an export: README.md with the front matter that the Hugging Face hub reads.
+"""The model card of an encoder's export: README.md with the front matter that the Hugging Face hub reads.
 
 https://huggingface.co/docs/hub/model-cards names the fields. JSON is YAML, so each value is written as JSON.
 """
@@ -14,7 +14,7 @@ from crlf.runs.payoff import payoff
 from crlf.runs.run import Run
 
 if TYPE_CHECKING:
-    from crlf.exporters.formats import Exported
+    from crlf.exporters.source import Exported
     from crlf.recipe import Recipe
 
 DATASETS = {
@@ -71,6 +71,11 @@ def front_matter(run: Run, made: Exported, license: str) -> str:
         fields["datasets"] = [DATASETS[recipe.data]]
     if any(name in run.scores for name in SCORES):
         fields["metrics"] = ["accuracy"]
+    return yaml(fields)
+
+
+def yaml(fields: dict[str, Any]) -> str:
+    """The fields as front matter."""
     return "\n".join(["---", *(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in fields.items()), "---"])
 
 
@@ -153,10 +158,11 @@ def limits(run: Run, record: dict[str, Any]) -> str:
     return "\n".join(f"- {row}" for row in rows)
 
 
-def checked(record: dict[str, Any]) -> str:
+def checked(record: dict[str, Any], code: str = CODE, own: str = "the run's encoder") -> str:
+    """How the files were compared with CRLF's own network, and what came of it."""
     return (
-        f"`{CODE}` was run in a fresh process without CRLF on {record['images']} {record['images_are']}, in batches "
-        f"of several sizes. The largest difference from the run's encoder is {record['max_difference']:.1e}, where the "
+        f"`{code}` was run in a fresh process without CRLF on {record['images']} {record['images_are']}, in batches "
+        f"of several sizes. The largest difference from {own} is {record['max_difference']:.1e}, where the "
         f"largest number is {record['largest_number']:.3g}. `export.json` says with which versions."
     )
 

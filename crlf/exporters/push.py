@@ -1,4 +1,4 @@
-"""Push: an export of a run, uploaded to the Hugging Face hub."""
+"""Push: an export of a run or a classifier, uploaded to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from crlf.errors import InputError, first_line, require
-from crlf.exporters.export import export
+from crlf.exporters.export import export, opened
 from crlf.runs.run import Run
 
 
@@ -20,12 +20,12 @@ def push(
     public: bool = False,
     data_dir: str | Path | None = None,
 ) -> str:
-    """Export the frozen encoder of a run, and upload it to the Hugging Face hub.
+    """Export the frozen encoder of a run, or a classifier, and upload it to the Hugging Face hub.
 
     The token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names another hub.
 
     Args:
-        run: the run folder.
+        run: the run folder; or that of a classifier, which `crlf finetune` makes.
         name: of the repository, such as someone/encoder; it is made if need be. What it holds else, stays.
         format: timm, onnx or torch, see `crlf export`.
         license: of the weights, for the model card, such as cc-by-4.0.
@@ -39,7 +39,7 @@ def push(
         InputError: what `export` raises, a wrong name, no token, no network, or a hub that refuses; then nothing
             was uploaded.
     """
-    run = Run.open(run)
+    run = opened(run)
     require("crlf push", "hub", "huggingface_hub")
     token = checked(name)
     with tempfile.TemporaryDirectory() as place:

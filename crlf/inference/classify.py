@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,10 @@ def judged(loaded: Loaded, files: Sequence[File], looked: Sequence[tuple]) -> It
 
 
 def write(text: str) -> None:
-    """Print, whatever the terminal can show: a name may hold bytes that are no text."""
+    """Print, whatever the terminal can show: a name may hold bytes that are no text, or that would steer it."""
     encoding = sys.stdout.encoding or "utf-8"
+    if sys.stdout.isatty():
+        text = "".join(
+            repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" and letter != "\n" else letter for letter in text
+        )
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -28,6 +28,7 @@ LOCK = ".lock"
 EVENTS = "tensorboard/events.out.tfevents.*"  # what --track tensorboard writes
 VIEWS, REPORT, TABLE = "views.npy", "report.html", "embeddings.parquet"
 THUMBNAILS, MAPS = "thumbnails.npy", "maps.npz"
+CLASSIFIER = "classifier.json"  # in the folder of a classifier, which is none of a run
 MADE_BY = {
     "train_emb.npy": "embed",
     "test_emb.npy": "embed",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 from terminal import PIPES, here
 from tiny_images import encoded, pixels
 
@@ -44,6 +45,21 @@ def test_a_white_that_is_given(tmp_path: Path):
     full = data.load(str(tmp_path), None, ImageSettings(image_size=16, white=65535))[0]
     low = data.load(str(tmp_path), None, ImageSettings(image_size=16, white=511))[0]
     assert full.images.max() == 4 and (low.images == 255).float().mean() > 0.4
+
+
+def test_each_depth_of_a_folder_has_its_own_white(tmp_path: Path):
+    """8 bits are white at 255 and 12 at 4095, whatever the 16 bits beside them need."""
+    for bits in (10, 14):
+        folder = tmp_path / str(bits)
+        expected = deep(folder, bits, count=2)
+        shallow, twelve = np.arange(256, dtype=np.uint8).reshape(16, 16), np.arange(0, 4096, 16, dtype=np.uint16)
+        (folder / "8.png").write_bytes(encoded(Image.fromarray(shallow), "PNG"))
+        tifffile.imwrite(folder / "9.tif", twelve.reshape(16, 16) + 15, bitspersample=12, photometric="minisblack")
+        train, _ = data.load(str(folder), None, ImageSettings(image_size=16))
+        assert train.white == 2**bits - 1 and list(train.ids) == ["0.tif", "1.tif", "8.png", "9.tif"]
+        found = train.images[:, 0].numpy()
+        assert np.array_equal(found[:2], expected) and np.array_equal(found[2], shallow)
+        assert np.array_equal(found[3], np.rint((twelve.reshape(16, 16) + 15) * (255 / 4095)))
 
 
 def test_a_run_keeps_its_white_for_new_images(tmp_path: Path):

@@ -295,7 +295,7 @@ def test_folders_that_are_not_obviously_classes(names: list[str]):
 def test_classes_of_nothing_but_copies_are_none():
     found = arrange(layout(["a/1", "a/2", "b/1", "b/2"]), ["x", "y", "z", "z"])
     assert found.labels is None
-    assert found.notes == ("the folders are not taken for classes: 'b' has fewer than two images that have no copy",)
+    assert found.notes == ("the folders are not taken for classes: 'b' has only copies of one image",)
 
 
 # Lists and arrays

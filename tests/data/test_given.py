@@ -130,7 +130,9 @@ def test_what_needs_no_images_needs_none(run: crlf.Run, tmp_path: Path, capsys, 
     with pytest.raises(InputError, match="was given from Python and is not kept"):
         crlf.probe(run, probes="pixels")
     seen = []
-    monkeypatch.setattr(export, "in_fresh_process", lambda pixels, folder: (seen.append(pixels), expected(pixels))[1])
+    monkeypatch.setattr(
+        export, "in_fresh_process", lambda pixels, folder, verb: (seen.append(pixels), expected(pixels))[1]
+    )
     expected = crlf.load(run, device="cpu").encode
     folder = crlf.export(run, format="torch")
     assert seen[0].shape == (64, 3, 32, 32) and seen[0].dtype == np.uint8 and seen[0].std() > 70

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from terminal import refused
+from terminal import PIPES, here, refused
 from tiny_images import encoded
 
 import crlf
@@ -136,7 +136,7 @@ def test_a_test_split_is_the_test_set_all_the_same(tmp_path: Path):
 def test_copies_alone_tell_no_class():
     names = ["a/1", "a/2", "b/1", "b/2"]
     found = arrange(layout(names), ["x", "y", "z", "z"], share=0)
-    assert found.labels is None and "'b' has fewer than two images that differ" in found.notes[0]
+    assert found.labels is None and "'b' has only copies of one image" in found.notes[0]
     found = arrange(layout(names), ["x", "x", "z", "y"], share=0)
     assert found.labels is None
     more = arrange(layout([*names, "b/3"]), ["x", "y", "z", "z", "v"], share=0)
@@ -148,7 +148,7 @@ def test_a_class_of_one_image_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "ant" / "0.png").write_bytes(encoded(Image.fromarray(picture(1, 999)), "PNG"))
     train, test = data.load(str(tmp_path))
     assert test is train and train.classes[0] == "ant" and "ant/0.png" in train.ids
-    assert "of 'ant' there is one image, copies aside" in capsys.readouterr().err
+    assert "'ant' has one image: no other image can tell what it is" in capsys.readouterr().err
 
 
 def test_new_images_are_read_once(tmp_path: Path):
@@ -288,3 +288,20 @@ def test_every_probe_takes_classes_of_one_and_two_images(tmp_path: Path):
     assert set(PROBES) - {"augmented"} <= set(found["protocol"]) and "few_label" in found
     assert all(np.isfinite(found[key]) for key in found if key.endswith("_accuracy"))
     assert np.load(run / "test_pred.npy").shape == (31,) and np.load(run / "test_prob.npy").shape == (31, 6)
+
+
+def test_a_recipe_of_ones_own_images_begins_a_run_of_a_known_data_set(tmp_path: Path):
+    """What a run notes of its own images, white and what is held out, says nothing of a data set with test images."""
+    put(tmp_path / "in", 4)
+    small = ["--epochs", "1", "--views", "2", "--subset", "32", "--batch-size", "16", "--device", "cpu"]
+    assert here(PIPES, "pretrain", str(tmp_path / "in"), "--out", str(tmp_path / "own"), "--white", "4095", *small[:4],
+                "--device", "cpu").code == 0  # fmt: skip
+    recipe = tmp_path / "own" / "recipe.json"
+    assert (
+        json.loads(recipe.read_text())["images"] | {"hold_out": 0.0, "white": 4095}
+        == json.loads(recipe.read_text())["images"]
+    )
+    other = ["pretrain", "--recipe", str(recipe), "--data", "shapes", "--out", str(tmp_path / "other"), *small]
+    assert here(PIPES, *other).code == 0
+    train, test = data.load("shapes", None, Run(tmp_path / "own").recipe.images)
+    assert len(train) and test is not train

@@ -85,6 +85,42 @@ def test_an_unlabelled_part_is_learned_from_and_has_no_label(folder: str, subset
     assert all(name.startswith(folder) for name in learn.ids[8:])
 
 
+@pytest.mark.parametrize(("labelled", "unlabelled", "more"), [
+    ("labeled", "unlabeled", []),
+    ("train/labelled", "train/Unlabelled", in_classes("test")),
+    ("train", "train/unlabeled", in_classes("test")),
+    (".", "unlabelled", []),
+    ("all/train", "all/train/unlabeled", []),
+])  # fmt: skip
+def test_an_unlabelled_part_in_any_place(labelled: str, unlabelled: str, more: list[str], tmp_path: Path):
+    own = [name.removeprefix("./") for name in in_classes(labelled)]
+    path = str(put(tmp_path, [*own, *several(unlabelled, count=3), *more]))
+    train, test = data.load(path, None, ImageSettings(image_size=16))
+    learn = data.load_for_pretraining(path, None, ImageSettings(image_size=16))
+    assert train.classes == CLASSES and sorted(train.ids) == sorted(own)
+    assert len(test) == 8 and (test is train) is not bool(more)
+    assert [name for name in learn.ids if name not in own] == several(unlabelled, count=3)
+
+
+def test_a_folder_of_nothing_but_unlabelled_images_has_no_labels(tmp_path: Path):
+    names = several("unlabeled/a", "unlabeled/b")
+    train, test = data.load(str(put(tmp_path, names)), None, ImageSettings(image_size=16))
+    assert train.classes == ("a", "b") and len(test) == len(names), "its folders may be classes all the same"
+
+
+@pytest.mark.parametrize(("folders", "reason"), [
+    (("Photos from 2019", "Photos from 2020"), "their names are dates, such as 'Photos from 2019'"),
+    (("14.07.19", "15.07.19"), "their names are dates, such as '14.07.19'"),
+    (("Summer 2019", "winter_2020"), "their names are dates"),
+    (("100CANON", "101CANON"), "their names are what cameras call folders, such as '100CANON'"),
+    (("AM General Hummer SUV 2000", "Audi S4 Sedan 2012"), ""),
+])  # fmt: skip
+def test_what_phones_and_cameras_call_folders_is_no_class(folders: tuple[str, ...], reason: str):
+    names = several(*folders)
+    found = arrange(layout(names), names)
+    assert (found.labels is None) is bool(reason) and reason in found.why
+
+
 def test_an_unlabelled_part_beside_train_alone(tmp_path: Path):
     path = put(tmp_path, [*in_classes("train"), *several("unlabeled", count=3)])
     train, test = data.load(str(path), None, ImageSettings(image_size=16, hold_out=0.1))
@@ -166,7 +202,7 @@ def test_a_class_of_one_image_is_a_class(tmp_path: Path, capsys: pytest.CaptureF
     train, test = data.load(str(path), None, ImageSettings(image_size=16, hold_out=0.1))
     assert train.classes == ("bird", "cat", "dog") and sorted(test.labels.tolist()) == [1, 2]
     assert "bird/0.png" in train.ids
-    assert "of 'bird' no image is held out: there are too few that have no copy" in capsys.readouterr().err
+    assert "'bird' has one image: none of them is held out" in capsys.readouterr().err
 
 
 def test_one_loose_image_does_not_silence_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -189,8 +225,8 @@ def test_a_class_of_the_test_split_alone_is_left_out(tmp_path: Path, capsys: pyt
     ("names", "reason"),
     [
         ([*several("a", "b"), "loose.png"], "1 of 9 images lie beside them"),
-        ([*several("a"), "b/0.png"], "'b' has fewer than two images"),
-        ([f"{i}/x.png" for i in range(9)], "'0', '1', '2' and 6 more have fewer than two images"),
+        ([*several("a"), "b/0.png"], "'b' has one image"),
+        ([f"{i}/x.png" for i in range(9)], "'0', '1', '2' and 6 more have one image"),
     ],
 )
 def test_the_reason_is_told(names: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

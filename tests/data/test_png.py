@@ -109,6 +109,7 @@ BESIDE = {
     "exif with a wrong checksum": spoilt(b"eXIf", b"MM\0*\0\0\0\x08\0\0", wrong=7),
     "empty exif": spoilt(b"eXIf", b""),
     "a transparency with a wrong checksum": spoilt(b"tRNS", b"\0\0\0\0\0\0", wrong=1),
+    "a transparency that is cut": spoilt(b"tRNS", b"\0"),
     "half an animation": spoilt(b"acTL", b"\0\0\0\x05\0\0\0\0"),
     "a chunk of its own": spoilt(b"abCd", b"\xff" * 99),
     "a text after the picture": encoded(Image.fromarray(RGB), "PNG")[:-12] + chunk(b"zTXt", BOMB, 3)

@@ -28,6 +28,15 @@ def tiff(array: np.ndarray, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def pages(*given: tuple[np.ndarray, int]) -> bytes:
+    """Gray pages with their subfile types."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for values, kind in given:
+            writer.write(values, photometric="mask" if kind == 4 else "minisblack", subfiletype=kind)
+    return file.getvalue()
+
+
 def gray(values: np.ndarray) -> np.ndarray:
     return np.dstack([values] * 3)
 
@@ -95,6 +104,13 @@ LAYOUTS: dict[str, tuple[bytes, np.ndarray]] = {
                                        planarconfig="contig", extrasamples=["unassalpha"]), clear(gray(to_8(WIDE)))),
     "fractions and opacity": (tiff(np.dstack([RGB, OPACITY]).astype("f4") / 255, photometric="rgb",
                                    extrasamples=["unassalpha"]), clear(RGB)),
+    "a channel more, then opacity": (tiff(np.dstack([RGB, GRAY, OPACITY]), photometric="rgb",
+                                          extrasamples=["unspecified", "unassalpha"]), clear(RGB)),
+    "opacity, then a channel more": (tiff(np.dstack([RGB, OPACITY, GRAY]), photometric="rgb",
+                                          extrasamples=["unassalpha", "unspecified"]), clear(RGB)),
+    "a thumbnail before it": (pages((GRAY[:8, :8], 1), (GRAY > 99, 4), (GRAY, 0)), gray(GRAY)),
+    "smaller copies after it": (pages((GRAY, 0), (GRAY[::2, ::2], 1)), gray(GRAY)),
+    "a thumbnail alone": (pages((GRAY, 1)), gray(GRAY)),
     "a channel more": (tiff(np.dstack([RGB, GRAY]), photometric="rgb", extrasamples=["unspecified"]), RGB),
     "a table of colours": (tiff(GRAY, photometric="palette", colormap=TABLE),
                            np.moveaxis((TABLE >> 8)[:, GRAY], 0, -1)),

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from terminal import refused
+from terminal import PIPES, Terminal, here, refused
 
 import crlf
 from crlf import cli, data
@@ -24,7 +24,8 @@ from crlf.data import PUBLISHED
 from crlf.data.files.decode import decode
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.errors import InputError
-from crlf.evaluation import classifier, labelled
+from crlf.evaluation import classifier, finetune, labelled
+from crlf.evaluation.calibration import temperature
 from crlf.evaluation.finetune import mild, score, tune
 from crlf.evaluation.labelled import some
 from crlf.evaluation.logistic_regression import choose_c, fit_linear
@@ -96,6 +97,7 @@ def test_a_linear_classifier_is_scikit_learns_on_the_runs_embeddings(run: Run, s
 def test_scores_are_those_of_the_held_out_images(linear: Path):
     found = scores(linear)
     assert found["train_images"] == 108 and found["test_images"] == 12 and found["chance"] == pytest.approx(1 / 3)
+    assert 0 <= found["calibration_error"] <= 1 and 1 / 3 <= found["confidence"] <= 1
     right = round(found["accuracy"] * 12)
     low, high = found["accuracy_interval"]
     p, z = right / 12, 1.959964  # Wilson's interval, written out
@@ -129,6 +131,57 @@ def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(ru
     moved = [name for name, value in before.items() if not torch.equal(value, first[f"encoder.{name}"])]
     assert set(moved) == set(before)
     assert {"accuracy", "linear_accuracy"} <= set(scores(one)) and "6 steps of 8" in scores(one)["protocol"]
+    assert "tells 24 labels best that were held out before" in scores(one)["protocol"]
+    assert 1 / 20 <= scores(one)["temperature"] <= 20 and scores(one)["temperature"] == scores(same)["temperature"]
+
+
+def test_the_temperature_is_what_the_logits_were_multiplied_by():
+    """Labels drawn with the probabilities of logits, of which a multiple is told."""
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 2, (20_000, 5))
+    labels = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)  # so drawn with softmax's probabilities
+    for sure in (0.5, 1.0, 3.0):
+        p = torch.from_numpy(sure * logits).softmax(dim=1).numpy()
+        assert temperature(p, labels) == pytest.approx(sure, rel=0.03)
+
+
+def test_cooling_changes_no_class_and_every_confidence(linear: Path):
+    loaded = classifier.load(linear)
+    pixels = torch.randint(0, 256, (9, *SHAPE), dtype=torch.uint8)
+    before = classifier.probabilities(loaded.model, pixels, TINY.normalisation)
+    loaded.model.cool(2.0)
+    after = classifier.probabilities(loaded.model, pixels, TINY.normalisation)
+    assert np.array_equal(before.argmax(1), after.argmax(1))
+    expected = before**0.5 / (before**0.5).sum(axis=1, keepdims=True)  # softmax of half the logits
+    assert np.allclose(after, expected, atol=1e-5)
+
+
+def test_one_image_of_each_class_tells_no_temperature(run: Run, shapes: Path, tmp_path: Path):
+    full = {"mode": "full", "epochs": 1, "labels_per_class": 1, "device": "cpu"}
+    found = scores(crlf.finetune(run, str(shapes), out=tmp_path / "c", **full))
+    assert found["temperature"] == 1 and "not calibrated: there is one image of each class" in found["protocol"]
+
+
+def test_what_was_held_out_to_tell_the_temperature_was_not_learned(run: Run, shapes: Path, monkeypatch):
+    """And all labels are learned in the end."""
+    images = labelled.read(str(shapes), None, SHAPE, labelled.settings_of(run.recipe, str(shapes)))
+    rows, learned, told = np.arange(0, len(images.train), 2), [], []
+    probabilities = classifier.probabilities
+    monkeypatch.setattr(
+        finetune, "tune", lambda model, images, rows, *rest: (model.eval(), learned.append(rows), "")[-1]
+    )
+
+    def telling(model: classifier.Classifier, pixels: torch.Tensor, by: object) -> np.ndarray:
+        told.append(pixels)
+        return probabilities(model, pixels, by)
+
+    monkeypatch.setattr(classifier, "probabilities", telling)
+    model = classifier.build(TINY, SHAPE, len(images.classes))
+    finetune.cooling(model, run.tensors(ENCODER), images, rows, TINY, 1, 1e-3, 8, 0)
+    assert len(learned) == len(told) and sum(map(len, told)) >= finetune.TOLD
+    for kept, pixels in zip(learned, told, strict=True):
+        held = np.setdiff1d(rows, kept)
+        assert torch.equal(images.train[torch.from_numpy(held)], pixels) and len(kept) + len(pixels) == len(rows)
 
 
 def test_mild_views_keep_half_of_the_image_and_its_colours():
@@ -233,6 +286,15 @@ def test_the_table_of_classes(linear: Path, tmp_path: Path, capsys: pytest.Captu
     (head, (file, name, p, why)) = printed
     assert head == rows[0] and [file, name, why] == [rows[3][0], rows[3][1], rows[3][3]]
     assert float(p) == pytest.approx(float(rows[3][2]), abs=2e-4)  # another batch rounds its products otherwise
+
+
+def test_a_name_does_not_steer_the_terminal(linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a terminal; a file or a pipe gets the name as it is."""
+    shutil.copy(next(put(tmp_path / "in", 1).rglob("*.png")), tmp_path / "\x1b[31mred.png")
+    monkeypatch.chdir(tmp_path)
+    for terminal, name in ((Terminal(80), "\\x1b[31mred.png,"), (PIPES, "\x1b[31mred.png,")):
+        code, said = here(terminal, "classify", str(linear), "\x1b[31mred.png", "--device", "cpu")
+        assert code == 0 and f"\n{name}" in said
 
 
 def test_a_batch_is_as_one_by_one(linear: Path, shapes: Path):

@@ -29,7 +29,7 @@ from crlf.data.datasets import shapes
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.encoders import ENCODERS
 from crlf.errors import InputError
-from crlf.exporters import export, formats, model_card
+from crlf.exporters import export, formats, in_timm, model_card
 from crlf.exporters.formats import FORMATS
 from crlf.normalisation import Normalisation
 from crlf.recipe import Recipe
@@ -73,10 +73,10 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def here(monkeypatch: pytest.MonkeyPatch):
     """Run embed.py in this process: torch and timm take seconds to import."""
 
-    def embedded(pixels: np.ndarray, folder: Path) -> np.ndarray:
+    def embedded(pixels: np.ndarray, folder: Path, verb: str) -> np.ndarray:
         with contextlib.chdir(folder) if sys.version_info >= (3, 11) else inside(folder):
-            embed = runpy.run_path("embed.py")["embed"]
-            return np.concatenate([embed(part) for part in np.split(pixels, [1, 4])])
+            function = runpy.run_path(f"{verb}.py")[verb]
+            return np.concatenate([function(part) for part in np.split(pixels, [1, 4])])
 
     monkeypatch.setattr(export, "in_fresh_process", embedded)
 
@@ -138,7 +138,7 @@ def test_other_shapes(format: str, encoder: str, shape: tuple[int, int, int], ma
 
 def test_the_comparison_finds_what_is_wrong(make, here, monkeypatch: pytest.MonkeyPatch):
     run = make("resnet18")
-    monkeypatch.setattr(formats, "small_stem", lambda weights, right=formats.small_stem: wrong(right(weights)))
+    monkeypatch.setattr(in_timm, "small_stem", lambda weights, right=in_timm.small_stem: wrong(right(weights)))
 
     def wrong(weights: dict) -> dict:
         return weights | {"conv1.weight": weights["conv1.weight"].flip(3)}
@@ -153,7 +153,7 @@ def test_a_small_difference_is_one(monkeypatch: pytest.MonkeyPatch, scale: float
     """A ten-thousandth: of the largest number, or of 1."""
     own = torch.tensor([[scale, 0.0], [0.5, -0.1]])
     made = formats.Exported(lambda images: own, "", "", "onnx", "")  # type: ignore[arg-type]
-    monkeypatch.setattr(export, "in_fresh_process", lambda images, folder: own.numpy() + np.float32([[0, off], [0, 0]]))
+    monkeypatch.setattr(export, "in_fresh_process", lambda *given: own.numpy() + np.float32([[0, off], [0, 0]]))
     with contextlib.nullcontext() if allowed else pytest.raises(InputError, match=r"differs from the run by 1\.1e-04"):
         found = export.compare(made, images(3, 4, 4), Path())
         assert found == pytest.approx({"max_difference": off, "largest_number": scale}, rel=1e-3)
@@ -185,7 +185,7 @@ def test_timms_own_transform_prepares_an_image_as_the_run_does(encoder: str, siz
     pixels = images(3, size, size)
     with torch.no_grad():
         found = model(torch.stack([transform(Image.fromarray(x.permute(1, 2, 0).numpy())) for x in pixels]))
-    recipe = Recipe(encoder=encoder, embedding=formats.PLAIN, normalisation=PUBLISHED["cifar10"])
+    recipe = Recipe(encoder=encoder, embedding=in_timm.PLAIN, normalisation=PUBLISHED["cifar10"])
     own = embed_images(load_encoder(run, recipe, pixels.shape[1:]), pixels, recipe.normalisation)
     np.testing.assert_allclose(found.numpy(), own, atol=1e-4 * np.abs(own).max())
 
@@ -200,7 +200,7 @@ def test_the_small_stem_in_timms_terms_is_the_same_convolution():
     """Against the definition, at every pixel, borders too, without the network behind it."""
     torch.manual_seed(0)
     kernel = torch.randn(64, 3, 3, 3)
-    stem = formats.small_stem({"conv1.weight": kernel})
+    stem = in_timm.small_stem({"conv1.weight": kernel})
     x = torch.randn(2, 3, 5, 8)
     big = nn.functional.interpolate(x, scale_factor=4)
     first = nn.functional.conv2d(big, stem["conv1.weight"], stride=2, padding=3)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from crlf.data.files.class_folders import hold_out, share_of, told_apart
+from crlf.data.files.class_folders import hold_out, lacking, reasons, share_of
 from crlf.data.files.decode import square
 from crlf.data.image_set import ImageSet
 from crlf.data.memmap import Mapped, mode, tensor
@@ -29,12 +29,12 @@ LABELS = "labels"  # the array of an .npz file
 
 def load(
     path: Path, image_size: int = 0, subset: int = 0, labelled: bool = True, hold_out: float = -1.0
-) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images in an array, in its order.
+) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """The training and the test images in an array, and those to learn from, in its order.
 
     An .npz file may hold "labels" beside "images", whole numbers or texts (N,): then a share of each class is the test
-    set, or the test set is the training set, and both are in the order in which classes take turns. Else all is for
-    training.
+    set, or the test set is the training set, and both are in the order in which classes take turns. Images without a
+    label, which is -1, NaN or an empty text, are learned from as well, and are the last. Else all is for training.
 
     Args:
         path: a .npy file, or an .npz file of one array, or with one named "images".
@@ -57,37 +57,54 @@ def load(
         images = np.stack([square(Image.fromarray(image.transpose(1, 2, 0)), image_size) for image in images])
     ids = tuple(f"{path.name}/{i:05}" for i in range(len(images)))
     whole = ImageSet(tensor(images), None, (), ids, mapped if np.may_share_memory(images, array) else None)
-    found = usable(labels, len(images), bool(subset), path) if labelled and labels is not None else None
-    return split(whole, *found, share_of(hold_out, len(images))) if found else (whole, part(whole, [], None, []))
-
-
-def usable(labels: np.ndarray, count: int, cut: bool, path: Path) -> tuple[list[int], list[str]] | None:
-    """Labels as places in classes, and the classes; None, and a word why, where they cannot be used."""
-    why = ""
-    if labels.ndim != 1 or (len(labels) < count if cut else len(labels) != count):
-        why = f"it must be ({count},), not {labels.shape}"
-    elif labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.rint(labels)).all():
-        labels = labels.astype(np.int64)
-    if not why and labels.dtype.kind not in "iubUS":
-        why = f"it must hold whole numbers or texts, not {labels.dtype}"
-    values = labels[:count].tolist() if not why else []
-    texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
-    classes = sorted(set(texts))
-    if not why and (len(classes) < 2 or -1 in classes):
-        why = "some are missing (-1)" if -1 in classes else "they are all the same"
+    nothing = part(whole, [], None, [])
+    if labels is None or not labelled:
+        return whole, nothing, whole
+    places, classes, why = usable(labels, len(images), bool(subset))
     if why:
-        say(f"array 'labels' of {str(path)!r} is not used: {why}")
-        return None
-    return [classes.index(text) for text in texts], [str(name) for name in classes]
+        say(f"array {LABELS!r} of {str(path)!r} is not used: {why}")
+        return replace(whole, why=f"array {LABELS!r} is not used: {why}"), nothing, whole
+    known = [row for row, place in enumerate(places) if place >= 0]
+    if len(known) == len(places):
+        train, test = split(whole, places, classes, share_of(hold_out, len(known)))
+        return train, test, train
+    say(f"{len(places) - len(known):,} of {len(places):,} labels are missing: such images are trained on without one")
+    own = part(whole, known, None, [])
+    train, test = split(own, [places[row] for row in known], classes, share_of(hold_out, len(known)))
+    rest = [row for row, place in enumerate(places) if place < 0]
+    row_of = {name: row for row, name in enumerate(ids)}
+    learn = part(whole, [*(row_of[name] for name in train.ids), *rest], None, [])
+    return (train if train.labels is not None else replace(learn, why=train.why)), test, learn
+
+
+def usable(labels: np.ndarray, count: int, cut: bool) -> tuple[list[int], list[str], str]:
+    """Labels as places in classes, -1 where one is missing; the classes; and why they cannot be used, or ""."""
+    if labels.ndim != 1 or (len(labels) < count if cut else len(labels) != count):
+        return [], [], f"it must be ({count},), not {labels.shape}"
+    if labels.dtype.kind == "f":
+        numbers = np.where(np.isnan(labels), -1, labels)
+        if np.isfinite(numbers).all() and (numbers == np.rint(numbers)).all():
+            labels = numbers.astype(np.int64)
+    if labels.dtype.kind not in "iubUS":
+        return [], [], f"it must hold whole numbers or texts, not {labels.dtype}"
+    values = labels[:count].tolist()
+    texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
+    classes = sorted({text for text in texts if text not in (-1, "")})
+    if len(classes) < 2:
+        return [], [], "they are all the same" if classes else "all are missing"
+    places = {name: place for place, name in enumerate(classes)}
+    return [places.get(text, -1) for text in texts], [str(name) for name in classes], ""
 
 
 def split(whole: ImageSet, labels: list[int], classes: list[str], share: float) -> tuple[ImageSet, ImageSet]:
     """The set with its labels, and what is held out of it; the same set where nothing is."""
     digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in whole.images]
     rows, held = hold_out(labels, digests, share)
-    if not held and (share or len(told_apart(labels, digests)) < 2):
-        say("too few images of each class to test on: all are for training, without labels")
-        return whole, part(whole, [], None, [])
+    odd = lacking(labels, digests, share)
+    if len(set(labels)) - len(odd) < 2:
+        why = reasons({classes[label]: what for label, what in odd.items()})
+        say(f"too few images of each class to test on ({why}): all are for training, without labels")
+        return replace(whole, why=f"of the classes {why}"), part(whole, [], None, [])
     rest = f"{len(held):,} images are held out" if held else "no image is held out"
     say(f"labels of {len(classes):,} classes, which pretraining never sees; {rest}")
     train = replace(part(whole, rows, labels, classes), hold_out=share)

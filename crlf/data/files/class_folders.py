@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from crlf.data.files.layout import FEW, UNLABELLED, Layout, looks_like_a_date
+from crlf.data.files.layout import FEW, UNLABELLED, Layout, looks_like_a_cameras, looks_like_a_date
 
 HELD_OUT = 0.1  # share of each class that becomes the test split, of many images
 MANY = 5000  # labelled images; of fewer none is held out, and all are tested by cross-validation
@@ -28,6 +28,8 @@ class Arranged(NamedTuple):
     """What is trained on as well, and has no label."""
     notes: tuple[str, ...] = ()
     """What to say of it."""
+    why: str = ""
+    """There are no labels, where there might be."""
 
 
 def share_of(asked: float, count: int) -> float:
@@ -53,8 +55,8 @@ def arrange(found: Layout, digests: Sequence[str], labels: bool = True, share: f
     train, test, unlabelled = parts["train"], parts["test"], parts[UNLABELLED]
     reason = not_classes(found, train, test, digests, share) if labels else ""
     if not labels or reason is None or reason:
-        notes = (*found.notes, *([f"the folders are not taken for classes: {reason}"] if reason else []))
-        return Arranged(sorted(train + unlabelled), test, None, [], [], notes)
+        why = f"the folders are not taken for classes: {reason}" if reason else ""
+        return Arranged(sorted(train + unlabelled), test, None, [], [], (*found.notes, *([why] if why else [])), why)
     return in_classes(found, train, test, unlabelled, digests, share)
 
 
@@ -80,11 +82,9 @@ def in_classes(
     else:
         own, files = [labels[row] for row in train], [digests[row] for row in train]
         kept, held = hold_out(own, files, share)
-        few = sorted(set(classes) - {found.folders[train[place]] for place in held})
-        if few and share:
-            notes.append(f"of {listed(few)} no image is held out: there are too few that have no copy")
-        if not share and (alone := sorted(set(classes) - {classes[label] for label in told_apart(own, files)})):
-            notes.append(f"of {listed(alone)} there is one image, copies aside: no other can tell what it is")
+        if odd := lacking([classes[label] for label in own], files, share):
+            notes.append(untested(odd, share))
+        notes += contradictions(own, files, classes)
         train, test = [train[place] for place in kept], [train[place] for place in held]
     return Arranged(train, test, labels, classes, sorted(loose + unlabelled), tuple(notes))
 
@@ -103,25 +103,68 @@ def not_classes(
         return None if not loose else f"there is only {next(iter(sizes))!r}"
     if all(map(looks_like_a_date, sizes)):
         return f"their names are dates, such as {min(sizes)!r}"
+    if all(map(looks_like_a_cameras, sizes)):
+        return f"their names are what cameras call folders, such as {min(sizes)!r}"
     if test:
         known = {found.folders[row] for row in test} & set(sizes)
         return "" if len(known) > 1 else "the test images are of fewer than two of them"
-    copies = Counter(digests)
-    alone = Counter(folder for folder, row in zip(folders, train, strict=True) if copies[digests[row]] == 1)
-    able = {name for name in sizes if alone[name] > 1}
-    if not share:
-        able = told_apart(folders, [digests[row] for row in train]) - {""}
-    if len(able) < 2 or 2 * sum(sizes[name] for name in able) < len(folders):
-        small = sorted(set(sizes) - able)
-        what = "images that have no copy" if share else "images that differ"
-        return f"{listed(small)} {'has' if len(small) == 1 else 'have'} fewer than two {what}"
-    return ""
+    inside = [row for row in train if found.folders[row]]
+    odd = lacking([found.folders[row] for row in inside], [digests[row] for row in inside], share)
+    able = set(sizes) - set(odd)
+    few = len(able) < 2 or 2 * sum(sizes[name] for name in able) < len(folders)
+    return reasons(odd) if few else ""
 
 
-def told_apart(labels: Sequence[T], digests: Sequence[str]) -> set[T]:
-    """The labels that two different images or more have: one of them can be told by another."""
-    count = Counter(label for label, _ in set(zip(labels, digests, strict=True)))
-    return {label for label in count if count[label] > 1}
+def lacking(labels: Sequence[T], digests: Sequence[str], share: float) -> dict[T, str]:
+    """The labels of which no image can be tested, and what is wrong with each.
+
+    Where a share is held out, a label needs two images that have no copy; where none is, two that differ, so that one
+    can be told by the other. What another label has as well counts for neither.
+    """
+    copies, sizes = Counter(digests), Counter(labels)
+    holders = Counter(digest for _, digest in set(zip(labels, digests, strict=True)))
+    files: dict[T, set[str]] = {}
+    for label, digest in zip(labels, digests, strict=True):
+        files.setdefault(label, set()).add(digest)
+    found = {}
+    for label, own in sorted(files.items(), key=lambda item: str(item[0])):
+        if sum(copies[digest] == 1 if share else holders[digest] == 1 for digest in own) > 1:
+            continue
+        if sizes[label] == 1:
+            found[label] = "one image"
+        elif len(own) == 1:
+            found[label] = "only copies of one image"
+        elif all(holders[digest] > 1 for digest in own):
+            found[label] = "only images that are in another class as well"
+        else:
+            found[label] = "fewer than two images that have no copy" + " in another class" * (not share)
+    return found
+
+
+def reasons(odd: Mapping[str, str]) -> str:
+    """Such as: 'a', 'b' have one image; 'c' has only copies of one image."""
+    groups: dict[str, list[str]] = {}
+    for name, why in odd.items():
+        groups.setdefault(why, []).append(name)
+    return "; ".join(f"{listed(names)} {'has' if len(names) == 1 else 'have'} {why}" for why, names in groups.items())
+
+
+def untested(odd: Mapping[str, str], share: float) -> str:
+    """What it means that some classes lack images."""
+    return f"{reasons(odd)}: " + ("none of them is held out" if share else "no other image can tell what it is")
+
+
+def contradictions(labels: Sequence[int], digests: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """A warning where the same image lies in two classes."""
+    places: dict[str, set[int]] = {}
+    for label, digest in zip(labels, digests, strict=True):
+        places.setdefault(digest, set()).add(label)
+    twice = [sorted(found) for found in places.values() if len(found) > 1]
+    if not twice:
+        return []
+    where = listed([classes[label] for label in twice[0]])
+    what = "1 image lies" if len(twice) == 1 else f"{len(twice):,} images lie"
+    return [f"warning: {what} in several classes, such as in {where}: no more than one label of each is right"]
 
 
 def dates(classes: Sequence[str]) -> list[str]:

@@ -9,13 +9,16 @@ from typing import Any
 from crlf.data.files.class_folders import (
     Arranged,
     arrange,
+    contradictions,
     enough,
     grouped,
     hold_out,
+    lacking,
     not_classes,
+    reasons,
     share_of,
     take_turns,
-    told_apart,
+    untested,
 )
 from crlf.data.files.layout import UNLABELLED, Layout, layout
 from crlf.data.files.listing import File
@@ -39,6 +42,8 @@ class Collection:
     """The share of each class that is held out as the test set; None where there are test images, or no labels."""
     folders_label: bool = True
     """Whether folders may be classes."""
+    why: str = ""
+    """There are no labels, where a table has a column of that name."""
 
     def arranged(self, kept: Sequence[int], digests: Sequence[str]) -> Arranged:
         """The order of the images in it.
@@ -51,13 +56,19 @@ class Collection:
         if self.layout is not None:
             return arrange(self.layout.of(kept), digests, self.folders_label, self.hold_out or 0.0)
         if self.labels is None:
-            return Arranged(everything, [], None, [])
+            return Arranged(everything, [], None, [], why=self.why)
         labels = [self.labels[row] for row in kept]
+        known = [row for row in everything if labels[row] >= 0]
+        rest = [row for row in everything if labels[row] < 0]
         if self.hold_out is None:
-            return Arranged(everything, [], labels, self.classes)
-        train, test = hold_out(labels, digests, self.hold_out)
-        usable = test or (not self.hold_out and len(told_apart(labels, digests)) > 1)
-        return Arranged(train, test, labels, self.classes) if usable else Arranged(everything, [], None, [])
+            return Arranged(known, [], labels, self.classes, rest)
+        own, files = [labels[row] for row in known], [digests[row] for row in known]
+        train, test = ([known[place] for place in part] for part in hold_out(own, files, self.hold_out))
+        odd = {self.classes[label]: why for label, why in lacking(own, files, self.hold_out).items()}
+        if len(set(own)) - len(odd) < 2:
+            return Arranged(everything, [], None, [], why=f"of the classes {reasons(odd)}")
+        notes = [*([untested(odd, self.hold_out)] if odd else []), *contradictions(own, files, self.classes)]
+        return Arranged(train, test, labels, self.classes, rest, tuple(notes))
 
 
 def of_files(

@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from crlf.data.files.decode import HEAD, PICTURES, kind_of
 from crlf.data.files.shards import Shard
 from crlf.errors import InputError, unknown
 
+LEAST = 4  # pixels a side; less is no picture but a box or a polygon
 LABELS = ("label", "labels", "class", "target", "fine_label")  # names of a column of labels
 
 
@@ -152,14 +155,20 @@ def is_list(kind: Any) -> bool:
         return False
     while any_of(kind, *lists):
         kind = plain(kind.value_type)
-    return any_of(kind, "uint8")
+    return any_of(kind, "integer")  # pandas makes int64 of Python's own
 
 
 def looks_like_pixels(value: Any) -> bool:
-    """Whether a list is the bytes of an image file, or rows of pixels."""
+    """Whether a list is the bytes of an image file, or rows of pixels: (H, W), (H, W, C) or (C, H, W), 0..255."""
     if value is None or not len(value):
         return False
-    return bool(kind_of(bytes(value[:HEAD]))) if isinstance(value[0], int) else True
+    try:
+        if isinstance(value[0], int):
+            return bool(kind_of(bytes(value[:HEAD])))
+        pixels = np.asarray(value, dtype=np.uint8)
+    except (ValueError, TypeError, OverflowError):  # ragged, or other numbers, such as corners of boxes
+        return False
+    return pixels.ndim in (2, 3) and sorted(pixels.shape)[-2] >= LEAST
 
 
 def holds_labels(kind: Any) -> bool:
@@ -179,6 +188,8 @@ def as_label(value: Any) -> int | bool | str | None:
     """
     if value is None or value == -1 or (isinstance(value, float | Decimal) and math.isnan(value)):
         return None  # -1 as in the test sets of competitions
+    if isinstance(value, str | bytes) and not value.strip():
+        return None
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -196,7 +207,8 @@ def labels(
 ) -> tuple[list[list[int]] | None, list[str], str]:
     """The labels of each split as places in the classes, and the classes: named by `datasets`, or the values sorted.
 
-    None in place of the labels where some are missing, or all alike, and then the reason.
+    A row whose label is missing has -1. None in place of the labels where all are missing, or alike, and then the
+    reason; the labels of a second split in which all are missing are all -1.
 
     Raises:
         InputError: a label has no name among those that `datasets` wrote, or the wanted column holds none.
@@ -209,19 +221,25 @@ def labels(
             raise not_labels(schema, column.name, where) from error
         return None, [], str(error)
     different = {value for part in values for value in part}
-    if None in different:
-        missing = sum(value is None for part in values for value in part)
-        return None, [], f"{missing:,} of its {sum(map(len, values)):,} labels are missing"
+    different.discard(None)
+    if not different or all(value is None for value in values[0]):
+        count = sum(map(len, values))
+        return (
+            None,
+            [],
+            f"all of its {count:,} labels are missing" if not different else "those to train on are missing",
+        )
     if len(different) < 2:
         return None, [], "all of its labels are the same"
     names = features(schema).get(column.name, {}).get("names")
     if not names or any(isinstance(value, str) for value in different):
         if len({isinstance(value, str) for value in different}) > 1:  # shards of two types
-            values, different = [[str(value) for value in part] for part in values], set(map(str, different))
+            values = [[None if value is None else str(value) for value in part] for part in values]
+            different = set(map(str, different))
         places = {value: place for place, value in enumerate(sorted(different))}  # type: ignore[type-var]
-        return [[places[value] for value in part] for part in values], [str(value) for value in places], ""
+        return [[places.get(value, -1) for value in part] for part in values], [str(value) for value in places], ""
     low, high = min(different), max(different)  # type: ignore[type-var]
     if not 0 <= low <= high < len(names):  # type: ignore[operator]
         wrong = high if high >= len(names) else low  # type: ignore[operator]
         raise InputError(f"labels in column {column.name!r} of {where!r} must be 0..{len(names) - 1}, not {wrong}")
-    return values, list(names), ""  # type: ignore[return-value]
+    return [[-1 if value is None else value for value in part] for part in values], list(names), ""  # type: ignore[misc]

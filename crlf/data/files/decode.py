@@ -144,7 +144,7 @@ def decode(data: bytes, side: int, max_pixels: int = PILLOW, white: int = 0) -> 
     """An image file's bytes as uint8 (3, side, side).
 
     Args:
-        white: the number that is white in a file of more than 8 bits; 0 for the largest that there is.
+        white: the number that is white in a file of 16 bits or more; 0 for the largest that there is.
 
     Raises:
         InputError: as `open_image`, or it is empty, damaged, or of numbers of which none is known to be white. Says
@@ -161,7 +161,7 @@ def decode(data: bytes, side: int, max_pixels: int = PILLOW, white: int = 0) -> 
 
 
 def peak(data: bytes, max_pixels: int = PILLOW) -> int:
-    """The brightest number of a file whose whole numbers have more than 8 bits; 0 of any other, and of what is damaged.
+    """The brightest number of a file whose whole numbers have 16 bits or more; 0 of any other, and of what is damaged.
 
     What is not such a file is not decoded.
     """

@@ -66,6 +66,8 @@ class Index:
     """Images that are copies of an earlier one."""
     notes: list[str]
     """What is to be said of the folders."""
+    why: str = ""
+    """There are no labels, where there might be."""
 
 
 def decoded(
@@ -79,7 +81,7 @@ def decoded(
         max_pixels: an image of more is skipped.
         folder: the place of these files in the cache; nobody else writes to it.
         limit: only the first files are looked into, until they gave so many images; 0 for all.
-        white: the number that is white in files of more than 8 bits; 0 for the largest that there is.
+        white: the number that is white in files of 16 bits or more; 0 for the largest that there is.
 
     Returns:
         uint8 (N, 3, side, side), mapped from the disk; and what its rows are.
@@ -219,6 +221,7 @@ def finish(files: Collection, outcomes: Sequence[Outcome], side: int, folder: Pa
         sidecars=dict(sidecars.most_common()),
         duplicates=len(copies),
         notes=list(found.notes),
+        why=found.why,
     )
     write_whole(folder / INDEX, json.dumps(asdict(index)).encode())
     for name in (ROWS, TOLD):

@@ -33,8 +33,9 @@ LIST = ".txt"
 WHITE = "white"  # a file of the cache
 SIZES = (32, 64, 96, 128, 224)  # pixels
 MEASURED = 500  # files whose size is looked at to choose one of them
-BRIGHT = 100  # files whose brightest number is looked at, where they have more than 8 bits
-FORM = 2  # of what the cache holds; another number makes it anew
+BRIGHT = 100  # files whose brightest number is looked at, where they have 16 bits or more
+SHALLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp")  # which have not
+FORM = 3  # of what the cache holds; another number makes it anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,8 @@ class ImageSettings:
     labels: bool = True
     """Whether folders, or a column of a table, are taken for classes, to evaluate only."""
     white: int = 0
-    """The number that is white in files of more than 8 bits, such as 4095; 0 takes that of the 8, 10, 12, 14 or 16 bits
-    which the brightest of a hundred files needs."""
+    """The number that is white in files of 16 bits or more, such as 4095; 0 takes that of the 8, 10, 12, 14 or 16 bits
+    which the brightest of a hundred of them needs. A file of 8, 10 or 12 bits is white where these are full."""
     hold_out: float = -1.0
     """The share of each class that is held out to test on, where the data have labels and no test split of their own.
     0: none, every image is tested, by cross-validation. -1: 0 for fewer than 5,000 labelled images, else 0.1."""
@@ -123,8 +124,7 @@ def load(data: str, settings: ImageSettings, subset: int = 0) -> Loaded:
     if suffix not in arrays.SUFFIXES:
         return load_files(path, settings, subset)
     refuse_columns(settings, data)
-    train, test = arrays.load(path, settings.image_size, subset, settings.labels, settings.hold_out)
-    return Loaded(train, test, train)
+    return Loaded(*arrays.load(path, settings.image_size, subset, settings.labels, settings.hold_out))
 
 
 def load_files(path: Path, settings: ImageSettings, subset: int) -> Loaded:
@@ -140,7 +140,7 @@ def load_files(path: Path, settings: ImageSettings, subset: int) -> Loaded:
         refuse_columns(settings, str(path))
         collection = of_files(listing.in_list(path), where)
     else:
-        rule = "a folder, a list (.txt), a table (.parquet, .arrow) or an array (.npy, .npz)"
+        rule = "a folder, a list (.txt), a table (.parquet, .arrow, .csv) or an array (.npy, .npz)"
         raise InputError(f"data {str(path)!r} must be {rule}")
     files = collection.read(0, len(collection.names))
     side, reach = side_of(files, settings)
@@ -160,7 +160,7 @@ def load_tables(where: str, splits: dict[str, list[Path]], settings: ImageSettin
     found = parts(*from_cache(where, train, side, settings, limit, white))
     if test is not None:
         held = parts(*from_cache(where, test, side, settings, subset, white)).train
-        found = Loaded(found.train, held, found.train)
+        found = Loaded(found.train, held, found.learn)
     return cut(found, subset, reach)
 
 
@@ -168,7 +168,7 @@ def refuse_columns(settings: ImageSettings, data: str) -> None:
     """Raise InputError when the columns of a table are named, and there is none."""
     for name in ("image_column", "label_column"):
         if getattr(settings, name):
-            raise InputError(f"{name} is for tables (.parquet, .arrow, hf:NAME), and {data!r} is none")
+            raise InputError(f"{name} is for tables (.parquet, .arrow, .csv, hf:NAME), and {data!r} is none")
 
 
 def cut(found: Loaded, subset: int, reach: int) -> Loaded:
@@ -198,7 +198,7 @@ def from_cache(
         raise InputError(f"data {data!r} cannot be used: {why}")
     tell(data, folder, index, side, collection)
     held = -1.0 if index.labels is None or collection.hold_out is None else collection.hold_out
-    return ImageSet(tensor(pixels), None, (), index.ids, white=white, hold_out=held), index
+    return ImageSet(tensor(pixels), None, (), index.ids, white=white, hold_out=held, why=index.why), index
 
 
 def parts(whole: ImageSet, index: Index) -> Loaded:
@@ -219,14 +219,14 @@ def part_of(whole: ImageSet, index: Index, rows: slice) -> ImageSet:
 
 
 def brightest(data: str, collection: Collection, files: Sequence[File], max_pixels: int) -> int:
-    """The number that is white in those of these files that have more than 8 bits; 0 where there are none.
+    """The number that is white in those of these files that have 16 bits or more; 0 where there are none.
 
     It is looked for once, and kept in the cache.
     """
     folder = cache_dir() / "images" / key(collection, 0, max_pixels, 0, 0)
     with contextlib.suppress(OSError, ValueError):
         return told_white(data, int((folder / WHITE).read_text(encoding="ascii")))
-    looked_at = [file for file in files if not file.skipped]
+    looked_at = [file for file in files if not file.skipped and not file.name.lower().endswith(SHALLOW)]
     highest = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on files that are a little out of order
@@ -308,7 +308,7 @@ def tell(data: str, folder: Path, index: Index, side: int, collection: Collectio
     if index.labels is None and not collection.labels:
         say("no labels" if splits else "no labels: all images are for training, and no test set is held out")
     elif index.labels is None:
-        say("too few images of each class to test on: all are for training, without labels")
+        say(f"too few images of each class to test on ({index.why}): all are for training, without labels")
     elif collection.layout is not None:
         rest = held if collection.hold_out is not None else f"{count - index.train:,} images are to test on"
         say(f"the {len(index.classes):,} folders are taken for classes, which pretraining never sees; {rest}")

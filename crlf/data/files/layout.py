@@ -21,6 +21,7 @@ WORDS = {
 }  # the same of a folder
 WORD_OF = {word: role for role, words in WORDS.items() for word in words}
 FILLERS = ("", "set", "data", "dataset", "images", "image", "imgs", "img", "split", "labelled", "labeled")
+BARE, WITH_LABELS = ("unlab", "unsup"), ("labelled", "labeled")
 IMAGES = ("images", "image", "imgs", "img", "jpegimages", "rgb", "pictures", "photos")
 MASKS = (
     *("mask", "masks", "label", "labels", "annotation", "annotations", "seg", "segmentation", "segmentations"),
@@ -40,7 +41,11 @@ DATES = (
     rf"{NUMBER}[-_.]({NUMBER}[-_.])?{YEAR}",  # 14.07.2019, 07-2019
     rf"({NUMBER}{SEP})?{MONTH}({SEP}({YEAR}|\d\d))?",  # July, 07-July, jul 2019
     rf"{YEAR}{SEP}{MONTH}",  # 2019-July
+    rf"{NUMBER}[-_.]{NUMBER}[-_.]\d\d",  # 14.07.19
+    rf"(spring|summer|autumn|fall|winter){SEP}{YEAR}",  # Summer 2019
+    rf"(photos|pictures|images|videos) (from|of) {YEAR}",  # Photos from 2019, as Google Takeout has them
 )
+CAMERA = re.compile(r"[1-9]\d\d[0-9A-Z_]{5}")  # 100CANON, 101_PANA: what cameras call folders, by the DCF standard
 DATE = re.compile("|".join(f"({date})" for date in DATES), re.IGNORECASE)
 
 
@@ -72,6 +77,10 @@ def looks_like_a_date(name: str) -> bool:
     return DATE.fullmatch(name.strip()) is not None
 
 
+def looks_like_a_cameras(name: str) -> bool:
+    return CAMERA.fullmatch(name) is not None
+
+
 def layout(names: Sequence[str]) -> Layout:
     """What the folders say of files of these relative names.
 
@@ -91,11 +100,16 @@ def layout(names: Sequence[str]) -> Layout:
     if roles:
         names_of = named(rest, place, seen)
         rest = [[*parts[:place], *parts[place + 1 :]] for parts in rest]
+        rest, found, without = unlabelled_inside(rest, found)
+        names_of |= without
         rest = [parts[1:] if parts and parts[0].lower() in WORD_OF else parts for parts in rest]  # train/train/cat
         again = common([rest[i] for i in seen if found[i] != UNLABELLED])  # train/all/cat
         rest = [parts[again:] for parts in rest]
         found, note = used(found, [bool(parts) for parts in without_masks(rest, found, seen)[0]], seen, names_of)
         notes += note
+    else:
+        rest, found, without = unlabelled_inside(rest, found)
+        notes += [f"images in {name} have no label: they are trained on and embedded" for name in without.values()]
     rest, found, note = without_masks(rest, found, seen)
     return Layout(found, [parts[0] if parts else "" for parts in rest], pictures, bool(roles), (*notes, *note))
 
@@ -113,8 +127,24 @@ def named(rest: Sequence[Sequence[str]], place: int, seen: Sequence[int]) -> dic
     found: dict[str, set[str]] = {}
     for i in seen:
         if len(rest[i]) > place:
-            found.setdefault(role(rest[i][place]), set()).add(rest[i][place])
+            found.setdefault(role(rest[i][place]) or "train", set()).add(rest[i][place])
     return {kind: ", ".join(map(repr, sorted(folders))) for kind, folders in found.items()}
+
+
+def unlabelled_inside(
+    rest: Sequence[list[str]], roles: Sequence[str]
+) -> tuple[list[list[str]], list[str], dict[str, str]]:
+    """Files to train on in a folder `unlabelled` beside others have no label; what is beside that in `labelled` lies
+    there itself. And the folder's name, by its role."""
+    pairs = list(zip(rest, roles, strict=True))
+    bare = {parts[0] for parts, kind in pairs if kind == "train" and parts and parts[0].lower().startswith(BARE)}
+    if not bare or bare == {parts[0] if parts else "" for parts, kind in pairs if kind == "train"}:
+        return list(rest), list(roles), {}
+    kinds = [UNLABELLED if kind == "train" and parts and parts[0] in bare else kind for parts, kind in pairs]
+    shorter = [
+        parts[1:] if kind == "train" and parts and parts[0].lower() in WITH_LABELS else parts for parts, kind in pairs
+    ]
+    return shorter, kinds, {UNLABELLED: ", ".join(map(repr, sorted(bare)))}
 
 
 def split_level(rest: Sequence[Sequence[str]], seen: Sequence[int]) -> tuple[int, dict[str, str]]:
@@ -123,6 +153,8 @@ def split_level(rest: Sequence[Sequence[str]], seen: Sequence[int]) -> tuple[int
         here = Counter(rest[i][place].lower() for i in seen if len(rest[i]) > place)
         loose = len(seen) - here.total()
         roles = {name: role(name) for name in here}
+        if UNLABELLED in roles.values():  # what is beside that and called so is to train on
+            roles |= {name: "train" for name in here if name in WITH_LABELS}
         others = {beside(name) for name in here}
         if len(set(roles.values())) < 2 or "train" not in roles.values() or "" in roles.values():
             continue

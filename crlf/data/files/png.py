@@ -14,6 +14,7 @@ from crlf.data.files.samples import Samples
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, COLOURS, GRAY_ALPHA = 0, 2, 4  # colour types; of the first two one colour may be clear
+CLEAR = {bytes([GRAY]): 2, bytes([COLOURS]): 6}  # bytes of the colour that is clear, in two each
 PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 USED = (b"tRNS", b"eXIf")  # of the others, where their checksum is right
 
@@ -30,9 +31,11 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
 
 def essential(data: bytes) -> bytes:
     """The same picture without what may be damaged and does not matter: texts, colour profiles, times, animations."""
-    kept = [SIGNATURE]
-    for kind, _, whole in chunks(data):
+    kept, colour_type = [SIGNATURE], data[25:26]
+    for kind, content, whole in chunks(data):
         sound = kind in USED and whole[-4:] == struct.pack(">I", zlib.crc32(whole[4:-4]))
+        if kind == b"tRNS":  # of a wrong length it says nothing
+            sound &= len(content) == CLEAR[colour_type] if colour_type in CLEAR else len(content) > 0
         if sound or kind in PICTURE:
             kept.append(whole)
         if kind == b"IEND":
@@ -49,7 +52,7 @@ def clear_colour(data: bytes) -> tuple[int, ...]:
     """The gray or the RGB that is clear, in the file's own depth; nothing where none is, or in another way."""
     kinds = {kind: content for kind, content, _ in chunks(data) if kind in (b"IHDR", b"tRNS")}
     colour_type, content = kinds.get(b"IHDR", b"")[9:10], kinds.get(b"tRNS", b"")
-    length = {bytes([GRAY]): 2, bytes([COLOURS]): 6}.get(colour_type)
+    length = CLEAR.get(colour_type)
     return struct.unpack(f">{length // 2}H", content) if length and len(content) == length else ()
 
 

@@ -27,9 +27,9 @@ class Samples:
 
     @property
     def peak(self) -> int:
-        """The largest number, of whole numbers of more than 8 bits; else 0."""
+        """The largest number, of whole numbers of 16 bits or more; 0 of others, which say what is white."""
         colours = self.values[..., :-1] if self.alpha else self.values
-        deep = self.bits > 8 and colours.dtype.kind in "iu"
+        deep = self.bits >= 16 and colours.dtype.kind in "iu"
         return max(0, int(colours.max())) if deep else 0
 
 
@@ -37,7 +37,7 @@ def picture(found: Samples, white: int = 0) -> Image.Image:
     """The picture in RGB, of 8 bits, on white.
 
     Args:
-        white: the number that is white, where it has more than 8 bits; brighter ones are white as well. 0 for the
+        white: the number that is white, where it has 16 bits or more; brighter ones are white as well. 0 for the
             largest that it has bits for.
 
     Raises:
@@ -82,8 +82,9 @@ def full(kind: np.dtype, bits: int) -> int:
 def eight_bits(values: np.ndarray, bits: int, white: int = 0) -> np.ndarray:
     """Numbers of any kind as uint8, black at 0.
 
-    Whole numbers of up to 16 bits are white at `white`, or at the largest there is; of 32 and more at `white`, or at
-    65535 if none is larger. Fractions are white at 1, or, where one is larger, at `white`.
+    Whole numbers of fewer than 16 bits, such as 8 or 12, are white at the largest there is; of 16 bits at `white`, if
+    that is given, which many cameras' fewer bits do not reach; of 32 and more at `white`, or at 65535 if none is
+    larger. Fractions are white at 1, or, where one is larger, at `white`.
 
     Raises:
         InputError: none of this fits.
@@ -104,9 +105,9 @@ def level(kind: np.dtype, bits: int, white: int, high: float) -> float:
     """The number that is white."""
     if kind.kind == "f":
         return white if white and high > 1 else 1.0
-    if bits <= 8:
-        return full(kind, bits)
-    return white or (65535 if bits > 16 else full(kind, bits))
+    if bits > 16:
+        return white or 65535
+    return min(white, full(kind, bits)) if white and bits == 16 else full(kind, bits)
 
 
 def white_of(peak: int) -> int:

@@ -1,4 +1,4 @@
-"""One Parquet or Arrow file: how many rows it has, of what, and its values in order."""
+"""One Parquet, Arrow or CSV file: how many rows it has, of what, and its values in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 from crlf.errors import InputError, first_line
 
 PARQUET, ARROW = (".parquet", ".pq"), (".arrow", ".feather", ".ipc")
-SUFFIXES = (*PARQUET, *ARROW)
+TEXT = {".csv": ",;\t|", ".tsv": "\t"}  # and what may part the cells; of several that of which the first line has most
+BINARY = (*PARQUET, *ARROW)
+SUFFIXES = (*BINARY, *TEXT)
 READ = 64  # rows at a time
 UNPACKED = 1 << 28  # bytes that a part of a column may unpack to in any case
 BUFFER = 1 << 20  # bytes of a column that are read ahead, in place of a whole row group
@@ -44,7 +46,8 @@ class Shard:
             InputError: the file is damaged.
         """
         with reading(self.path):
-            parts = in_parquet if self.path.suffix.lower() in PARQUET else in_arrow
+            suffix = self.path.suffix.lower()
+            parts = in_parquet if suffix in PARQUET else in_csv if suffix in TEXT else in_arrow
             for first, array in parts(self.path, column, start):
                 if first + len(array) > start:
                     yield array[max(0, start - first) :]
@@ -91,7 +94,8 @@ def reading(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # pyarrow raises many kinds for a damaged file
-        raise InputError(f"table {str(path)!r} cannot be read: {first_line(error)}") from error
+        why = "".join(letter if letter.isprintable() else "?" for letter in first_line(error)[:200])
+        raise InputError(f"table {str(path)!r} cannot be read: {why}") from error
 
 
 def in_head(path: Path) -> tuple[int, Any]:
@@ -101,6 +105,9 @@ def in_head(path: Path) -> tuple[int, Any]:
 
         with parquet.ParquetFile(path) as file:
             return file.metadata.num_rows, file.schema_arrow
+    if path.suffix.lower() in TEXT:
+        whole = of_csv(path)
+        return whole.num_rows, whole.schema
     with opened(path) as reader:
         return sum(batch.num_rows for batch in arrow_batches(reader)), reader.schema
 
@@ -129,6 +136,27 @@ def require_room(metadata: Any, column: str) -> None:
             packed, size = chunk.total_compressed_size, chunk.total_uncompressed_size
             if chunk.path_in_schema.split(".")[0] == column and size > 100 * packed and size > UNPACKED:
                 raise ValueError(f"its column {column!r} would grow from {packed:,} to {size:,} bytes")
+
+
+def of_csv(path: Path) -> Any:
+    """A CSV file as a pyarrow.Table, whole: it holds paths and labels, no pixels. An empty cell is null."""
+    from pyarrow import csv
+
+    with path.open("rb") as file:
+        head = file.readline(1 << 16)
+    delimiter = max(TEXT[path.suffix.lower()], key=lambda sign: head.count(sign.encode()))
+    return csv.read_csv(
+        path,
+        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=csv.ConvertOptions(null_values=[""], strings_can_be_null=True),
+    )
+
+
+def in_csv(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]:
+    first = 0
+    for chunk in of_csv(path).column(column).chunks:
+        yield first, chunk
+        first += len(chunk)
 
 
 def in_arrow(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]:

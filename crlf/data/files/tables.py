@@ -1,4 +1,5 @@
-"""Tables of images: Parquet and Arrow files, or folders of such shards, as Hugging Face's `datasets` writes them.
+"""Tables of images: Parquet and Arrow files, or folders of such shards, as Hugging Face's `datasets` writes them; and
+CSV files of paths.
 
 The column of images holds a file's bytes, a struct {bytes, path} with them, or paths; that of labels, if there is one,
 is for evaluation only. Rows are read a few at a time, in order: a table may be larger than the memory.
@@ -10,7 +11,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ CHANNELS = (1, 3, 4)
 def in_folder(files: Sequence[File]) -> list[Path]:
     """The tables among the files of a folder, in order, if that is what it holds: no image is beside them.
 
-    `datasets` keeps what it computed in cache-*.arrow; these are no part of the data.
+    `datasets` keeps what it computed in cache-*.arrow; these are no part of the data. Nor is a CSV file, which may hold
+    anything: it is read where it is named itself.
     """
     names = [Path(file.name) for file in files]
     if any(name.suffix.lower() in PICTURES for name in names):
@@ -42,7 +44,7 @@ def in_folder(files: Sequence[File]) -> list[Path]:
     return [
         Path(file.path)
         for file, name in zip(files, names, strict=True)
-        if name.suffix.lower() in shards.SUFFIXES and not name.name.startswith("cache-")
+        if name.suffix.lower() in shards.BINARY and not name.name.startswith("cache-")
     ]
 
 
@@ -91,16 +93,37 @@ def collections(
     labels, classes, why = (None, [], "") if label is None else columns.labels(opened, label, where)
     if label and labels is None:
         notes.append(f"column {label.name!r} is not used: {why}")
+    if label and labels:
+        if len(labels) > 1 and max(labels[1]) < 0:
+            notes.append(f"of split {test!r} no label is known")
+            test, opened, labels = "", opened[:1], labels[:1]
+        notes += missing(label.name, labels)
     used = label.name if label and labels else ""
     rest = [name for name in schema.names if name not in (image, used) and not any(repr(name) in n for n in notes)]
     if rest:
         kind = "column" if len(rest) == 1 else "columns"
         notes.append(f"{kind} {listed(rest)} not used, being neither of images nor called a label")
     say(told(where, image, used, classes, notes, train, test, splits))
-    count = len(labels[0]) if labels else 0
+    count = sum(value >= 0 for value in labels[0]) if labels else 0
     share = None if test or not labels else share_of(hold_out, min(count, subset) if subset else count)
     made = [of_rows(part, image, where, labels[i] if labels else None, classes, share) for i, part in enumerate(opened)]
+    if labels is None:
+        unused = "; ".join(note for note in notes if " is not used: " in note)
+        made = [replace(part, why=unused) for part in made]
+    elif label_column:  # else two columns of the same classes would be one in the cache
+        made = [replace(part, mark=[*part.mark, label_column]) for part in made]
     return made[0], made[1] if test else None
+
+
+def missing(column: str, labels: Sequence[Sequence[int]]) -> list[str]:
+    """A note where some rows of a table have no label: what becomes of them."""
+    parts = [sum(value < 0 for value in split) for split in labels]
+    fates = (("to train on", "trained on and embedded, without one"), ("to test on", "left out"))
+    return [
+        f"{count:,} of {len(split):,} labels in {column!r} {use} are missing: such rows are {fate}"
+        for count, split, (use, fate) in zip(parts, labels, fates, strict=False)
+        if count
+    ]
 
 
 def chosen(splits: dict[str, list[Path]]) -> tuple[str, str]:
@@ -148,7 +171,7 @@ def of_rows(
     ]
     rows = Rows(parts, image)
     first = next((row for row in rows.read(0, 64) if row.size or row.path), None)
-    if first is None or first.data is not None or first.skipped:
+    if first is None or first.data is not None:
         return Collection(rows.names(), rows.read, mark, None, labels, classes, hold_out)
     files = rows.read(0, rows.total)
     mark.append([(file.name, file.size, file.mtime) for file in files])

@@ -1,6 +1,7 @@
 """TIFF files of any layout, by tifffile; by Pillow where its codec is not installed.
 
-The first page is read. What is no picture, such as five channels, is refused with what it is.
+The first page is read, thumbnails and masks aside. What is no picture, such as five channels, is refused with what it
+is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from crlf.errors import InputError, first_line
 HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MINISWHITE, MINISBLACK, RGB, PALETTE, MASK, SEPARATED, YCBCR, CIELAB = 0, 1, 2, 3, 4, 5, 6, 8
 GRAY = (MINISWHITE, MINISBLACK, MASK)
+REDUCED, MASKS = 1, 4  # bits of a page's subfile type
 PREMULTIPLIED, STRAIGHT = 1, 2
 CMYK = 1  # inks
 ORIENTATION, INKS = 274, 332
@@ -40,7 +42,7 @@ def size(data: bytes) -> tuple[int, int]:
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page: Any = file.pages.first
+            page = shown_page(file)
             return page.imagewidth, page.imagelength
     except Exception as error:  # a damaged header raises almost any kind
         raise InputError(f"it is a damaged TIFF: {first_line(error)}") from error
@@ -56,7 +58,7 @@ def read(data: bytes, max_pixels: int) -> tuple[Samples | Image.Image, int]:
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page: Any = file.pages.first
+            page = shown_page(file)
             require_pixels(page, max_pixels)
             require_picture(page)
             found = samples(file, page)
@@ -67,6 +69,11 @@ def read(data: bytes, max_pixels: int) -> tuple[Samples | Image.Image, int]:
         raise
     except Exception as error:  # a damaged file raises almost any kind
         raise InputError(f"it is a damaged TIFF: {first_line(error)}") from error
+
+
+def shown_page(file: Any) -> Any:
+    """The first page that is no smaller copy of another and no mask; of a file of nothing else the first."""
+    return next((page for page in file.pages if not int(page.subfiletype) & (REDUCED | MASKS)), file.pages.first)
 
 
 def require_pixels(page: Any, max_pixels: int) -> None:
@@ -88,17 +95,20 @@ def refused(page: Any, why: str = "") -> InputError:
     return InputError(f"it is a TIFF of a kind that cannot be read ({told(page)}{why and ', '}{why})")
 
 
-def layout(page: Any) -> tuple[int, str]:
-    """How many channels are colours, and what the one after them is: straight or premultiplied opacity, or neither."""
+def layout(page: Any) -> tuple[int, str, int]:
+    """How many channels are colours; of what kind opacity is, straight or premultiplied, or "" where there is none; and
+    which channel it is."""
     kind, extra = int(page.photometric), tuple(int(e) for e in page.extrasamples)
     channels = page.samplesperpixel
     colours = {RGB: 3, YCBCR: 3, CIELAB: 3, SEPARATED: 4, PALETTE: 1}.get(kind, 1)
     if kind == MINISBLACK and channels == 3 and not {PREMULTIPLIED, STRAIGHT} & set(extra):
-        return 3, ""  # as GDAL and others write colours
-    after = extra[-(channels - colours)] if 0 < channels - colours <= len(extra) else -1
+        return 3, "", 0  # as GDAL and others write colours
     if channels == colours + 1 and not extra and kind == RGB:
-        return colours, "straight"
-    return colours, {PREMULTIPLIED: "premultiplied", STRAIGHT: "straight"}.get(after, "")
+        return colours, "straight", colours
+    after = extra[-(channels - colours) :] if 0 < channels - colours <= len(extra) else ()
+    kinds = {PREMULTIPLIED: "premultiplied", STRAIGHT: "straight"}
+    place = next((i for i, what in enumerate(after) if what in kinds), None)
+    return (colours, "", 0) if place is None else (colours, kinds[after[place]], colours + place)
 
 
 def require_picture(page: Any) -> None:
@@ -109,15 +119,16 @@ def require_picture(page: Any) -> None:
     inks = page.tags.get(INKS)
     if kind == SEPARATED and inks is not None and inks.value != CMYK:
         raise refused(page, "inks other than CMYK")
-    colours, alpha = layout(page)
+    colours, alpha, place = layout(page)
     spare = kind in (RGB, SEPARATED)  # of these a channel more is passed over, as Pillow does
-    if page.sampleformat in (5, 6) or channels < colours or not (channels == colours or alpha or spare):
+    plain = channels == colours or (alpha and place == colours)
+    if page.sampleformat in (5, 6) or channels < colours or not (plain or spare):
         raise refused(page)
 
 
 def samples(file: Any, page: Any) -> Samples | Image.Image:
     """The numbers of the first page; an image of Pillow's where tifffile cannot read it, and Pillow does so rightly."""
-    colours, alpha = layout(page)
+    colours, alpha, place = layout(page)
     try:
         values, colours = numbers(file, page, colours)
     except Exception as error:
@@ -137,7 +148,7 @@ def samples(file: Any, page: Any) -> Samples | Image.Image:
         if alpha and opacity_bits != 8:
             raise refused(page, "colours of a table, with opacity")
     if alpha:
-        shown = np.concatenate([shown, values[..., colours : colours + 1].astype(shown.dtype)], axis=2)
+        shown = np.concatenate([shown, values[..., place : place + 1].astype(shown.dtype)], axis=2)
     return Samples(shown, bits, alpha, kind == MINISWHITE)
 
 
