@@ -116,7 +116,7 @@ def test_every_stage_uses_the_numbers_of_the_training_images(own, tmp_path: Path
         "mean": list(expected.mean), "std": list(expected.std),
     }  # fmt: skip
     Image.fromarray(own[1].images[0].permute(1, 2, 0).numpy()).save(tmp_path / "one.png")
-    monkeypatch.setattr(export, "compare", lambda made, images, folder: {"max_difference": 0.0, "largest_number": 1.0})
+    monkeypatch.setattr(export, "compare", lambda *given: {"max_difference": 0.0, "largest_number": 1.0})
     stages = {
         "embed": lambda: crlf.embed(run, device="cpu"),
         "embed new": lambda: crlf.embed(run, tmp_path / "one.png", out=tmp_path / "t.parquet", device="cpu"),

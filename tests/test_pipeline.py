@@ -256,7 +256,7 @@ def asked(place: Path, monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
         (["--seed", "1", "things"], 10, 20),
         (["things", "--minutes", "5"], 10, 5),
         (["things", "--epochs", "10"], 10, 0),
-        (["things", "--recipe", "seed"], 10, 20),
+        (["things", "--recipe", "seed"], 10, 0),
         (["things", "--recipe", "simclr-r18"], 100, 0),
         (["--recipe", "run of things/recipe.json"], 10, 0.05),
         (["shapes"], 10, 0),

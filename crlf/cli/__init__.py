@@ -164,7 +164,7 @@ def call(function: Callable[..., Any], arguments: list[str], prog: str, needs_da
         values |= with_data(words, values)
         if needs_data:
             require_data(given, values)
-        named[flags.RECIPE] = flags.changed(recipe, values)
+        named[flags.RECIPE] = flags.changed(of_other_images(recipe, values), values)
     keep_freed_memory()
     function(*([] if takes_recipe else words), **named)
     if takes_recipe:
@@ -177,6 +177,14 @@ def with_data(words: list[Any], values: dict[str, Any]) -> dict[str, Any]:
     if words and flags.DATA_FLAG in values:
         raise InputError(f"data is given twice, as {words[0]!r} and with --data: give it once")
     return {flags.DATA_FLAG: words[0]} if words else {}
+
+
+def of_other_images(recipe: Any, values: dict[str, Any]) -> Any:
+    """A recipe for images of one's own without what it notes of them, where it is given a data set known by name."""
+    from crlf.data import SOURCES, ImageSettings
+
+    known = values.get(flags.DATA_FLAG) in SOURCES
+    return dataclasses.replace(recipe, images=ImageSettings()) if known and recipe.data not in SOURCES else recipe
 
 
 def start(function: Callable[..., Any], arguments: list[str]) -> tuple[Any, list[str]]:

@@ -38,7 +38,6 @@ PUBLISHED = {
     "shapes": shapes.NORMALISATION,
 }  # of training images, as the literature has them; what is not here is measured (crlf.normalisation)
 UNLABELLED_PART = "unlabelled"  # of a folder
-NOTED = ("white", "hold_out")  # a run notes them of any data: of those with 8 bits and a test split they say nothing
 UNLABELLED: dict[str, Callable[[str | Path | None], ImageSet]] = {
     "stl10": stl10.unlabelled,
 }  # the sources with images that are there for pretraining alone
@@ -121,12 +120,8 @@ def require_there(data: str) -> None:
 
 
 def refuse(settings: ImageSettings | None, data: str) -> None:
-    """Raise InputError when settings are given that a data set known by name would not heed; but for `NOTED`."""
-    given = [
-        f.name
-        for f in dataclasses.fields(ImageSettings)
-        if settings and f.name not in NOTED and getattr(settings, f.name) != f.default
-    ]
+    """Raise InputError when settings are given that a data set known by name would not heed."""
+    given = [f.name for f in dataclasses.fields(ImageSettings) if settings and getattr(settings, f.name) != f.default]
     if given:
         raise InputError(f"{given[0]} is for images of one's own, not for the data set {data!r}")
 

@@ -291,7 +291,7 @@ def test_every_probe_takes_classes_of_one_and_two_images(tmp_path: Path):
 
 
 def test_a_recipe_of_ones_own_images_begins_a_run_of_a_known_data_set(tmp_path: Path):
-    """What a run notes of its own images, white and what is held out, says nothing of a data set with test images."""
+    """What a run notes of its own images says nothing of a data set known by name: size, white, what is held out."""
     put(tmp_path / "in", 4)
     small = ["--epochs", "1", "--views", "2", "--subset", "32", "--batch-size", "16", "--device", "cpu"]
     assert here(PIPES, "pretrain", str(tmp_path / "in"), "--out", str(tmp_path / "own"), "--white", "4095", *small[:4],
@@ -303,5 +303,6 @@ def test_a_recipe_of_ones_own_images_begins_a_run_of_a_known_data_set(tmp_path: 
     )
     other = ["pretrain", "--recipe", str(recipe), "--data", "shapes", "--out", str(tmp_path / "other"), *small]
     assert here(PIPES, *other).code == 0
-    train, test = data.load("shapes", None, Run(tmp_path / "own").recipe.images)
-    assert len(train) and test is not train
+    assert Run(tmp_path / "other").recipe.images == ImageSettings()
+    shown = here(PIPES, *other[:-2], "--overwrite", "--white", "4095")
+    assert shown.code == 2 and "white is for images of one's own, not for the data set 'shapes'" in shown.text
