@@ -44,13 +44,14 @@ def learned(run: Run, scores: dict[str, Any]) -> str:
     of = "the images" if run.cross_validated else "the test images"
     told = {
         "linear_accuracy": f"a linear classifier on the embeddings is right on {{}} of {of}",
-        "knn_accuracy": "a vote of the nearest neighbours on {}",
-        "chance": "always the most frequent class on {}",
+        "knn_accuracy": "the nearest neighbours on {}",
     }
     if run.unlabelled:
         told = {"crops_accuracy": "a crop of an image finds it among the others in {} of the cases"}
     found = [text.format(percent(scores[name])) for name, text in told.items() if name in scores]
     what = ", ".join(found) or "not measured: `crlf probe` does"
+    if found and "chance" in scores and not run.unlabelled:
+        what += f" (chance {percent(scores['chance'])})"
     readout = scores.get("protocol", {}).get("embedding")
     return what + (f". Embeddings: {readout}." if readout else ".")
 
