@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
-import torch
-
 from crlf.augmentation import view_size
-from crlf.data import SOURCES, ImageSet, ImageSettings, given, load_for_pretraining, named, require_there
-from crlf.data.files.class_folders import HELD_OUT
+from crlf.data import ImageSet, require_there
 from crlf.data.given import Given
-from crlf.defaults import Unasked
-from crlf.errors import InputError
-from crlf.methods import METHODS
-from crlf.methods.base import SupervisedMethod
 from crlf.normalisation import FLOOR
-from crlf.recipe import RECIPES, Recipe, like, settled
+from crlf.recipe import RECIPES, Recipe
 from crlf.runs import checkpoints
-from crlf.runs.run import RECIPE, Run, claim, require_place
+from crlf.runs.run import Run, claim, require_place
 from crlf.runtime import distributed
 from crlf.runtime.devices import memory_there, pick_device
 from crlf.text import PYTHON_ONLY, duration, size
 from crlf.training.compile import require_compilable
 from crlf.training.cost import Estimate, embedding_bytes, estimate
+from crlf.training.images import fitted
 from crlf.training.loop import train
 from crlf.training.monitor import knn_curve
 from crlf.training.results import save_views
@@ -74,13 +67,7 @@ def pretrain(
     if resume and data is None:
         require_there(recipe.data)
     with distributed.first_alone():
-        asked, images = with_images(as_before(recipe, Run(out)) if resume else recipe, data, data_dir)
-        images = without_copies(recipe, images)
-        recipe = settled(asked.for_images(len(images)))
-        recipe.steps_per_epoch(len(images))
-        recipe = resolved(recipe, images, Run(out), resume)
-        require_labels(recipe, images)
-        require_difference(recipe, images)
+        asked, recipe, images = fitted(recipe, data, data_dir, Run(out) if resume else None)
         distributed.require_share(recipe.batch_size, place)
         require_compilable(recipe, place)
         state = State(recipe, images, place)  # before the folder is claimed: an encoder may refuse the images
@@ -90,9 +77,6 @@ def pretrain(
         if resume and checkpoints.kept(run):
             state.load(run)
         if distributed.rank() == 0:
-            if images.hold_out == 0:
-                tested = f"every one of the {len(images):,} images is tested, by cross-validation"
-                print(f"{tested} (--hold-out 0.1 holds a tenth out)", file=sys.stderr)
             save_views(run, recipe, images)
             tell_choices(asked, recipe, images)
             tell_cost(state, images)
@@ -113,81 +97,12 @@ def claimed(out: str | Path, recipe: Recipe, resume: bool, overwrite: bool, spac
     return run
 
 
-def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None) -> tuple[Recipe, ImageSet]:
-    """The images to learn from, and the recipe that says which."""
-    if data is None:
-        found = load_for_pretraining(recipe.data, data_dir, asked_of(recipe), recipe.subset)
-        share = found.hold_out if found.hold_out >= 0 else recipe.images.hold_out
-        if share == 0 and supervised(recipe) and found.hold_out == 0:
-            why = "what it learned cannot test it: --hold-out 0.1 holds a tenth out"
-            raise InputError(f"method {recipe.method!r} learns from labels, so hold_out must not be 0, for {why}")
-        size = recipe.images.image_size
-        side = min(found.images.shape[2:]) if found.reach and isinstance(size, Unasked) else size
-        white = recipe.images.white or found.white
-        read_as = dataclasses.replace(recipe.images, white=white, hold_out=share, image_size=side)
-        return dataclasses.replace(recipe, images=read_as), found
-    images = given.image_set(data, recipe.images)
-    return dataclasses.replace(recipe, data=given.name_of(images)), images.first(recipe.subset)
-
-
-def asked_of(recipe: Recipe) -> ImageSettings:
-    """How the images are read: where their labels are learned some are held out, however few there are."""
-    if of_ones_own(recipe) and supervised(recipe) and recipe.images.hold_out < 0:
-        return dataclasses.replace(recipe.images, hold_out=HELD_OUT)
-    return recipe.images
-
-
-def of_ones_own(recipe: Recipe) -> bool:
-    return named(recipe.data) not in SOURCES
-
-
-def supervised(recipe: Recipe) -> bool:
-    return issubclass(METHODS[recipe.method], SupervisedMethod)
-
-
-def as_before(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe with what the run to resume has, where it asks for nothing: values that the images set, and the share
-    of them that is held out."""
-    if not run.file(RECIPE).is_file():
-        return recipe
-    before = run.recipe
-    recipe = like(recipe, before)
-    if recipe.images.hold_out >= 0 or not of_ones_own(recipe):
-        return recipe
-    return dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, hold_out=before.images.hold_out))
-
-
-def without_copies(recipe: Recipe, data: ImageSet) -> ImageSet:
-    """The images to learn from: each once, where the recipe asks for that."""
-    found = data.without_copies() if recipe.drop_copies else data
-    if len(found) < len(data) and distributed.rank() == 0:
-        print(f"copies that are left out: {len(data) - len(found):,} of {len(data):,} images", file=sys.stderr)
-    return found
-
-
-def resolved(recipe: Recipe, data: ImageSet, run: Run, resume: bool) -> Recipe:
-    """The recipe with a mean and a deviation: those that the run to resume has, else those of `Recipe.resolved`."""
-    if resume and not recipe.normalisation.known and run.file(RECIPE).is_file():
-        recipe = dataclasses.replace(recipe, normalisation=run.recipe.normalisation)
-    return recipe.resolved(data)
-
-
-def require_labels(recipe: Recipe, data: ImageSet) -> None:
-    """Raise InputError when the method is given labels and the images have none."""
-    if supervised(recipe) and data.labels is None:
-        raise InputError(f"method {recipe.method!r} learns from labels, but the data set {recipe.data!r} has none")
-
-
-def require_difference(recipe: Recipe, data: ImageSet) -> None:
-    """Raise InputError when all images are one: to tell them apart is all that there is to learn."""
-    first = data.images[:1]
-    if all(torch.equal(part, first.expand_as(part)) for part in data.images.split(100)):
-        raise InputError(f"images of {recipe.data!r} must differ, but all {len(data):,} are the same")
-
-
 def tell_choices(asked: Recipe, recipe: Recipe, images: ImageSet) -> None:
     """Say what nobody asked for and the images set."""
     batch, count = recipe.batch_size, f"{len(images):,} images"
+    if images.hold_out == 0:
+        tested = f"every one of the {count} is tested, by cross-validation"
+        print(f"{tested} (--hold-out 0.1 holds a tenth out)", file=sys.stderr)
     if batch == len(images) < asked.batch_size:
         print(f"a batch is all {count}: --batch-size sets another", file=sys.stderr)
     chosen = []

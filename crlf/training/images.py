@@ -1,0 +1,123 @@
+"""What a run learns from, and the recipe as these images settle it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from crlf.data import SOURCES, ImageSet, ImageSettings, given, load_for_pretraining, named
+from crlf.data.files.class_folders import HELD_OUT
+from crlf.data.given import Given
+from crlf.defaults import Unasked
+from crlf.errors import InputError
+from crlf.methods import METHODS
+from crlf.methods.base import SupervisedMethod
+from crlf.recipe import Recipe, like, settled
+from crlf.runs.run import RECIPE, Run
+from crlf.runtime import distributed
+
+
+class Fitted(NamedTuple):
+    """A recipe and its images."""
+
+    asked: Recipe
+    """As it was asked for."""
+    recipe: Recipe
+    """As a run keeps it: every value is set."""
+    images: ImageSet
+
+
+def fitted(recipe: Recipe, data: Given | None, data_dir: str | Path | None, before: Run | None = None) -> Fitted:
+    """The images that a recipe learns from, and the recipe with what nobody asked for as suits them.
+
+    Args:
+        data: images in memory, in place of those that the recipe names.
+        data_dir: where a data set known by name lies.
+        before: the run to resume, whose values are taken where the recipe asks for none.
+
+    Raises:
+        InputError: there are no such images, too few, or none that tell apart; or they do not suit the recipe.
+    """
+    asked, images = with_images(as_before(recipe, before) if before else recipe, data, data_dir)
+    images = without_copies(recipe, images)
+    recipe = settled(asked.for_images(len(images)))
+    recipe.steps_per_epoch(len(images))
+    require_labels(recipe, images)
+    require_difference(recipe, images)
+    return Fitted(asked, resolved(recipe, images, before), images)
+
+
+def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None) -> tuple[Recipe, ImageSet]:
+    """The images to learn from, and the recipe that says which."""
+    if data is None:
+        found = load_for_pretraining(recipe.data, data_dir, asked_of(recipe), recipe.subset)
+        share = found.hold_out if found.hold_out >= 0 else recipe.images.hold_out
+        if share == 0 and supervised(recipe) and found.hold_out == 0:
+            why = "what it learned cannot test it: --hold-out 0.1 holds a tenth out"
+            raise InputError(f"method {recipe.method!r} learns from labels, so hold_out must not be 0, for {why}")
+        size = recipe.images.image_size
+        side = min(found.images.shape[2:]) if found.reach and isinstance(size, Unasked) else size
+        white = recipe.images.white or found.white
+        read_as = dataclasses.replace(recipe.images, white=white, hold_out=share, image_size=side)
+        return dataclasses.replace(recipe, images=read_as), found
+    images = given.image_set(data, recipe.images)
+    return dataclasses.replace(recipe, data=given.name_of(images)), images.first(recipe.subset)
+
+
+def asked_of(recipe: Recipe) -> ImageSettings:
+    """How the images are read: where their labels are learned some are held out, however few there are."""
+    if of_ones_own(recipe) and supervised(recipe) and recipe.images.hold_out < 0:
+        return dataclasses.replace(recipe.images, hold_out=HELD_OUT)
+    return recipe.images
+
+
+def of_ones_own(recipe: Recipe) -> bool:
+    return named(recipe.data) not in SOURCES
+
+
+def supervised(recipe: Recipe) -> bool:
+    return issubclass(METHODS[recipe.method], SupervisedMethod)
+
+
+def as_before(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe with what the run to resume has, where it asks for nothing: values that the images set, and the share
+    of them that is held out."""
+    if not run.file(RECIPE).is_file():
+        return recipe
+    before = run.recipe
+    recipe = like(recipe, before)
+    if recipe.images.hold_out >= 0 or not of_ones_own(recipe):
+        return recipe
+    return dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, hold_out=before.images.hold_out))
+
+
+def without_copies(recipe: Recipe, data: ImageSet) -> ImageSet:
+    """The images to learn from: each once, where the recipe asks for that."""
+    found = data.without_copies() if recipe.drop_copies else data
+    if len(found) < len(data) and distributed.rank() == 0:
+        print(f"copies that are left out: {len(data) - len(found):,} of {len(data):,} images", file=sys.stderr)
+    return found
+
+
+def resolved(recipe: Recipe, data: ImageSet, before: Run | None) -> Recipe:
+    """The recipe with a mean and a deviation: those that the run to resume has, else those of `Recipe.resolved`."""
+    if before and not recipe.normalisation.known and before.file(RECIPE).is_file():
+        recipe = dataclasses.replace(recipe, normalisation=before.recipe.normalisation)
+    return recipe.resolved(data)
+
+
+def require_labels(recipe: Recipe, data: ImageSet) -> None:
+    """Raise InputError when the method is given labels and the images have none."""
+    if supervised(recipe) and data.labels is None:
+        raise InputError(f"method {recipe.method!r} learns from labels, but the data set {recipe.data!r} has none")
+
+
+def require_difference(recipe: Recipe, data: ImageSet) -> None:
+    """Raise InputError when all images are one: to tell them apart is all that there is to learn."""
+    first = data.images[:1]
+    if all(torch.equal(part, first.expand_as(part)) for part in data.images.split(100)):
+        raise InputError(f"images of {recipe.data!r} must differ, but all {len(data):,} are the same")
