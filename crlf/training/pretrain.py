@@ -19,9 +19,9 @@ from crlf.runtime.devices import memory_there, pick_device
 from crlf.text import PYTHON_ONLY, duration, size
 from crlf.training.compile import require_compilable
 from crlf.training.cost import Estimate, embedding_bytes, estimate
-from crlf.training.images import fitted
 from crlf.training.loop import train
 from crlf.training.monitor import knn_curve
+from crlf.training.prepare import fitted
 from crlf.training.results import save_views
 from crlf.training.state import State, completed, has_moved, note_move
 from crlf.training.trackers import require_tracker

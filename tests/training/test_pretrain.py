@@ -303,7 +303,7 @@ def test_a_folder_with_a_run_is_not_touched_unasked(straight: crlf.Run):
 
 def test_the_folder_is_looked_at_before_the_images(straight: crlf.Run, tmp_path: Path, monkeypatch):
     """Decoding them may take minutes."""
-    monkeypatch.setattr("crlf.training.images.with_images", lambda *arguments: pytest.fail("the images were loaded"))
+    monkeypatch.setattr("crlf.training.prepare.with_images", lambda *arguments: pytest.fail("the images were loaded"))
     refused("holds another run", out=straight.path)
     refused("holds no run to resume", out=tmp_path, resume=True)
     refused("exclude each other", out=straight.path, resume=True, overwrite=True)
