@@ -272,6 +272,7 @@ def test_chance_of_equally_frequent_classes_is_their_mean():
     assert chance(np.array([0, 1, 1]), np.array([0, 1, 1, 1])) == 0.75
 
 
+@pytest.mark.long
 def test_every_probe_takes_classes_of_one_and_two_images(tmp_path: Path):
     folder = put(tmp_path / "photos", 8)
     for name, count in (("ant", 1), ("bee", 2), ("fly", 3)):
