@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,9 @@ from bench.gpu_program.program import Emit, Part
 from crlf.runtime.allocator import keep_freed_memory
 from crlf.runtime.devices import pick_device
 
-SHARES: dict[str, float | None] = {"look": 20, "smoke": 20, "speed": 60, "record": 240, "search": 160, "long": None}
+SHARES: dict[str, float | None] = {
+    "look": 20, "smoke": 20, "speed": 100, "record": 240, "changes": 100, "search": 60, "long": None,
+}  # fmt: skip
 
 
 def part(
@@ -25,9 +28,10 @@ def part(
     device: str,
     sizes: str,
     seeds: tuple[int, ...],
+    settings: dict[str, Any] | None = None,
 ) -> Part:
     """The part of this name, ready to be run."""
-    return Part(name, share, functools.partial(work, name, out, state, earlier, device, sizes, seeds))
+    return Part(name, share, functools.partial(work, name, out, state, earlier, device, sizes, seeds, settings))
 
 
 def work(
@@ -38,6 +42,7 @@ def work(
     device: str,
     sizes: str,
     seeds: tuple[int, ...],
+    settings: dict[str, Any] | None,
     seconds: float,
     emit: Emit,
 ) -> None:
@@ -46,5 +51,5 @@ def work(
     torch.backends.cudnn.benchmark = True  # sizes stay the same for thousands of steps
     state.mkdir(parents=True, exist_ok=True)
     rows = [*(rows_in(earlier) if earlier else []), *rows_in(out)]
-    context = Context(pick_device(device), SIZES[sizes], clock, state, out, earlier, seeds, emit, rows)
+    context = Context(pick_device(device), SIZES[sizes], clock, state, out, earlier, seeds, settings or {}, emit, rows)
     importlib.import_module(f"bench.gpu_program.{name}").measure(context)

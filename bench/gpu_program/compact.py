@@ -22,7 +22,6 @@ from crlf.runs.run import Run, claim
 from crlf.training.state import State
 
 PIECE = 15_000_000  # bytes of a file
-NAME = "checkpoint-{:02}.bin"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms
 LEAST = 100_000  # numbers in a tensor that is rounded
 
@@ -32,14 +31,27 @@ def pack(checkpoint: Path, out: Path) -> int:
     values = torch.load(checkpoint, map_location="cpu", weights_only=True)
     values["optimizers"] = None
     values["method"] = {name: rounded(value) for name, value in values["method"].items() if not followed(name)}
+    return write(values, out, "checkpoint")
+
+
+def write(values: dict[str, Any], out: Path, name: str) -> int:
+    """Write NAME-00.bin and the following pieces; the bytes of all."""
     buffer = io.BytesIO()
     torch.save(values, buffer)
     data = buffer.getbuffer()
-    for old in out.glob(NAME.format(0).replace("00", "*")):
+    for old in pieces(out, name):
         old.unlink()
     for i, start in enumerate(range(0, len(data), PIECE)):
-        (out / NAME.format(i)).write_bytes(data[start : start + PIECE])
+        (out / f"{name}-{i:02}.bin").write_bytes(data[start : start + PIECE])
     return len(data)
+
+
+def pieces(folder: Path, name: str) -> list[Path]:
+    return sorted(folder.glob(f"{name}-[0-9][0-9].bin"))
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    return torch.load(io.BytesIO(b"".join(p.read_bytes() for p in pieces(folder, name))), weights_only=True)
 
 
 def followed(name: str) -> bool:
@@ -52,13 +64,12 @@ def rounded(value: Tensor) -> Tensor:
 
 
 def there(folder: Path) -> bool:
-    return (folder / NAME.format(0)).is_file()
+    return bool(pieces(folder, "checkpoint"))
 
 
 def unpack(folder: Path, recipe: Recipe, run_folder: Path) -> Run:
     """A run folder whose checkpoint goes on where the pieces ended."""
-    pieces = sorted(folder.glob(NAME.format(0).replace("00", "*")))
-    values: dict[str, Any] = torch.load(io.BytesIO(b"".join(p.read_bytes() for p in pieces)), weights_only=True)
+    values = read(folder, "checkpoint")
     data = load_for_pretraining(recipe.data, None, recipe.images, recipe.subset)
     recipe = recipe.resolved(data)
     state = State(recipe, data, torch.device("cpu"))

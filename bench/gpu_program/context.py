@@ -36,9 +36,11 @@ class Sizes:
     small: dict[str, Any] = field(default_factory=dict)
     """What every recipe of the search is changed to."""
     candidates: int = 24
-    """With which the search begins, for the light CNN; for the ResNet-18 half as many."""
-    pflop: tuple[float, float] = (0.1, 10.0)
-    """Of the longest run of the search: the light CNN, the ResNet-18."""
+    """With which the search begins."""
+    pflop: float = 0.1
+    """Of the longest run of the search."""
+    change: float = 2.5
+    """PFLOP of a run that tries one change of the record's recipe."""
 
 
 TINY = Sizes(
@@ -56,7 +58,8 @@ TINY = Sizes(
     smoke={"batch_size": 64, "views": 2},
     small={"encoder": "cnn", "batch_size": 64},
     candidates=3,
-    pflop=(2e-5, 2e-5),
+    pflop=2e-5,
+    change=4e-6,
 )
 SIZES = {"full": Sizes(), "tiny": TINY}
 
@@ -85,6 +88,8 @@ class Context:
     brought: Path | None
     """The folder that an earlier call brought back."""
     seeds: tuple[int, ...]
+    settings: dict[str, Any]
+    """What the record's recipe is changed to: "optim.lr" -> 0.04."""
     emit: Emit
     earlier: list[dict[str, Any]]
     """The rows of the parts before, and of an earlier call."""
@@ -99,9 +104,9 @@ class Context:
         return max(rows, key=lambda row: row["images_a_second"])["compile"] if rows else default
 
     def speed(self, encoder: str) -> float:
-        """Images a second of the fastest, two views each; 0 where it was not measured."""
+        """Views a second of the fastest; 0 where it was not measured."""
         rows = [row for row in self.rows("speed", "loop") if row["encoder"] == encoder and row["what"] == "CRLF's loop"]
-        return max((row["images_a_second"] for row in rows), default=0.0)
+        return max((row["images_a_second"] * row["views"] for row in rows), default=0.0)
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
+import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.gpu_program import tables
+from bench.gpu_program.changes import changed
 from bench.gpu_program.child import SHARES, part
 from bench.gpu_program.context import SIZES
 from bench.gpu_program.program import run
 from crlf.errors import InputError, unknown
+from crlf.recipe import RECIPES
 
 ROOT = Path(__file__).parent.parent.parent
 PRELOADED = (
     "torch", "torch.utils.flop_counter", "torch.profiler", "torchvision", "sklearn", "scipy.optimize",
-    *(f"bench.gpu_program.{name}" for name in ("look", "smoke", "speed", "record", "search", "long")),
+    *(f"bench.gpu_program.{name}" for name in ("look", "smoke", "speed", "record", "changes", "search", "long")),
 )  # fmt: skip
 
 
@@ -29,6 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=540, help="within which the program ends")
     parser.add_argument("--parts", default=",".join(SHARES), help="names, each with =SECONDS if not its usual share")
     parser.add_argument("--seeds", default="0", help="of the record, such as 1,2")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the record's recipe")
     parser.add_argument("--state", type=Path, default=Path(".gpu/state"), help="a folder that stays on the machine")
     parser.add_argument("--earlier", type=Path, help="the folder that an earlier call brought back: go on from it")
     parser.add_argument("--device", default="cuda")
@@ -39,7 +45,7 @@ def main(argv: list[str]) -> int:
     seeds = tuple(whole(seed) for seed in asked.seeds.split(","))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((asked.state / "inductor").resolve()))
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")  # a killed part's
-    common = (asked.out, asked.state, asked.earlier, asked.device, asked.sizes, seeds)
+    common = (asked.out, asked.state, asked.earlier, asked.device, asked.sizes, seeds, settings(asked.set))
     parts = [part(name, share, *common) for name, share in shares(asked.parts)]
     about = {"date": datetime.date.today().isoformat(), "source": source(), "asked": " ".join(argv)}
     results = run(asked.out, asked.seconds, parts, about, PRELOADED)
@@ -55,6 +61,21 @@ def shares(asked: str) -> list[tuple[str, float | None]]:
         if name not in SHARES:
             raise unknown("part", name, SHARES)
         found.append((name, whole(seconds) if seconds else SHARES[name]))
+    return found
+
+
+def settings(asked: Sequence[str]) -> dict[str, Any]:
+    """["optim.lr=0.04", "method=byol"] -> {"optim.lr": 0.04, "method": "byol"}"""
+    found = {}
+    for word in asked:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise InputError(f"set takes NAME=VALUE, not {word!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    changed(RECIPES["speedrun-knn90"], found)  # refuses what no recipe can have
     return found
 
 

@@ -12,7 +12,6 @@ import itertools
 import random
 import statistics
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,46 +32,24 @@ from crlf.recipe import RECIPES, Recipe
 SHARES = (0.1, 0.3, 1.0)  # of the longest run, a rung each
 KEPT = 3  # one of so many goes on
 SEEDS = 3  # of those on the last rung
-OF_CNN = 0.45  # of the time
-CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
-    "cnn": {
-        "encoder": ("cnn", "cnn norm", "cnn white", "cnn norm white"),
-        "hidden": (256, 1024),
-        "resolution": (0.5, 0.625, 0.75),
-        "batch_size": (64, 128, 256),
-        "lr": (0.02, 0.04),
-        "weight_decay": (0.0, 0.1),
-        "views": (2, 4, 8),
-        "temperature": (0.1, 0.2),
-        "crop_min": (0.1, 0.2),
-    },
-    "resnet18": {
-        "hidden": (512, 2048),
-        "resolution": (0.5, 0.75, 1.0),
-        "batch_size": (256, 512, 1024),
-        "lr": (0.01, 0.02, 0.04),
-        "weight_decay": (0.0, 0.01, 0.1),
-        "views": (2, 4, 8),
-        "temperature": (0.1, 0.2, 0.5),
-        "crop_min": (0.08, 0.2),
-    },
+TABLE = "cnn"  # of the results
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "encoder": ("cnn", "cnn norm", "cnn white", "cnn norm white"),
+    "hidden": (256, 1024),
+    "resolution": (0.5, 0.625, 0.75),
+    "batch_size": (64, 128, 256),
+    "lr": (0.02, 0.04),
+    "weight_decay": (0.0, 0.1),
+    "views": (2, 4, 8),
+    "temperature": (0.1, 0.2),
+    "crop_min": (0.1, 0.2),
 }
-BASES = {"cnn": "default", "resnet18": "speedrun-knn90"}
 
 
 def measure(c: Context) -> None:
     setup()
     train, held = (many.on(c.device, part) for part in parted(c.sizes.data, c.sizes.held_out, c.sizes.subset))
-    whole = c.clock.left()
-    for encoder, longest in zip(CHOICES, c.sizes.pflop, strict=True):
-        until = c.clock.left() - (whole * OF_CNN if encoder == "cnn" else c.clock.left() - 2)
-        try:
-            halve(c, encoder, longest, train, held, max(2.0, until))
-        except Exception as error:  # the other network's search goes on
-            traceback.print_exc()
-            c.emit(
-                {"table": f"{encoder} failed", "error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-            )
+    halve(c, train, held, max(2.0, c.clock.left() - 2))
 
 
 def parted(data: str, count: int, subset: int = 0) -> tuple[ImageSet, ImageSet]:
@@ -106,21 +83,21 @@ def variant(norm: bool, white: bool, channels: int, size: int, regions: int) -> 
     return whiten(network) if white else network
 
 
-def candidates(encoder: str, count: int, changes: dict[str, Any]) -> dict[str, Recipe]:
-    """Recipes by what they choose: the base as it is, and so many others drawn at random."""
-    draw, found = random.Random(0), {"as it is": dataclasses.replace(RECIPES[BASES[encoder]], **changes)}
+def candidates(count: int, changes: dict[str, Any]) -> dict[str, Recipe]:
+    """Recipes by what they choose: the default as it is, and so many others drawn at random."""
+    draw, found = random.Random(0), {"as it is": dataclasses.replace(RECIPES["default"], **changes)}
     while len(found) < 1 + count:
-        choice = {name: draw.choice(values) for name, values in CHOICES[encoder].items()}
+        choice = {name: draw.choice(values) for name, values in CHOICES.items()}
         key = ", ".join(f"{name} {value}" for name, value in choice.items())
-        found[key] = dataclasses.replace(recipe_of(encoder, choice), **changes)
+        found[key] = dataclasses.replace(recipe_of(choice), **changes)
     return found
 
 
-def recipe_of(encoder: str, choice: dict[str, Any]) -> Recipe:
-    base = RECIPES[BASES[encoder]]
+def recipe_of(choice: dict[str, Any]) -> Recipe:
+    base = RECIPES["default"]
     return dataclasses.replace(
         base,
-        encoder=choice.get("encoder", base.encoder),
+        encoder=choice["encoder"],
         batch_size=choice["batch_size"],
         views=choice["views"],
         augmentation=dataclasses.replace(base.augmentation, **pick(choice, ViewSettings)),
@@ -135,24 +112,21 @@ def pick(choice: dict[str, Any], settings: type) -> dict[str, Any]:
     return {name: value for name, value in choice.items() if name in names}
 
 
-def halve(c: Context, encoder: str, longest: float, train: ImageSet, held: ImageSet, seconds: float) -> None:
+def halve(c: Context, train: ImageSet, held: ImageSet, seconds: float) -> None:
     """Successive halving within so many seconds."""
     end = time.monotonic() + seconds
-    count = c.sizes.candidates if encoder == "cnn" else c.sizes.candidates // 2
-    recipes = {k: graphs(c, r) for k, r in candidates(encoder, count, small(c)).items()}
-    probe = Job(recipes["as it is"], longest * SHARES[0], "")
-    width = 1
-    if encoder == "cnn":
-        rows = list(many.race(probe, train, held, c.device, steps=100 if c.device.type == "cuda" else 2))
-        for row in rows:
-            c.emit({"table": "race", **row})
-        usable = [row for row in rows if row.get("compile") == probe.recipe.compile]
-        width = max(usable, key=lambda row: row["steps_a_second"])["width"]
+    recipes = {k: graphs(c, r) for k, r in candidates(c.sizes.candidates, small(c)).items()}
+    probe = Job(recipes["as it is"], c.sizes.pflop * SHARES[0], "")
+    rows = list(many.race(probe, train, held, c.device, steps=100 if c.device.type == "cuda" else 2))
+    for row in rows:
+        c.emit({"table": "race", **row})
+    usable = [row for row in rows if row.get("compile") == probe.recipe.compile]
+    width = max(usable, key=lambda row: row["steps_a_second"])["width"]
     alive = list(recipes)
     for rung, share in enumerate(SHARES):
-        seeds = range(SEEDS if share == 1 and encoder == "cnn" else 1)
-        jobs = [Job(dataclasses.replace(recipes[k], seed=s), longest * share, k) for s in seeds for k in alive]
-        found = scored(c, encoder, rung, jobs, width, train, held, end)
+        seeds = range(SEEDS if share == 1 else 1)
+        jobs = [Job(dataclasses.replace(recipes[k], seed=s), c.sizes.pflop * share, k) for s in seeds for k in alive]
+        found = scored(c, rung, jobs, width, train, held, end)
         means = {k: statistics.mean(v for name, v in found if name == k) for k in alive if k in dict(found)}
         alive = sorted(means, key=means.__getitem__, reverse=True)[: max(1, len(alive) // KEPT)]
         if not alive or time.monotonic() > end:
@@ -170,14 +144,14 @@ def graphs(c: Context, recipe: Recipe) -> Recipe:
 
 
 def scored(
-    c: Context, encoder: str, rung: int, jobs: Sequence[Job], width: int, train: ImageSet, held: ImageSet, end: float
+    c: Context, rung: int, jobs: Sequence[Job], width: int, train: ImageSet, held: ImageSet, end: float
 ) -> list[tuple[str, float]]:
     """The kNN accuracy of each job, by its key: of an earlier call where there is one, else of a run now."""
-    known = {(row["rung"], row["choice"], row["seed"]): row["knn_%"] for row in c.rows("search", encoder)}
+    known = {(row["rung"], row["choice"], row["seed"]): row["knn_%"] for row in c.rows("search", TABLE)}
     found = [(j.key, known[r]) for j in jobs if (r := (rung, j.key, j.recipe.seed)) in known]
     missing = [j for j in jobs if (rung, j.key, j.recipe.seed) not in known]
     for job, row in run_in(missing, width, train, held, c.device):
-        c.emit({"table": encoder, "rung": rung, "pflop": job.pflop, "seed": job.recipe.seed, **row, "choice": job.key})
+        c.emit({"table": TABLE, "rung": rung, "pflop": job.pflop, "seed": job.recipe.seed, **row, "choice": job.key})
         found.append((job.key, row["knn_%"]))
         if time.monotonic() > end:
             break

@@ -21,7 +21,7 @@ from sampling import some
 
 import crlf
 from bench import __main__ as bench
-from bench.gpu_program import compact, keep, knn, many, record, search, speed, tables
+from bench.gpu_program import changes, compact, keep, knn, many, record, search, speed, tables
 from bench.gpu_program import main as command
 from bench.gpu_program.context import TINY, Clock, Context
 from bench.gpu_program.program import Part, Results, run
@@ -122,14 +122,14 @@ def test_the_whole_program_on_a_cpu(tmp_path: Path):
     """Tiny sizes; every part finds something, and the files are few and small."""
     seconds, start = 90.0, time.monotonic()
     out, words = tmp_path / "out", ["--device", "cpu", "--sizes", "tiny", "--state", str(tmp_path / "state")]
-    parts = "look=5,smoke=12,speed=12,record=24,search=20,long"
+    parts = "look=5,smoke=12,speed=12,record=24,changes=12,search=15,long"
     ended = subprocess.run(
         [sys.executable, "-m", "bench", "gpu-program", "--out", str(out), "--seconds", "90", "--parts", parts, *words],
         cwd=HERE, capture_output=True, text=True, timeout=150,
     )  # fmt: skip
     assert time.monotonic() - start < seconds + 5, ended.stderr[-2000:]
     found = json.loads((out / "results.json").read_text())
-    assert {row["part"] for row in found["rows"]} == {"look", "smoke", "speed", "record", "search", "long"}
+    assert {row["part"] for row in found["rows"]} == {"look", "smoke", "speed", "record", "changes", "search", "long"}
     assert not [part for part, end in found["parts"].items() if end["state"] == "failed"], found["parts"]
     files = list(out.iterdir())
     assert len(files) <= 8 and all(file.stat().st_size < 16e6 for file in files)
@@ -147,9 +147,11 @@ def test_shares_are_read(capsys: pytest.CaptureFixture[str]):
     assert command.shares("smoke=20,long") == [("smoke", 20), ("long", None)]
     assert command.shares("record") == [("record", 240)]
     for words, message in (
-        (["--parts", "smok"], "part 'smok' is not known: choose from long, look"),
+        (["--parts", "smok"], "part 'smok' is not known: choose from changes, long, look"),
         (["--parts", "smoke=x"], "whole numbers, not 'x'"),
         (["--seeds", "1,b"], "whole numbers, not 'b'"),
+        (["--set", "epochs"], "set takes NAME=VALUE, not 'epochs'"),
+        (["--set", "epoch=3"], "setting 'epoch' is not known"),
         (["--seconds", "3"], "seconds must be 10 or more, not 3"),
     ):
         assert bench.main(["gpu-program", "--out", "nowhere", *words]) == 2
@@ -167,7 +169,7 @@ def test_surprises_are_named():
 def context(rows: list[dict[str, Any]], tmp_path: Path, **sizes: Any) -> Context:
     earlier: list[dict[str, Any]] = []
     shape = dataclasses.replace(TINY, **sizes)
-    return Context(CPU, shape, Clock(60), tmp_path, tmp_path, None, (0,), rows.append, earlier)
+    return Context(CPU, shape, Clock(60), tmp_path, tmp_path, None, (0,), {}, rows.append, earlier)
 
 
 def test_a_gpu_that_is_too_small_gets_half_of_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -203,11 +205,19 @@ def test_without_a_compiler_the_other_ways_are_measured(tmp_path: Path, monkeypa
 
 def test_the_fastest_way_is_found(tmp_path: Path):
     c = context([], tmp_path)
-    row = {"part": "speed", "table": "loop", "encoder": "cnn", "what": "CRLF's loop"}
+    row = {"part": "speed", "table": "loop", "encoder": "cnn", "views": 4, "what": "CRLF's loop"}
     c.earlier += [{**row, "compile": mode, "images_a_second": speed} for mode, speed in (("none", 1.0), ("all", 3.0))]
     c.earlier.append({**row, "what": "bare network", "compile": "kernels", "images_a_second": 9.0})
-    assert c.fastest("cnn") == "all" and c.speed("cnn") == 3.0
+    assert c.fastest("cnn") == "all" and c.speed("cnn") == 12.0
     assert c.fastest("resnet18", "graphs") == "graphs"
+
+
+def test_a_setting_of_the_record_is_changed():
+    asked = command.settings(["epochs=160", "optim.lr=0.04", "method=mocov3", "head={}"])
+    recipe = changes.changed(RECIPES["speedrun-knn90"], asked)
+    assert (recipe.epochs, recipe.optim.lr, recipe.method, recipe.views) == (160, 0.04, "mocov3", 4)
+    for settings in changes.CHANGES.values():
+        assert changes.changed(RECIPES["speedrun-knn90"], settings).encoder == "resnet18"
 
 
 # The measures of the search
@@ -262,14 +272,13 @@ def test_side_by_side_and_alone_train_the_same(parted):
 
 
 def test_candidates_are_drawn_from_the_choices(named: None):
-    for encoder, choices in search.CHOICES.items():
-        found = search.candidates(encoder, 12, {})
-        assert len(found) == 13 and found["as it is"] == RECIPES[search.BASES[encoder]]
-        for key, recipe in found.items():
-            if key != "as it is":
-                flat = {**recipe.to_dict(), **recipe.to_dict()["augmentation"], **recipe.to_dict()["optim"]}
-                flat |= recipe.to_dict()["head"]
-                assert all(flat[name] in choices[name] for name in choices)
+    found = search.candidates(12, {})
+    assert len(found) == 13 and found["as it is"] == RECIPES["default"]
+    for key, recipe in found.items():
+        if key != "as it is":
+            flat = {**recipe.to_dict(), **recipe.to_dict()["augmentation"], **recipe.to_dict()["optim"]}
+            flat |= recipe.to_dict()["head"]
+            assert all(flat[name] in search.CHOICES[name] for name in search.CHOICES)
 
 
 def test_the_search_keeps_the_better_third_and_does_nothing_twice(parted, tmp_path: Path, monkeypatch):
@@ -283,15 +292,17 @@ def test_the_search_keeps_the_better_third_and_does_nothing_twice(parted, tmp_pa
 
     monkeypatch.setattr(search, "run_in", run_in)
     rows: list[dict[str, Any]] = []
-    c = context(rows, tmp_path, candidates=16)
-    search.halve(c, "resnet18", 1e-5, train, held, 60)
+    c = context(rows, tmp_path, candidates=8)
+    search.halve(c, train, held, 60)
+    rows = [row for row in rows if row["table"] == "cnn"]
     by_rung = [[row["choice"] for row in rows if row["rung"] == rung] for rung in range(3)]
-    assert [len(some) for some in by_rung] == [9, 3, 1]
+    assert [len(some) for some in by_rung] == [9, 3, 3]  # the last with three seeds
     assert set(by_rung[1]) == set(sorted(by_rung[0], key=worth.__getitem__)[-3:])
     c.earlier += [{"part": "search", **row} for row in rows]
-    rows.clear()
-    search.halve(c, "resnet18", 1e-5, train, held, 60)
-    assert rows == []
+    again: list[dict[str, Any]] = []
+    c.emit = again.append
+    search.halve(c, train, held, 60)
+    assert {row["table"] for row in again} == {"race"}
 
 
 # The run that goes on another day
