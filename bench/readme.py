@@ -14,6 +14,7 @@ from typing import Any
 from bench import plan, scaling
 from bench.timing import mean_and_spread
 from crlf.methods import METHODS
+from crlf.recipe import RECIPES
 
 ROOT = Path(__file__).parent.parent
 README, RECIPE, METHODS_PAGE = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
@@ -27,7 +28,14 @@ RUNS = {
     "cifar10-seed": "`python simclr_train.py --recipe seed` (the original project's settings, this network)",
 }
 
-GPU_TABLES = (("smoke", ""), ("speed", "loop"), ("record", "result"), ("search", "race"), ("long", "result"))
+GPU_TABLES = (
+    ("smoke", ""),
+    ("speed", "loop"),
+    ("record", "result"),
+    ("changes", ""),
+    ("search", "race"),
+    ("long", "result"),
+)
 SPEEDS = ("throughput", "views", "step", "loading", "loss-memory", "probes", "search", "memory", "newton-schulz")
 
 
@@ -52,7 +60,22 @@ def results(found: dict[str, dict[str, Any]]) -> str:
     lines.append("| the original project | 45.3 % | not given | not given | not given | not given |")
     where = {f"{r['device']}, torch {r['torch']}, commit {r['commit']}" for n, r in found.items() if n in RUNS}
     note = "Accuracy of a frozen encoder on the test images, mean ± standard deviation over seeds; chance 10 %. On:"
-    return "\n".join([*lines, "", note, *(f"{line}." for line in sorted(where)), "On a GPU: not measured."])
+    return "\n".join([*lines, "", note, *(f"{line}." for line in sorted(where)), on_a_gpu(found)])
+
+
+def on_a_gpu(found: dict[str, dict[str, Any]]) -> str:
+    """What the GPU program's first epoch and its last record say."""
+    smoke, record = (found.get(f"gpu-program {part}") for part in ("smoke", "record"))
+    epochs = [row for row in smoke["rows"] if "train_seconds" in row] if smoke else []
+    runs = [row for row in record["rows"] if "knn_%" in row] if record else []
+    if not smoke or not epochs or not runs:
+        return "On a GPU: not measured."
+    fastest, last = min(epochs, key=lambda row: row["train_seconds"]), runs[-1]
+    return (
+        f"{smoke['device']}: an epoch in {fastest['train_seconds']:.1f} s (`--compile {fastest['compile']}`); "
+        f"a ResNet-18 with {last['knn_%']:.1f} % kNN after {last['train_seconds'] / 60:.1f} min, one seed "
+        "([the GPU records](docs/speedrun.md))."
+    )
 
 
 def spread(rows: list[dict[str, Any]], key: str) -> str:
@@ -114,22 +137,39 @@ def filled(page: str, name: str, table: str) -> str:
 
 def speedrun(records: Path, found: dict[str, dict[str, Any]]) -> str:
     """The page of the GPU records: the plan, the launches, and what each part of the GPU program found."""
-    page = filled(SPEEDRUN.read_text(encoding="utf-8"), "plan", markdown(plan.table()))
+    page = filled(SPEEDRUN.read_text(encoding="utf-8"), "plan", markdown(plan.table(measured_on_a_gpu(records))))
     page = filled(page, "launches", rows(found, "launches"))
     for part, table in GPU_TABLES:
         page = filled(page, f"gpu-{part}", gpu_table(records, part, table))
     return page
 
 
-def gpu_table(records: Path, part: str, table: str) -> str:
-    """One table of a part of the GPU program: the rows of all its records, and where they were measured."""
+def measured_on_a_gpu(records: Path) -> dict[str, str]:
+    """Minutes and kNN of the record's runs that were as long as its recipe says, by the recipe's name."""
+    name = "speedrun-knn90"
+    runs = [row for row in gpu_rows(records, "record", "result") if row.get("epochs") == RECIPES[name].epochs]
+    return (
+        {name: "; ".join(f"{row['train_seconds'] / 60:.2f} ({row['knn_%']:.1f} % kNN)" for row in runs)} if runs else {}
+    )
+
+
+def gpu_rows(records: Path, part: str, table: str) -> list[dict[str, Any]]:
+    """One table of a part of the GPU program: the rows of all its records."""
+    return [row for record in gpu_records(records, part) for row in record["rows"] if row.get("table", "") == table]
+
+
+def gpu_records(records: Path, part: str) -> list[dict[str, Any]]:
     lines = map(json.loads, records.read_text(encoding="utf-8").splitlines()) if records.exists() else []
-    kept = [record for record in lines if record["bench"] == f"gpu-program {part}"]
-    found = [row for record in kept for row in record["rows"] if row.get("table", "") == table]
+    return [record for record in lines if record["bench"] == f"gpu-program {part}"]
+
+
+def gpu_table(records: Path, part: str, table: str) -> str:
+    """The same as text, with where they were measured."""
+    kept, found = gpu_records(records, part), gpu_rows(records, part, table)
     if not found:
         return "not measured"
     where = dict.fromkeys(f"{r['device']}, torch {r['torch']}, {r['date']}, commit {r['commit']}" for r in kept)
-    bare = [{name: value for name, value in row.items() if name != "table"} for row in found]
+    bare = [{name: value for name, value in row.items() if name not in ("table", "surprise")} for row in found]
     return "\n".join([markdown(bare), "", *(f"{line}." for line in where)])
 
 

@@ -289,7 +289,7 @@ NAMED: dict[str, Recipe] = {
         ViewSettings(resolution=1.0, grayscale=0.1),
         epochs=100, batch_size=512, head=SimCLRSettings(temperature=0.2, hidden=512),
     ),
-    # Planned on paper for a GPU, and not measured: docs/speedrun.md.
+    # For a GPU: docs/speedrun.md has the plan, and what came of it.
     "speedrun-knn90": Recipe(
         encoder="resnet18", epochs=100, batch_size=512, views=4, compile="all",
         augmentation=ViewSettings(grayscale=0.1), embedding=EmbeddingSettings(regions=1, mirror=True),

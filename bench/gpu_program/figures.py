@@ -17,10 +17,15 @@ NAME = "gpu-{}.png"
 
 
 def rows_of(records: Path, part: str, table: str) -> list[dict[str, Any]]:
-    """The rows of one table of a part, of all its records."""
+    """The rows of one table of a part, of all its records, each with the record's place among them."""
     lines = map(json.loads, records.read_text(encoding="utf-8").splitlines()) if records.exists() else []
     found = [record for record in lines if record["bench"] == f"gpu-program {part}"]
-    return [row for record in found for row in record["rows"] if row.get("table", "") == table]
+    return [
+        {**row, "record": i}
+        for i, record in enumerate(found)
+        for row in record["rows"]
+        if row.get("table", "") == table
+    ]
 
 
 @styled()
@@ -36,11 +41,13 @@ def draw(records: Path, folder: Path) -> list[Path]:
 
 
 def record(records: Path, axis: Axes) -> bool:
-    """kNN among training images against seconds of training, a line for each seed."""
-    rows = rows_of(records, "record", "curve")
-    for colour, seed in zip(PALETTE, dict.fromkeys(row["seed"] for row in rows), strict=False):
-        points = [(row["train_seconds"], row["knn_train_%"]) for row in rows if row["seed"] == seed]
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=f"seed {seed}")
+    """kNN among training images against seconds of training, a line for each run."""
+    rows, results = rows_of(records, "record", "curve"), rows_of(records, "record", "result")
+    for colour, run in zip(PALETTE, dict.fromkeys((row["record"], row["seed"]) for row in rows), strict=False):
+        points = [(row["train_seconds"], row["knn_train_%"]) for row in rows if (row["record"], row["seed"]) == run]
+        ends = [row for row in results if (row["record"], row["seed"]) == run and "epochs" in row]
+        length = f", {ends[0]['epochs']} epochs: {ends[0]['knn_%']:.1f} % on the test images" if ends else ""
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=f"seed {run[1]}{length}")
     axis.axhline(90, color="grey", linewidth=0.8, linestyle=":")
     axis.set_xlabel("seconds of training")
     axis.set_ylabel("kNN among training images (%)")

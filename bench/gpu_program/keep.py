@@ -54,7 +54,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 def of_parts(found: dict[str, Any]) -> list[dict[str, Any]]:
     """A record for each part that has rows, in their order."""
-    about: dict[str, Any] = next((row for row in found["rows"] if row["part"] == "look" and "device" in row), {})
+    looked = [row for row in found["rows"] if row["part"] == "look" and "device" in row]
+    about: dict[str, Any] = looked[0] if looked else found.get("machine", {})
     parts = dict.fromkeys(row["part"] for row in found["rows"])
     return [
         {

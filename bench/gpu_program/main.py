@@ -15,15 +15,16 @@ from typing import Any
 from bench.gpu_program import tables
 from bench.gpu_program.changes import changed
 from bench.gpu_program.child import SHARES, part
-from bench.gpu_program.context import SIZES
+from bench.gpu_program.context import SIZES, rows_in
 from bench.gpu_program.program import run
+from crlf.data import cache_dir
 from crlf.errors import InputError, unknown
 from crlf.recipe import RECIPES
 
 ROOT = Path(__file__).parent.parent.parent
 PRELOADED = (
     "torch", "torch.utils.flop_counter", "torch.profiler", "torchvision", "sklearn", "scipy.optimize",
-    *(f"bench.gpu_program.{name}" for name in ("look", "smoke", "speed", "record", "changes", "search", "long")),
+    *(f"bench.gpu_program.{name}" for name in SHARES),
 )  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--parts", default=",".join(SHARES), help="names, each with =SECONDS if not its usual share")
     parser.add_argument("--seeds", default="0", help="of the record, such as 1,2")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the record's recipe")
-    parser.add_argument("--state", type=Path, default=Path(".gpu/state"), help="a folder that stays on the machine")
+    parser.add_argument("--state", type=Path, default=None, help="a folder that stays on the machine")
     parser.add_argument("--earlier", type=Path, help="the folder that an earlier call brought back: go on from it")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", choices=SIZES, default="full", help="tiny: to try the program on a CPU")
@@ -43,11 +44,18 @@ def main(argv: list[str]) -> int:
     if asked.seconds < 10:
         raise InputError(f"seconds must be 10 or more, not {asked.seconds:g}")
     seeds = tuple(whole(seed) for seed in asked.seeds.split(","))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((asked.state / "inductor").resolve()))
+    state = asked.state or cache_dir() / "gpu-program"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((state / "inductor").resolve()))
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")  # a killed part's
-    common = (asked.out, asked.state, asked.earlier, asked.device, asked.sizes, seeds, settings(asked.set))
+    common = (asked.out, state, asked.earlier, asked.device, asked.sizes, seeds, settings(asked.set))
     parts = [part(name, share, *common) for name, share in shares(asked.parts)]
-    about = {"date": datetime.date.today().isoformat(), "source": source(), "asked": " ".join(argv)}
+    earlier = rows_in(asked.earlier) if asked.earlier else []
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "source": source(),
+        "asked": without_folders(argv),
+        "machine": next((row for row in earlier if row["part"] == "look"), {}),
+    }
     results = run(asked.out, asked.seconds, parts, about, PRELOADED)
     print(tables.text(results.found))
     return 0 if all(ended["state"] == "done" for ended in results.found["parts"].values()) else 1
@@ -77,6 +85,12 @@ def settings(asked: Sequence[str]) -> dict[str, Any]:
             found[name] = value
     changed(RECIPES["speedrun-knn90"], found)  # refuses what no recipe can have
     return found
+
+
+def without_folders(words: Sequence[str]) -> str:
+    """The command's words, as another machine would be given them."""
+    pairs = zip(words, ["", *words], strict=False)
+    return " ".join("FOLDER" if before in ("--out", "--state", "--earlier") else word for word, before in pairs)
 
 
 def whole(text: str) -> int:

@@ -70,7 +70,7 @@ class ImageSet:
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         if names:
             digest.update("\n".join(self.ids[row] for row in rows.tolist()).encode("utf-8", "surrogatepass"))
-        digest.update(self.images[rows].numpy().tobytes())
+        digest.update(self.images[rows.to(self.images.device)].cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def first(self, count: int) -> ImageSet:

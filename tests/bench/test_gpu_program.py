@@ -21,7 +21,7 @@ from sampling import some
 
 import crlf
 from bench import __main__ as bench
-from bench.gpu_program import changes, compact, keep, knn, many, record, search, speed, tables
+from bench.gpu_program import changes, check, compact, keep, knn, many, record, search, speed, tables
 from bench.gpu_program import main as command
 from bench.gpu_program.context import TINY, Clock, Context
 from bench.gpu_program.program import Part, Results, run
@@ -147,7 +147,7 @@ def test_shares_are_read(capsys: pytest.CaptureFixture[str]):
     assert command.shares("smoke=20,long") == [("smoke", 20), ("long", None)]
     assert command.shares("record") == [("record", 240)]
     for words, message in (
-        (["--parts", "smok"], "part 'smok' is not known: choose from changes, long, look"),
+        (["--parts", "smok"], "part 'smok' is not known: choose from changes, check, long, look"),
         (["--parts", "smoke=x"], "whole numbers, not 'x'"),
         (["--seeds", "1,b"], "whole numbers, not 'b'"),
         (["--set", "epochs"], "set takes NAME=VALUE, not 'epochs'"),
@@ -156,6 +156,32 @@ def test_shares_are_read(capsys: pytest.CaptureFixture[str]):
     ):
         assert bench.main(["gpu-program", "--out", "nowhere", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_tests_that_need_a_gpu_are_read():
+    """Each of them with how it ended; they are skipped where there is none."""
+    report = """
+____ ERROR at setup of test_on_a_gpu_a[x] ____
+E   ValueError: broken
+____ test_on_a_gpu_b ____
+E   assert 1 == 2
+==== short test summary info ====
+PASSED tests/a.py::test_on_a_gpu_c
+ERROR tests/a.py::test_on_a_gpu_a[x] - ValueError: broken
+FAILED tests/a.py::test_on_a_gpu_b - assert 1 == 2
+"""
+    assert check.read(report) == [
+        {"test": "test_on_a_gpu_c", "ended": "passed"},
+        {"test": "test_on_a_gpu_a[x]", "ended": "error", "error": "E   ValueError: broken"},
+        {"test": "test_on_a_gpu_b", "ended": "failed", "error": "E   assert 1 == 2"},
+    ]
+    found = "".join((HERE / path).read_text() for path in check.TESTS)
+    everywhere = "".join(path.read_text() for path in (HERE / "tests").rglob("test_*.py") if "bench" not in path.parts)
+    assert found.count("def test_on_a_gpu") == everywhere.count("def test_on_a_gpu") > 1
+
+
+def test_where_a_folder_is_stays_unsaid():
+    assert command.without_folders(["--out", "/x", "--seeds", "0"]) == "--out FOLDER --seeds 0"
 
 
 def test_surprises_are_named():

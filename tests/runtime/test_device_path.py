@@ -102,13 +102,13 @@ def test_on_a_gpu_more_steps_wait_no_more_often(tmp_path: Path, compile: str):
         try:
             with warnings.catch_warnings(record=True) as heard:
                 warnings.simplefilter("always")
-                crlf.pretrain(recipe, out=tmp_path / str(subset), device="cuda")
+                crlf.pretrain(recipe, out=tmp_path / str(subset), device="cuda", overwrite=True)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return sum("synchronizing CUDA operation" in str(warning.message) for warning in heard)
 
-    waits(64)  # the first one compiles, and fills caches
-    assert waits(64) == waits(256)
+    waits(48)  # the first one compiles, and fills caches
+    assert waits(48) == waits(112)  # 3 steps and 7: both too few for a second look at the features
 
 
 # Apple's GPUs, by what torch's own table says is there for them: no Mac is at hand.
