@@ -41,6 +41,7 @@ def test_the_commands_of_use_the_encoder(in_use: Path, monkeypatch: pytest.Monke
     assert all((in_use / name).is_file() for name in ("near.png", *made[1:])) and (in_use / "run" / made[0]).is_file()
 
 
+@pytest.mark.long
 def test_the_programs_of_use_the_encoder(in_use: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("pandas")
     monkeypatch.chdir(in_use)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sampling import some
 
 import crlf
 from crlf import cli, normalisation
@@ -103,7 +104,10 @@ def own(monkeypatch: pytest.MonkeyPatch, narrow: None) -> tuple[ImageSet, ImageS
     return made[0], made[1]
 
 
-def test_every_stage_uses_the_numbers_of_the_training_images(own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("probes", some(["augmented,untrained", "robustness,supervised,fine_tuning"]))
+def test_every_stage_uses_the_numbers_of_the_training_images(
+    own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probes: str
+):
     used: list[Normalisation] = []
     numbers = Normalisation.numbers
     monkeypatch.setattr(
@@ -120,7 +124,7 @@ def test_every_stage_uses_the_numbers_of_the_training_images(own, tmp_path: Path
     stages = {
         "embed": lambda: crlf.embed(run, device="cpu"),
         "embed new": lambda: crlf.embed(run, tmp_path / "one.png", out=tmp_path / "t.parquet", device="cpu"),
-        "probe": lambda: crlf.probe(run, probes="augmented,robustness,untrained,supervised,fine_tuning", device="cpu"),
+        "probe": lambda: crlf.probe(run, probes=probes, device="cpu"),
         "load": lambda: crlf.load(run, device="cpu").encode(own[1].images),
         "search": lambda: crlf.search(run, tmp_path / "one.png", k=1, device="cpu"),
         "finetune": lambda: crlf.finetune(run, "dark", mode="full", epochs=1, device="cpu"),

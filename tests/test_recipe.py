@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sampling import some
 
 from crlf.augmentation import Views
 from crlf.data import load
@@ -50,7 +51,7 @@ def test_the_page_names_it(name: str):
     assert f"`{name}`" in PAGE
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", some(RECIPES, ["default", "seed", "simclr-vit", "mocov3-r18"]))
 def test_it_takes_a_step(name: str):
     data = load("shapes")[0].first(1100)
     recipe = RECIPES[name].resolved(data)

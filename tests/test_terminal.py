@@ -75,7 +75,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", [PIPES, Terminal(80, "colours")], ids=["pipe", "terminal"])
+@pytest.mark.parametrize("end", some([Terminal(80, "colours"), PIPES]))
 def test_each_stage_says_what_it_reached_where_it_wrote_and_what_comes_next(
     end: Terminal, run: crlf.Run, tmp_path: Path
 ):
@@ -284,6 +284,7 @@ def test_without_a_home_there_is_one_for_an_import(homeless: None, monkeypatch: 
         assert os.environ["HOME"] == "/mine"
 
 
+@pytest.mark.long
 def test_without_a_home_the_report_is_written(run: crlf.Run):
     """In a process of its own, since Bokeh asks for a home when it is first imported."""
     program = "import pwd; pwd.getpwuid = {}.__getitem__; " + PROGRAM[2]

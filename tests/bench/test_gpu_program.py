@@ -316,7 +316,9 @@ def test_the_search_keeps_the_better_third_and_does_nothing_twice(parted, tmp_pa
             worth.setdefault(job.key, float(len(worth)))
             yield job, {"knn_%": worth[job.key], "ridge_%": 0.0}
 
+    race = {"way": "alone", "compile": "none", "width": 1, "steps_a_second": 1.0}
     monkeypatch.setattr(search, "run_in", run_in)
+    monkeypatch.setattr(many, "race", lambda *given, **settings: [race])
     rows: list[dict[str, Any]] = []
     c = context(rows, tmp_path, candidates=8)
     search.halve(c, train, held, 60)

@@ -116,6 +116,7 @@ def test_the_command_line_says_in_a_line_that_they_must_be_given_again(run: crlf
     assert not (tmp_path / "again").exists() and not run.file("train_emb.npy").exists()
 
 
+@pytest.mark.long
 def test_what_needs_no_images_needs_none(run: crlf.Run, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     crlf.embed(run, data=(TRAIN, TEST), device="cpu")
     crlf.probe(run)

@@ -178,6 +178,7 @@ def test_an_older_run_held_a_tenth_out():
 # Through the commands
 
 
+@pytest.mark.long
 def test_every_image_is_tested_from_the_folder_to_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run, N = pretrained(put(tmp_path / "photos"), tmp_path / "run"), 3 * EACH
     said = capsys.readouterr().err

@@ -61,6 +61,7 @@ def test_without_its_test_one_test_says_so(tmp_path: Path, monkeypatch: pytest.M
         test_methods.test_its_loss_has_a_reference("alignment")
 
 
+@pytest.mark.long
 def test_its_row_is_written_into_the_docs(followed: Path):
     ran(followed, "-m", "bench", "readme")
     assert "| `alignment` | Alignment and uniformity |" in (followed / "docs/methods.md").read_text()

@@ -30,6 +30,7 @@ assert len(asked) == 2, "a command"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc has mallopt")
+@pytest.mark.long
 def test_only_a_command_changes_the_allocator(tmp_path: Path):
     folders = [str(tmp_path / name) for name in ("function", "command")]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *folders], capture_output=True, text=True)

@@ -71,7 +71,8 @@ def step(method: str = "simclr", encoder: str = "cnn", optimizer: str = "muon", 
 
 EVERY = [
     *(pytest.param({"method": name}, id=name) for name in METHODS),
-    *(pytest.param({"encoder": name}, id=name) for name in ("resnet18", "resnet50", "vit_tiny")),
+    *(pytest.param({"encoder": name}, id=name) for name in ("resnet18", "vit_tiny")),
+    pytest.param({"encoder": "resnet50"}, id="resnet50", marks=pytest.mark.long),
     pytest.param({"settings": ViewSettings(blur=0.5, resolution=1.0)}, id="blur"),
     *(pytest.param({"optimizer": name}, id=name) for name in OPTIMIZERS),
 ]
