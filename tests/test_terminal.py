@@ -75,7 +75,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", some([Terminal(80, "colours"), PIPES]))
+@pytest.mark.parametrize("end", [Terminal(80, "colours"), pytest.param(PIPES, marks=pytest.mark.long)])
 def test_each_stage_says_what_it_reached_where_it_wrote_and_what_comes_next(
     end: Terminal, run: crlf.Run, tmp_path: Path
 ):
