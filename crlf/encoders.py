@@ -24,6 +24,7 @@ from crlf.errors import InputError, unknown
 
 SMALL = 64  # below this many pixels a ResNet gets the small-image stem
 TIMM = "timm:"  # before the name of a model of timm
+MATCHES = ("name", "order")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,34 @@ class EmbeddingSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.regions <= 16:
             raise InputError(f"regions must be in 1..16, not {self.regions}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitSettings:
+    """What the encoder starts from, and which of it moves."""
+
+    init: str = ""
+    """Trained weights to start from: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, a run folder, or a .safetensors or
+    .pth file; without it the weights are random."""
+    match: str = "name"
+    """How their tensors are told from each other: by name, or by order and shape for a file with other names."""
+    partial_init: bool = False
+    """Take weights that fit a part of the encoder alone; the rest is random."""
+    freeze: int = 0
+    """So many layers, from the image on, stay as they are."""
+    layer_decay: float = 1.0
+    """Each layer learns more slowly than the next one by this factor; 1 lets all learn alike."""
+
+    def __post_init__(self) -> None:
+        if self.match not in MATCHES:
+            raise unknown("match", self.match, MATCHES)
+        if self.freeze < 0:
+            raise InputError(f"freeze must be 0 or more, not {self.freeze}")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay must be above 0 and at most 1, not {self.layer_decay}")
+        for name in ("match", "partial_init"):
+            if not self.init and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise InputError(f"{name} says how init fits, and no init is given")
 
 
 class Frozen(nn.Module):

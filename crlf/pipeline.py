@@ -27,6 +27,7 @@ from crlf.runtime.devices import pick_device
 from crlf.runtime.interrupts import Interrupted
 from crlf.text import duration, each_once, say
 from crlf.training.cost import TRIAL, fastest
+from crlf.training.prepare import of_weights, starting
 from crlf.training.pretrain import pretrain
 from crlf.training.state import completed
 from crlf.visualization.figures import draw
@@ -71,6 +72,7 @@ def run(
         Interrupted: Ctrl-C or SIGTERM; it says how to go on.
     """
     started, here = time.perf_counter(), Run(out)
+    recipe = of_weights(recipe, starting(recipe, here if resume else None))
     with distributed.together(), interrupted_in("pretrain", here, resume):
         distributed.by_first(lambda: require_free(recipe, out, resume, overwrite))
         recipe = distributed.by_first(lambda: in_time(recipe, here, resume, data_dir, device, started))

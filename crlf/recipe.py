@@ -12,7 +12,7 @@ from crlf.augmentation import ViewSettings
 from crlf.data import PUBLISHED, SOURCES, ImageSet, ImageSettings, named, of_files
 from crlf.data.files.class_folders import HELD_OUT
 from crlf.defaults import DOMAINS, LARGE, OF_FILES, OF_LARGE, STEPS, Unasked, UnaskedInt, unasked
-from crlf.encoders import EmbeddingSettings
+from crlf.encoders import EmbeddingSettings, InitSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
 from crlf.methods.simclr import SimCLRSettings
@@ -42,8 +42,9 @@ class Recipe:
 
     method: str = "simclr"
     """What is learned; one of crlf.methods.METHODS."""
-    encoder: str = "cnn"
-    """What learns it; one of crlf.encoders.ENCODERS, or timm:NAME for any model of timm."""
+    encoder: str = unasked("cnn")
+    """What learns it; one of crlf.encoders.ENCODERS, or timm:NAME for any model of timm. With --init, where it is not
+    given, the network that the weights are of."""
     data: str = "cifar10"
     """What it is learned from; one of crlf.data.SOURCES, or the path of a folder of images, a list of such (.txt) or an
     array (.npy, .npz). On the command line it may stand without --data."""
@@ -83,6 +84,7 @@ class Recipe:
     images: ImageSettings = field(default_factory=ImageSettings)
     augmentation: ViewSettings = field(default_factory=ViewSettings)
     normalisation: Normalisation = field(default_factory=Normalisation)
+    start: InitSettings = field(default_factory=InitSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     head: Any = None
@@ -179,6 +181,7 @@ class Recipe:
             "images": ImageSettings,
             "augmentation": ViewSettings,
             "normalisation": Normalisation,
+            "start": InitSettings,
             "optim": OptimSettings,
             "embedding": EmbeddingSettings,
             "head": METHODS[method].Settings,

@@ -13,12 +13,16 @@ from crlf.data import SOURCES, ImageSet, ImageSettings, given, load_for_pretrain
 from crlf.data.files.class_folders import HELD_OUT
 from crlf.data.given import Given
 from crlf.defaults import Unasked
+from crlf.encoders import TIMM
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import SupervisedMethod
+from crlf.normalisation import Normalisation
 from crlf.recipe import Recipe, like, settled
+from crlf.runs import checkpoints
 from crlf.runs.run import RECIPE, Run
 from crlf.runtime import distributed
+from crlf.training.weights.sources import Weights, read
 
 
 class Fitted(NamedTuple):
@@ -29,6 +33,8 @@ class Fitted(NamedTuple):
     recipe: Recipe
     """As a run keeps it: every value is set."""
     images: ImageSet
+    weights: Weights | None
+    """What the encoder starts from, if not from random weights."""
 
 
 def fitted(recipe: Recipe, data: Given | None, data_dir: str | Path | None, before: Run | None = None) -> Fitted:
@@ -42,13 +48,44 @@ def fitted(recipe: Recipe, data: Given | None, data_dir: str | Path | None, befo
     Raises:
         InputError: there are no such images, too few, or none that tell apart; or they do not suit the recipe.
     """
-    asked, images = with_images(as_before(recipe, before) if before else recipe, data, data_dir)
+    weights = starting(recipe, before)
+    recipe = of_weights(as_before(recipe, before) if before else recipe, weights)
+    asked, images = with_images(recipe, data, data_dir)
     images = without_copies(recipe, images)
     recipe = settled(asked.for_images(len(images)))
     recipe.steps_per_epoch(len(images))
     require_labels(recipe, images)
     require_difference(recipe, images)
-    return Fitted(asked, resolved(recipe, images, before), images)
+    return Fitted(asked, resolved(recipe, images, before), images, weights)
+
+
+def starting(recipe: Recipe, before: Run | None = None) -> Weights | None:
+    """The trained weights that a recipe starts from; none where a checkpoint of the run to resume holds all weights."""
+    if not recipe.start.init or (before and checkpoints.kept(before)):
+        return None
+    return read(recipe.start.init)
+
+
+def of_weights(recipe: Recipe, weights: Weights | None) -> Recipe:
+    """The recipe with what trained weights say of themselves, where nobody asked for anything else: their network, and
+    the mean and the deviation that they were trained with."""
+    if weights is None:
+        return recipe
+    if weights.encoder and isinstance(recipe.encoder, Unasked):
+        recipe = dataclasses.replace(recipe, encoder=weights.encoder)
+    by = weights.normalisation if weights.normalisation.known else usual(recipe.encoder)
+    known = recipe.normalisation.known or not by.known
+    return recipe if known else dataclasses.replace(recipe, normalisation=by)
+
+
+def usual(encoder: str) -> Normalisation:
+    """What timm says that trained weights of this network were trained with; nothing of other networks."""
+    if not encoder.startswith(TIMM):
+        return Normalisation()
+    import timm  # slow to import
+
+    cfg = timm.get_pretrained_cfg(encoder.removeprefix(TIMM), allow_unregistered=False)
+    return Normalisation(mean=tuple(cfg.mean), std=tuple(cfg.std)) if cfg else Normalisation()
 
 
 def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None) -> tuple[Recipe, ImageSet]:

@@ -67,10 +67,10 @@ def pretrain(
     if resume and data is None:
         require_there(recipe.data)
     with distributed.first_alone():
-        asked, recipe, images = fitted(recipe, data, data_dir, Run(out) if resume else None)
+        asked, recipe, images, weights = fitted(recipe, data, data_dir, Run(out) if resume else None)
         distributed.require_share(recipe.batch_size, place)
         require_compilable(recipe, place)
-        state = State(recipe, images, place)  # before the folder is claimed: an encoder may refuse the images
+        state = State(recipe, images, place, weights)  # before the folder is claimed: an encoder may refuse the images
     space = 5 * embedding_bytes(recipe, images) // 2
     run = distributed.by_first(lambda: claimed(out, recipe, resume, overwrite, space, images))
     try:
@@ -79,6 +79,9 @@ def pretrain(
         if distributed.rank() == 0:
             save_views(run, recipe, images)
             tell_choices(asked, recipe, images)
+            if weights:
+                run.update_scores(started_from=weights.origin)
+                print(f"starts from {weights.source}: {state.match}", file=sys.stderr)
             tell_cost(state, images)
         train(run, recipe, images, state, started, track, knn_curve(recipe, images, place))
     finally:

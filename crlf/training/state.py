@@ -19,6 +19,9 @@ from crlf.runs import checkpoints
 from crlf.runs.files import write_json
 from crlf.runs.run import RECIPE, Run, difference
 from crlf.text import say
+from crlf.training.weights.layers import freeze, slow
+from crlf.training.weights.matching import load
+from crlf.training.weights.sources import Weights
 
 CHEAP = 0.25  # seconds of a checkpoint that is written after every epoch
 SHARE = 0.05  # of the time that others may take
@@ -64,15 +67,19 @@ def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> Non
 class State:
     """What changes while a run trains, and so what a checkpoint holds."""
 
-    def __init__(self, recipe: Recipe, data: ImageSet, device: torch.device):
+    def __init__(self, recipe: Recipe, data: ImageSet, device: torch.device, weights: Weights | None = None):
         _, channels, height, width = data.images.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             encoder = encoders.build(recipe.encoder, channels, min(height, width))
             require_fit(encoder, recipe, data)
+            self.match = load(encoder, weights, recipe.start) if weights else None  # how they fit, for the log
+            freeze(encoder, recipe.start.freeze)
             self.method = METHODS[recipe.method](encoder, recipe.head).to(device)
         named = list(self.method.named_parameters())
         self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim.for_batch(recipe.batch_size))
+        if recipe.start.layer_decay < 1:
+            slow(self.optimizers, self.method.encoder, recipe.start.layer_decay)
         self.recipe = recipe
         self.device = device
         self.fingerprint, self.pixels = data.fingerprint(), data.fingerprint(names=False)

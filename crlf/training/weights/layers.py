@@ -1,0 +1,77 @@
+"""An encoder's layers from the image on: which of them stay as they are, and how fast the others move."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from crlf.errors import InputError
+
+
+def layers_of(encoder: nn.Module) -> list[list[str]]:
+    """The names of the parameters of each layer, the one beside the image first.
+
+    timm's models say it themselves; a ResNet has its stem and four stages, the light CNN its four stages. What belongs
+    to none, such as a last norm, is of the one before it.
+    """
+    if callable(getattr(encoder, "group_matcher", None)):
+        from timm.models import group_parameters
+
+        groups: Mapping[int, list[str]] = group_parameters(encoder, encoder.group_matcher(coarse=False))  # type: ignore[operator]
+        return [groups[key] for key in sorted(groups)]
+    found: dict[int, list[str]] = {}
+    last = 0
+    for name, _ in encoder.named_parameters():
+        stage = re.match(r"(?:stages\.|layer)(\d+)\.", name)
+        last = int(stage[1]) if stage else last
+        found.setdefault(last, []).append(name)
+    return [found[key] for key in sorted(found)]
+
+
+def freeze(encoder: nn.Module, count: int) -> None:
+    """Let the first layers stay as they are: no gradients, and batch norms that use and keep what they remember.
+
+    Raises:
+        InputError: it has fewer layers.
+    """
+    layers = layers_of(encoder) if count else []
+    if count > len(layers):
+        raise InputError(f"freeze must be in 0..{len(layers)}, the encoder's layers, not {count}")
+    frozen = {name for layer in layers[:count] for name in layer}
+    for name, parameter in encoder.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    for prefix, module in encoder.named_modules():
+        own = [f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters(recurse=False)]
+        if own and set(own) <= frozen and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train = types.MethodType(stay, module)  # type: ignore[method-assign]
+            module.eval()
+
+
+def stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    """`Module.train` of one that is in evaluation mode for good."""
+    return nn.Module.train(module, False)
+
+
+def slow(optimizers: Iterable[torch.optim.Optimizer], encoder: nn.Module, decay: float) -> None:
+    """Let each layer learn more slowly than the next one by this factor (Clark et al. 2020, ELECTRA, appendix A).
+
+    Args:
+        optimizers: before their first step; each group has a `base_lr`.
+    """
+    layers, named = layers_of(encoder), dict(encoder.named_parameters())
+    factors = {id(named[name]): decay ** (len(layers) - 1 - i) for i, layer in enumerate(layers) for name in layer}
+    for optimizer in optimizers:
+        groups = []
+        for group in optimizer.param_groups:
+            apart: dict[float, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                apart.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
+            groups += [
+                {**group, "params": some, "base_lr": group["base_lr"] * factor} for factor, some in apart.items()
+            ]
+        optimizer.param_groups = groups

@@ -1,0 +1,205 @@
+"""Trained weights from a run, a file, timm's hub client or a folder that timm wrote.
+
+A file is read with `weights_only`: nothing in it is executed. Wrappers that training programs leave are taken off: an
+entry such as `state_dict` or `model`, and what stands before every name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crlf.encoders import TIMM
+from crlf.errors import InputError, first_line
+from crlf.normalisation import Normalisation
+from crlf.runs.run import ENCODER, RECIPE, Run
+
+HUB, FOLDER = "hf-hub:", "local-dir:"  # as timm spells them
+FORMS = f"{TIMM}NAME, {HUB}OWNER/NAME, {FOLDER}PATH, a run folder, or a .safetensors or .pth file"
+SAFE = ".safetensors"
+INSIDE = ("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model_state_dict", "model", "student", "net")
+# Entries of a file under which its weights may lie, the best first.
+OFFLINE = {
+    *("OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError", "URLError", "gaierror"),
+    *("ConnectTimeout", "ReadTimeout", "ProxyError"),
+}  # errors of a hub that is not reached
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What was found, and what is known of it."""
+
+    source: str
+    """As it was asked for."""
+    tensors: dict[str, Tensor]
+    """By name, on the CPU; floating-point ones in float32."""
+    sha256: str
+    """Of the file; of weights from a hub that of all tensors."""
+    licence: str = ""
+    """As their card says, or nothing."""
+    encoder: str = ""
+    """The network that they are of, as `--encoder` takes it, where that is known."""
+    in_order: bool = True
+    """Whether the tensors come in the order in which the network makes them; a .safetensors file has its own."""
+    normalisation: Normalisation = field(default_factory=Normalisation)
+    """What they were trained with, where that is known."""
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What scores.json and the model card say of them."""
+        known = {"source": self.source, "sha256": self.sha256, "licence": self.licence, "encoder": self.encoder}
+        return {name: value for name, value in known.items() if value}
+
+
+def read(source: str) -> Weights:
+    """The weights that a source names, in one of the `FORMS`.
+
+    Raises:
+        InputError: there are none, they cannot be had, or what is there is no state dict.
+    """
+    if source.startswith((TIMM, HUB, FOLDER)):
+        return of_timm(source)
+    path = Path(source).expanduser()
+    if (path / RECIPE).is_file():
+        return of_run(source, Run(path))
+    if not path.is_file():
+        raise InputError(f"init {source!r} is not there: it must be {FORMS}")
+    return of_file(source, path)
+
+
+def of_run(source: str, run: Run) -> Weights:
+    tensors, recipe = state_dict(run.tensors(ENCODER), source), run.recipe
+    digest = hashlib.sha256(run.file(ENCODER).read_bytes()).hexdigest()
+    return Weights(
+        source=source, tensors=tensors, sha256=digest, encoder=recipe.encoder, normalisation=recipe.normalisation
+    )
+
+
+def of_file(source: str, path: Path) -> Weights:
+    try:
+        data = path.read_bytes()
+        values = loaded(path)
+    except OSError as error:
+        raise InputError(f"init {source!r} cannot be read: {error.strerror or first_line(error)}") from error
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+        why = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        raise InputError(f"init {source!r} is no file of weights: {why}") from error
+    return Weights(
+        source=source,
+        tensors=state_dict(values, source),
+        sha256=hashlib.sha256(data).hexdigest(),
+        in_order=path.suffix != SAFE,
+    )
+
+
+def loaded(path: Path) -> Any:
+    if path.suffix == SAFE:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(first_line(error)) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of another pickle's protocol
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def state_dict(values: Any, source: str) -> dict[str, Tensor]:
+    """The tensors in what a file holds, by their names.
+
+    Raises:
+        InputError: it is no state dict, or holds values that are not finite.
+    """
+    while isinstance(values, Mapping) and not any(isinstance(value, Tensor) for value in values.values()):
+        inner = [values[name] for name in INSIDE if isinstance(values.get(name), Mapping)]
+        if not inner:
+            break
+        values = inner[0]
+    found = {k: v for k, v in values.items() if isinstance(v, Tensor)} if isinstance(values, Mapping) else {}
+    if not found:
+        held = "no named tensor" if isinstance(values, Mapping) else f"an object of type {type(values).__name__!r}"
+        raise InputError(f"init {source!r} is no state dict: it holds {held}")
+    tensors = {str(name): value.float() if value.is_floating_point() else value for name, value in found.items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"init {source!r} holds NaN or infinite values in {name!r}")
+    return tensors
+
+
+# What timm fetches
+
+
+def of_timm(source: str) -> Weights:
+    """timm's model with its trained weights, from the hub (through its cache) or from a folder."""
+    import timm  # slow to import
+
+    name = source.removeprefix(TIMM)
+    if source.startswith(FOLDER) and not Path(name.removeprefix(FOLDER)).expanduser().is_dir():
+        raise InputError(f"init {source!r} is not there: {FOLDER} takes a folder with config.json and weights")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net: Any = fetched(source, lambda: timm.create_model(name, pretrained=True, num_classes=0))
+    cfg = net.pretrained_cfg
+    tensors = state_dict(net.state_dict(), source)
+    return Weights(
+        source=source,
+        tensors=tensors,
+        sha256=digest(tensors),
+        licence=cfg.get("license") or "",
+        encoder=TIMM + cfg["architecture"],
+        normalisation=Normalisation(mean=tuple(cfg["mean"]), std=tuple(cfg["std"])),
+    )
+
+
+def fetched(source: str, make: Callable[[], Any]) -> Any:
+    """What timm makes, or one line that says why it cannot.
+
+    Raises:
+        InputError: there is no such model or there are no weights of it, the hub cannot be reached, or it refuses.
+    """
+    try:
+        return make()
+    except (RuntimeError, ValueError, OSError, KeyError, AssertionError, ImportError) as error:
+        raise InputError(f"init {source!r}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What a hub's refusal means, and what one can do."""
+    kinds = {kind.__name__ for one in chain(error) for kind in type(one).__mro__}
+    if "GatedRepoError" in kinds:
+        return "its owner wants you to accept terms first: do that on its page, then log in with `hf auth login`"
+    if kinds & {"RepositoryNotFoundError", "RevisionNotFoundError"}:
+        return "the hub has no such model, or shows it to its owner alone: then log in with `hf auth login`"
+    if kinds & OFFLINE:
+        return "the hub cannot be reached, and its weights are not in the cache"
+    if "EntryNotFoundError" in kinds:
+        return "the hub holds no weights of it that timm can read"
+    return first_line(error)
+
+
+def chain(error: BaseException | None) -> list[BaseException]:
+    """An error, and those that it came of."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, shapes and values."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,289 @@
+"""An encoder starts from trained weights, in whatever file and under whatever names they come, or says why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from crlf.training.weights import matching, sources
+from crlf.training.weights.layers import freeze, layers_of, slow
+from sampling import some
+from tiny_images import encoded, pixels
+
+import crlf
+from crlf import cli, encoders
+from crlf.augmentation import ViewSettings
+from crlf.data import ImageSettings
+from crlf.encoders import InitSettings
+from crlf.errors import InputError
+from crlf.recipe import Recipe
+from crlf.runs.run import ENCODER
+from crlf.training.prepare import of_weights, starting
+
+TINY = {"data": "shapes", "subset": 48, "batch_size": 16, "views": 2, "epochs": 1, "precision": "float32"}
+
+
+def net(name: str = "timm:test_resnet", channels: int = 3, size: int = 32, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return encoders.build(name, channels, size)
+
+
+def shown(encoder: torch.nn.Module, channels: int = 3, size: int = 32) -> torch.Tensor:
+    with torch.no_grad():
+        return encoder.eval()(torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0)))
+
+
+def settings(init: Path | str, **others: Any) -> InitSettings:
+    return InitSettings(init=str(init), **others)
+
+
+def started(init: Path | str, encoder: torch.nn.Module, **others: Any) -> matching.Match:
+    return matching.load(encoder, sources.read(str(init)), settings(init, **others))
+
+
+WRAPPERS = {
+    "plain": lambda state: state,
+    "of DataParallel": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "in a checkpoint": lambda state: {"epoch": 3, "state_dict": {f"encoder.{k}": v for k, v in state.items()}},
+    "a teacher's": lambda state: {
+        "student": {"x": torch.ones(1)}, "teacher": {f"backbone.{k}": v for k, v in state.items()},
+    },
+    "with a head": lambda state: {**state, "fc.weight": torch.ones(3, 4), "fc.bias": torch.ones(3)},
+    "in half precision": lambda state: {k: v.half() if v.is_floating_point() else v for k, v in state.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", WRAPPERS)
+@pytest.mark.parametrize("end", ["pth", "safetensors"])
+def test_a_file_of_weights_is_read(how: str, end: str, tmp_path: Path):
+    given, path = net(seed=1), tmp_path / f"weights.{end}"
+    values = WRAPPERS[how](given.state_dict())
+    if end == "pth":
+        torch.save(values, path)
+    elif all(isinstance(value, torch.Tensor) for value in values.values()):
+        safetensors.torch.save_file({k: v.contiguous() for k, v in values.items()}, path)
+    else:
+        pytest.skip("safetensors holds tensors alone")
+    other = net(seed=2)
+    match = started(path, other)
+    exact = 0.01 if how == "in half precision" else 0
+    torch.testing.assert_close(shown(other), shown(given), rtol=exact, atol=exact)
+    assert not match.missing and set(match.left) == ({"fc.weight", "fc.bias"} if how == "with a head" else set())
+
+
+def test_other_names_go_by_order(tmp_path: Path):
+    given, path = net(seed=1), tmp_path / "weights.pth"
+    own = {k: v for k, v in given.state_dict().items() if "num_batches" not in k}
+    torch.save({f"layer_{i}": value for i, value in enumerate([*own.values(), torch.ones(9)])}, path)
+    with pytest.raises(InputError, match=r"fits 0 of the encoder.* where layer_0.*--match order"):
+        started(path, net())
+    other = net(seed=2)
+    assert started(path, other, match="order").left == [f"layer_{len(own)}"]
+    torch.testing.assert_close(shown(other), shown(given), rtol=0, atol=0)
+    by_name = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({f"layer_{i}": value.contiguous() for i, value in enumerate(own.values())}, by_name)
+    with pytest.raises(InputError, match=r"must be a \.pth file for match 'order'"):
+        started(by_name, net(), match="order")
+    torch.save({f"layer_{i}": value for i, value in enumerate([*own.values()][1:])}, path)
+    with pytest.raises(InputError, match="fits 0 of"):  # one is missing: what follows is not what it seems
+        started(path, net(), match="order")
+
+
+@pytest.mark.parametrize("name", some(["timm:test_resnet", "timm:test_vit", "resnet18"], 2))
+def test_other_channels_and_sizes_are_adapted(name: str, tmp_path: Path):
+    given, path = net(name, seed=1), tmp_path / "weights.pth"
+    torch.save(given.state_dict(), path)
+    grey = net(name, channels=1, seed=2)
+    assert len(started(path, grey).adapted) == 1
+    x = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():  # three channels that are alike
+        torch.testing.assert_close(grey.eval()(x), given.eval()(x.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-3)
+    four = net(name, channels=4, seed=2)
+    started(path, four)
+    if name == "timm:test_vit":
+        large = net(name, size=64, seed=2)
+        found = started(path, large)
+        assert not found.missing and large.pos_embed.shape != given.pos_embed.shape
+
+
+@pytest.mark.parametrize("what", ["another network", "another width", "a pickle", "a number", "NaN", "empty", "cut"])
+def test_what_is_no_weights_of_it_is_one_line(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, state = tmp_path / "weights.pth", net(seed=1).state_dict()
+    first = next(iter(state))
+    values = {
+        "another network": net("timm:test_vit").state_dict(),
+        "another width": {**state, first: torch.ones(5, 3, 3, 3)},
+        "a number": 3,
+        "NaN": {**state, first: torch.full_like(state[first], torch.nan)},
+        "empty": {},
+    }  # fmt: skip
+    if what == "a pickle":
+        path.write_bytes(pickle.dumps(Path("here")))
+    else:
+        torch.save(values.get(what, state), path)
+    if what == "cut":
+        path.write_bytes(path.read_bytes()[:3000])
+    words = ["--init", str(path), "--encoder", "timm:test_resnet", "--out", str(tmp_path / "run"), "--epochs", "1"]
+    assert cli.main(["pretrain", "shapes", "--subset", "32", "--batch-size", "16", *words, "--device", "cpu"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if "error" in line or "init" in line]) == 1, said
+    reason = {
+        "another network": "fits 0 of the encoder's",
+        "another width": f"{first!r} is (5, 3, 3, 3) there and ",
+        "a pickle": "is no file of weights",
+        "a number": "is no state dict: it holds an object of type 'int'",
+        "NaN": f"holds NaN or infinite values in {first!r}",
+        "empty": "is no state dict",
+        "cut": "is no file of weights",
+    }[what]
+    assert reason in said[-1] and "weights.pth" in said[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_part_is_taken_where_that_is_asked_for(tmp_path: Path):
+    path, state = tmp_path / "weights.pth", net(seed=1).state_dict()
+    names = list(state)
+    torch.save({name: state[name] for name in names[: len(names) // 2]}, path)
+    with pytest.raises(InputError, match="--partial-init takes what fits"):
+        started(path, net())
+    found = started(path, net(), partial_init=True)
+    assert found.missing and set(found.taken) | set(found.missing) == set(matching.own_tensors(net()))
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path):
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"a": torch.ones(1), "b": Trap()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="holds more than tensors"):
+        sources.read(str(tmp_path / "weights.pth"))
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("source", ["nowhere", "timm:no_such_model", "local-dir:/nowhere", "timm:test_resnet"])
+def test_what_cannot_be_had_says_what_to_do(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError) as error:
+        sources.read(source)
+    assert "\n" not in str(error.value) and source in str(error.value)
+    if source == "timm:test_resnet":
+        assert "the hub cannot be reached, and its weights are not in the cache" in str(error.value)
+
+
+def test_a_folder_that_timm_wrote(tmp_path: Path):
+    given = timm.create_model("test_resnet", num_classes=7)
+    timm.models.save_for_hf(given, tmp_path / "model", model_config={"label_names": list("abcdefg")})
+    found = sources.read(f"local-dir:{tmp_path / 'model'}")
+    assert found.encoder == "timm:test_resnet" and found.normalisation.known
+    recipe = of_weights(Recipe(), found)
+    assert recipe.encoder == "timm:test_resnet" and recipe.normalisation == found.normalisation
+    assert of_weights(Recipe(encoder="resnet18"), found).encoder == "resnet18"  # what is asked for stays
+    other = net()
+    matching.load(other, found, settings(found.source))
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = given.eval().forward_head(given.forward_features(x), pre_logits=True)
+        torch.testing.assert_close(other.eval()(x), expected, rtol=1e-5, atol=1e-5)
+
+
+# A run
+
+
+@pytest.fixture
+def before(narrow: None, tmp_path: Path) -> crlf.Run:
+    own = Recipe(**TINY, seed=1, normalisation=crlf.recipe.Normalisation(mean=(0.4,), std=(0.3,)))
+    return crlf.pretrain(own, out=tmp_path / "before", device="cpu")
+
+
+def test_a_run_goes_on_from_another_one(before: crlf.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    recipe = Recipe(**TINY, start=settings(before.path))
+    recipe = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, lr=1e-9, vector_lr=1e-9))
+    run = crlf.pretrain(recipe, out=tmp_path / "after", device="cpu")
+    assert f"starts from {before.path}" in capsys.readouterr().err
+    assert run.recipe.normalisation == before.recipe.normalisation
+    one, other = (r.tensors(ENCODER) for r in (before, run))
+    for name, value in one.items():
+        if value.is_floating_point() and "running" not in name:
+            torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-5)
+    origin = run.scores["started_from"]
+    assert origin["source"] == str(before.path) and len(origin["sha256"]) == 64 and origin["encoder"] == "cnn"
+
+
+def test_what_was_started_goes_on_without_the_weights(before: crlf.Run, tmp_path: Path):
+    recipe = Recipe(**TINY | {"epochs": 2}, start=settings(before.path, freeze=1))
+    whole = crlf.pretrain(recipe, out=tmp_path / "whole", device="cpu")
+    crlf.pretrain(dataclasses.replace(recipe, epochs=1), out=tmp_path / "half", device="cpu")
+    before.file(ENCODER).unlink()
+    assert starting(recipe, crlf.Run(tmp_path / "half")) is None
+    with pytest.raises(InputError, match="missing"):
+        crlf.pretrain(recipe, out=tmp_path / "new", device="cpu")
+    again = crlf.pretrain(recipe, out=tmp_path / "whole", device="cpu", resume=True)
+    assert np.array_equal(again.array("loss.npy"), whole.array("loss.npy"))
+
+
+# Which layers move
+
+
+@pytest.mark.parametrize("name", some(["cnn", "timm:test_resnet", "resnet18", "vit_tiny", "timm:test_efficientnet"], 2))
+def test_layers_are_all_weights_in_order(name: str):
+    encoder = net(name)
+    layers = layers_of(encoder)
+    assert sorted(n for layer in layers for n in layer) == sorted(n for n, _ in encoder.named_parameters())
+    assert len(layers) >= 4 and next(iter(encoder.named_parameters()))[0] in layers[0]
+
+
+def test_frozen_layers_stay(narrow: None, tmp_path: Path):
+    recipe = Recipe(**TINY, start=InitSettings(freeze=2))
+    run = crlf.pretrain(recipe, out=tmp_path / "run", device="cpu")
+    torch.manual_seed(recipe.seed)
+    first = encoders.build("cnn", 3, 32).state_dict()
+    for name, value in run.tensors(ENCODER).items():
+        still = name.startswith(("stages.0.", "stages.1."))
+        assert torch.equal(value, first[name]) == still, name
+    with pytest.raises(InputError, match=r"freeze must be in 0\.\.3, the encoder's layers, not 9"):
+        freeze(encoders.build("cnn", 3, 32), 9)
+
+
+def test_earlier_layers_move_more_slowly():
+    encoder = net("cnn")
+    rest = torch.nn.Linear(2, 2)
+    mover = torch.optim.SGD([{"params": [*encoder.parameters(), *rest.parameters()], "lr": 1.0, "base_lr": 1.0}])
+    slow([mover], encoder, 0.5)
+    rate = {id(p): group["base_lr"] for group in mover.param_groups for p in group["params"]}
+    depth = {name: int(name.split(".")[1]) for name, _ in encoder.named_parameters()}
+    assert all(rate[id(p)] == 0.5 ** (3 - depth[name]) for name, p in encoder.named_parameters())
+    assert all(rate[id(p)] == 1.0 for p in rest.parameters())
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"match": "order"}, "match says how init fits, and no init is given"),
+    ({"init": "x", "match": "shape"}, "match 'shape' is not known"),
+    ({"freeze": -1}, "freeze must be 0 or more"), ({"layer_decay": 0.0}, "layer_decay must be above 0"),
+])  # fmt: skip
+def test_settings_out_of_range(wrong: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        InitSettings(**wrong)
+
+
+def test_own_photographs_start_from_a_run(before: crlf.Run, tmp_path: Path, narrow: None, capsys):
+    """By the one command, with as much from the flags as from Python."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for seed in range(12):
+        (photos / f"{seed}.png").write_bytes(encoded(pixels(seed), "PNG"))
+    out = tmp_path / "run"
+    words = ["--init", str(before.path), "--epochs", "1", "--device", "cpu", "--image-size", "32", "--out", str(out)]
+    assert cli.main(["pretrain", str(photos), *words]) == 0
+    assert crlf.Run(out).recipe.encoder == "cnn" and "starts from" in capsys.readouterr().err
+    asked = Recipe(data=str(photos), images=ImageSettings(image_size=32), augmentation=ViewSettings())
+    assert asked.start == InitSettings() and isinstance(asked.encoder, str)
