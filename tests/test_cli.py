@@ -278,7 +278,7 @@ def test_help_lists_every_setting_with_its_default_by_section():
     sections = [
         field.name for field in dataclasses.fields(Recipe) if dataclasses.is_dataclass(getattr(Recipe(), field.name))
     ]
-    assert sections == ["images", "augmentation", "normalisation", "optim", "embedding", "head"]
+    assert sections == ["images", "augmentation", "normalisation", "start", "optim", "embedding", "head"]
     assert all(f"{section} options" in text for section in sections)
     for section in (Recipe, *(type(getattr(Recipe(), name)) for name in sections)):
         for field in dataclasses.fields(section):

@@ -20,6 +20,8 @@ from crlf.metrics.intervals import paired_interval
 from crlf.optim import OPTIMIZERS, schedule, set_rates
 from crlf.runtime.devices import autocast, pick_device
 from crlf.runtime.seeding import generator
+from crlf.training.weights.matching import load
+from crlf.training.weights.sources import read
 
 SIDE = 16  # pixels
 ASKED = 2000  # test images that the baselines' kNN is asked for: it takes as long as the run's own, for less
@@ -49,23 +51,40 @@ def shrunk(images: Tensor) -> np.ndarray:
 
 
 def untrained(embedded: Embedded) -> Found:
-    """The linear probe and kNN on the embeddings of the encoder as the run drew it, before the first step."""
+    """The linear probe and kNN on the embeddings of the encoder before the first step: as the run drew it, or with the
+    trained weights that it started from."""
     encoder, (train, test) = untrained_encoder(embedded), embedded.images
     with autocast(embedded.recipe.precision, pick_device(embedded.device)):
         rows = [embedded.embed(train, encoder)]
         rows.append(rows[0] if embedded.folds is not None else embedded.embed(test, encoder))
-    how = "linear probe and kNN (k = 10) on the encoder before its first step, the run's recipe and seed"
+    begun = embedded.recipe.start.init or "the run's recipe and seed"
+    how = f"linear probe and kNN (k = 10) on the encoder before its first step, {begun}"
     return Found(both("untrained", embedded, *rows), f"{how}; {gains(embedded)}")
 
 
 def untrained_encoder(embedded: Embedded) -> encoders.Frozen:
-    """The encoder that the run began with, on the device."""
-    recipe = embedded.recipe
+    """The encoder that the run began with, on the device.
+
+    Raises:
+        InputError: it began with trained weights, and these are not there any more, or are others.
+    """
+    recipe, weights = embedded.recipe, None
+    if recipe.start.init:
+        weights, before = read(recipe.start.init), started_from(embedded).get("sha256")
+        if before not in (None, weights.sha256):
+            raise InputError(f"init {recipe.start.init!r} holds other weights than the run started from")
     _, channels, height, width = embedded.images[0].shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         net = encoders.build(recipe.encoder, channels, min(height, width), recipe.embedding.regions)
+    if weights:
+        load(net, weights, recipe.start)
     return encoders.Frozen(net, recipe.embedding.mirror).to(pick_device(embedded.device))
+
+
+def started_from(embedded: Embedded) -> dict[str, Any]:
+    """What scores.json says of the weights that a run started from."""
+    return embedded.run.scores.get("started_from", {}) if embedded.run else {}
 
 
 def both(name: str, embedded: Embedded, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:

@@ -113,12 +113,23 @@ def settings(recipe: Recipe, scores: dict[str, Any]) -> str:
         "epochs": scores.get("epochs", recipe.epochs),
         "batch": f"{recipe.batch_size} images, {recipe.views} views each",
         "optimizer": f"{recipe.optim.optimizer}, learning rate {recipe.optim.lr:g}",
+        "started from": origin(scores.get("started_from", {})),
         "seed": recipe.seed,
         "training": f"{scores['train_seconds']:.0f} s on {scores['device']}" if "train_seconds" in scores else "",
         "compute": f"{scores['pflop']:.3g} PFLOP" if "pflop" in scores else "",
     }
     rows = [f"| {name} | {value} |" for name, value in facts.items() if value != ""]
     return "\n".join(["| | |", "|---|---|", *rows, "", "`recipe.json` holds every setting."])
+
+
+def origin(weights: dict[str, Any]) -> str:
+    """The weights that training started from, without the folders that lead to them, and what their card says."""
+    if not weights:
+        return ""
+    source = weights["source"]
+    name = source if source.startswith(("timm:", "hf-hub:")) else Path(source).name
+    licence = f"licence {weights['licence']}" if weights.get("licence") else "licence not known"
+    return f"{name} ({licence}, SHA-256 {weights['sha256'][:16]}…)"
 
 
 def worth(run: Run, made: Exported) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 MEASURES = {"linear": "linear probe", "knn": "kNN", "crops": "finding an image by a crop of it"}
+# What to try where training did not pay, and where it started from trained weights.
+OF_TRAINED = "fewer steps (--minutes, --epochs), a lower --lr, more frozen layers (--freeze), or the weights as given"
 ADVICE = "train longer (--minutes, --epochs), on smaller images (--image-size), or ask `crlf doctor`"
 
 
@@ -16,11 +18,13 @@ class Payoff(NamedTuple):
     what: str
     """In a few words."""
     numbers: str
+    advice: str
+    """What to try where it did not pay."""
 
     @property
     def sentence(self) -> str:
         """Both, and what to try where it did not pay."""
-        return f"{self.what}: {self.numbers}." + ("" if self.paid else f" Try: {ADVICE}.")
+        return f"{self.what}: {self.numbers}." + ("" if self.paid else f" Try: {self.advice}.")
 
 
 def payoff(scores: dict[str, Any]) -> Payoff | None:
@@ -34,25 +38,27 @@ def payoff(scores: dict[str, Any]) -> Payoff | None:
     if not gains:
         return None
     told = " and ".join(told_gain(scores, name, gain) for name, gain in gains)
+    advice = OF_TRAINED if "started_from" in scores else ADVICE
     lows, highs = ([gain["interval"][end] for _, gain in gains] for end in (0, 1))
     beaten = [name for name in names if scores.get(f"{name}_over_pixels", {"difference": 0})["difference"] < 0]
     if max(lows) > 0 and min(highs) >= 0 and not beaten:
-        return Payoff(True, "Training paid", told)
+        return Payoff(True, "Training paid", told, advice)
     if beaten:
         pixels = " and ".join(
             f"{MEASURES[name]} of raw pixels {100 * scores[f'pixels_{name}_accuracy']:.1f} %" for name in beaten
         )
-        return Payoff(False, "Training did not pay, raw pixels do better", f"{told}; {pixels}")
+        return Payoff(False, "Training did not pay, raw pixels do better", f"{told}; {pixels}", advice)
     if min(highs) < 0:
-        return Payoff(False, "Training did not pay", told)
-    return Payoff(None, "Whether training paid is within noise", told)
+        return Payoff(False, "Training did not pay", told, advice)
+    return Payoff(None, "Whether training paid is within noise", told, advice)
 
 
 def told_gain(scores: dict[str, Any], name: str, gain: dict[str, Any]) -> str:
     """Such as: linear probe A %, N points above the same encoder untrained (LOW to HIGH)."""
+    before = "the weights it started from" if "started_from" in scores else "the same encoder untrained"
     low, high = gain["interval"]
     where = "above" if gain["difference"] >= 0 else "below"
-    apart = f"{abs(100 * gain['difference']):.1f} points {where} the same encoder untrained"
+    apart = f"{abs(100 * gain['difference']):.1f} points {where} {before}"
     between = f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
     own = scores.get(f"{name}_accuracy")  # not there where `untrained` alone was asked for
     return f"{MEASURES[name]}{'' if own is None else f' {100 * own:.1f} %'}, {apart} ({between})"

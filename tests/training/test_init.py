@@ -12,8 +12,6 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from crlf.training.weights import matching, sources
-from crlf.training.weights.layers import freeze, layers_of, slow
 from sampling import some
 from tiny_images import encoded, pixels
 
@@ -23,9 +21,14 @@ from crlf.augmentation import ViewSettings
 from crlf.data import ImageSettings
 from crlf.encoders import InitSettings
 from crlf.errors import InputError
+from crlf.evaluation import baselines
+from crlf.exporters import model_card
 from crlf.recipe import Recipe
+from crlf.runs.payoff import payoff
 from crlf.runs.run import ENCODER
 from crlf.training.prepare import of_weights, starting
+from crlf.training.weights import matching, sources
+from crlf.training.weights.layers import freeze, layers_of, slow
 
 TINY = {"data": "shapes", "subset": 48, "batch_size": 16, "views": 2, "epochs": 1, "precision": "float32"}
 
@@ -287,3 +290,31 @@ def test_own_photographs_start_from_a_run(before: crlf.Run, tmp_path: Path, narr
     assert crlf.Run(out).recipe.encoder == "cnn" and "starts from" in capsys.readouterr().err
     asked = Recipe(data=str(photos), images=ImageSettings(image_size=32), augmentation=ViewSettings())
     assert asked.start == InitSettings() and isinstance(asked.encoder, str)
+
+
+# Whether it paid
+
+
+def test_training_is_held_against_the_weights_that_it_started_from(
+    before: crlf.Run, tmp_path: Path, monkeypatch, capsys
+):
+    recipe = Recipe(**TINY, start=settings(before.path))
+    run = crlf.embed(crlf.pretrain(recipe, out=tmp_path / "after", device="cpu"), device="cpu")
+    seen: list[torch.nn.Module] = []
+    monkeypatch.setattr(baselines, "load", lambda net, *given: (matching.load(net, *given), seen.append(net))[0])
+    scores = crlf.probe(run, device="cpu")
+    weights = before.tensors(ENCODER)
+    assert seen and all(torch.equal(value, weights[name]) for name, value in matching.own_tensors(seen[0]).items())
+    assert f"before its first step, {before.path}" in scores["protocol"]["untrained"]
+    assert "the weights it started from" in capsys.readouterr().err
+    lost = {"started_from": {}, "knn_over_untrained": {"difference": -0.042, "interval": [-0.08, -0.01]}}
+    assert "fewer steps (--minutes, --epochs), a lower --lr" in payoff(lost).sentence
+    assert "same encoder untrained" in payoff({k: v for k, v in lost.items() if k != "started_from"}).sentence
+    card = model_card.settings(run.recipe, run.scores)
+    assert (
+        f"| started from | before (licence not known, SHA-256 {run.scores['started_from']['sha256'][:16]}…) |" in card
+    )
+    values = before.tensors(ENCODER)
+    torch.save({name: value + 1 for name, value in values.items()}, before.file(ENCODER))
+    with pytest.raises(InputError, match="holds other weights than the run started from"):
+        crlf.probe(run, probes="untrained", device="cpu")
