@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crlf.defaults import unasked
 from crlf.errors import InputError, unknown
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steepest slope at 0 that still ends in 0.7..1.2 (Jordan et al. 2024)
@@ -25,9 +26,9 @@ LARGEST = 1024  # smaller side of a matrix that Muon takes; its cost grows with 
 class OptimSettings:
     """How the weights move."""
 
-    optimizer: str = "muon"
+    optimizer: str = unasked("muon")
     """One of: muon, adam, adamw, sgd, lars."""
-    lr: float = 0.02
+    lr: float = unasked(0.02)
     """Peak learning rate (of the matrices, with Muon)."""
     lr_per: int = 256
     """With sgd and lars: the images in a batch that lr is for; a run takes lr × batch_size / this. 0: lr as it is."""

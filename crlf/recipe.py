@@ -53,7 +53,8 @@ class Recipe:
     drop_copies: bool = False
     """Learn from each image once, where others have the same pixels. All are embedded."""
     epochs: int = unasked(10)
-    """Passes over the training images; where they are files of one's own, and none is given, 1,000 steps or more."""
+    """Passes over the training images; where they are files of one's own, and none is given, 1,000 steps or more. 0
+    leaves the weights of --init as they are."""
     minutes: float = 0.0
     """A time budget, in place of the epochs: as many steps as fit; 0 trains by epochs."""
     reserve: float = 0.0
@@ -108,10 +109,16 @@ class Recipe:
             rule = f"a {METHODS[self.method].Settings.__name__} or None for method {self.method!r}"
             raise InputError(f"head must be {rule}, not a {type(self.head).__name__}")
         for name, (low, high) in LIMITS.items():
+            low = 0 if name == "epochs" and self.start.init else low
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} must be in {low}..{high}, not {getattr(self, name)}")
         if self.minutes and self.reserve >= self.minutes:
             raise InputError(f"reserve must be below the {self.minutes:g} minutes of the run, not {self.reserve:g}")
+
+    @property
+    def as_given(self) -> bool:
+        """Whether nothing is trained: the encoder has the weights that it starts from."""
+        return not self.epochs and not self.minutes
 
     @property
     def budget(self) -> float:

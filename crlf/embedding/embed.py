@@ -19,6 +19,7 @@ from crlf.data.given import Given
 from crlf.data.stream import Sets, Source, open_path, require_shape
 from crlf.data.thumbnails import sample, thumbnails
 from crlf.embedding import shards
+from crlf.embedding.model import OUT, adopt
 from crlf.embedding.table import Writer
 from crlf.errors import InputError
 from crlf.methods import METHODS
@@ -40,7 +41,10 @@ WORDS = {"train": "training", "test": "test"}
 def embed(
     run: Run | str | Path,
     *,
+    model: str = "",
     data: Given | tuple[Given, Given] | str | Path | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
     data_dir: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 500,
@@ -64,6 +68,7 @@ def embed(
     run: Run | str | Path,
     path: str | Path | None = None,
     *,
+    model: str = "",
     data: Given | tuple[Given, Given] | str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -81,13 +86,15 @@ def embed(
     images without a label that a folder has beside others. For the report thumbnails.npy, see `crlf.data.thumbnails`.
 
     Args:
-        run: the run.
+        run: the run; with a model the images: a folder, or anything else that `crlf pretrain` takes.
         path: new images: a folder, one image, or anything else that `crlf pretrain` takes. They are prepared as the
             training images were. Nothing in the run changes.
+        model: a trained model to embed with, without training anything: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH or
+            a run folder. It makes a run of the images, in the folder that --out names.
         data: where the images of the run lie now, if they were moved; they must be the same. From Python, of a run
             that was given its images and keeps none: the training images, or (train, test).
         out: for new images, the table that is written: a .parquet file, with a .npy file of the embeddings alone beside
-            it; by default named after the path, in the current folder.
+            it; by default named after the path, in the current folder. With a model, the run folder.
         overwrite: replace what is there already under these names.
         data_dir: where a data set known by name lies; by default the cache.
         device: cpu, cuda, mps, or auto for the best that is there.
@@ -99,6 +106,10 @@ def embed(
     Raises:
         InputError: there is no trained run, or no image of its kind; or something cannot be written.
     """
+    if model:
+        if path is not None or isinstance(run, Run):
+            raise InputError("model is for images: `crlf embed PATH --model NAME --out RUN`")
+        run, out = adopt(run, model, out=out or OUT, data_dir=data_dir, device=device, overwrite=overwrite), None
     run, place = Run.open(run), distributed.own_device(pick_device(device))
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")

@@ -66,9 +66,11 @@ def untrained_encoder(embedded: Embedded) -> encoders.Frozen:
     """The encoder that the run began with, on the device.
 
     Raises:
-        InputError: it began with trained weights, and these are not there any more, or are others.
+        InputError: nothing was trained; or it began with trained weights, and these are gone or others by now.
     """
     recipe, weights = embedded.recipe, None
+    if recipe.as_given:
+        raise InputError(f"nothing was trained: the encoder has the weights of {recipe.start.init} as they came")
     if recipe.start.init:
         weights, before = read(recipe.start.init), started_from(embedded).get("sha256")
         if before not in (None, weights.sha256):

@@ -90,6 +90,8 @@ def public(recipe: Recipe) -> dict[str, Any]:
 
 
 def lesson(run: Run) -> str:
+    if run.recipe.as_given:
+        return f"elsewhere: its weights are those of {origin(run.scores['started_from'])}"
     how = "with labels" if run.scores.get("supervised") else "without labels"
     return f"{how}, by {run.recipe.method}, from {data_name(run.recipe)}"
 

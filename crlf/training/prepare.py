@@ -12,13 +12,13 @@ import torch
 from crlf.data import SOURCES, ImageSet, ImageSettings, given, load_for_pretraining, named
 from crlf.data.files.class_folders import HELD_OUT
 from crlf.data.given import Given
-from crlf.defaults import Unasked
+from crlf.defaults import OF_INIT, Unasked
 from crlf.encoders import TIMM
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import SupervisedMethod
 from crlf.normalisation import Normalisation
-from crlf.recipe import Recipe, like, settled
+from crlf.recipe import Recipe, filled, like, settled
 from crlf.runs import checkpoints
 from crlf.runs.run import RECIPE, Run
 from crlf.runtime import distributed
@@ -67,12 +67,17 @@ def starting(recipe: Recipe, before: Run | None = None) -> Weights | None:
 
 
 def of_weights(recipe: Recipe, weights: Weights | None) -> Recipe:
-    """The recipe with what trained weights say of themselves, where nobody asked for anything else: their network, and
-    the mean and the deviation that they were trained with."""
+    """The recipe with what trained weights say of themselves, where nobody asked for anything else: their network, the
+    mean and the deviation that they were trained with, and where nothing is trained the size of their images. An
+    optimizer that would make new weights of them in a few steps gives way to a gentle one."""
     if weights is None:
         return recipe
     if weights.encoder and isinstance(recipe.encoder, Unasked):
         recipe = dataclasses.replace(recipe, encoder=weights.encoder)
+    recipe = dataclasses.replace(recipe, optim=filled(recipe.optim, OF_INIT))
+    if recipe.as_given and of_ones_own(recipe) and isinstance(recipe.images.image_size, Unasked):
+        side = weights.image_size or recipe.images.image_size
+        recipe = dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, image_size=side))
     by = weights.normalisation if weights.normalisation.known else usual(recipe.encoder)
     known = recipe.normalisation.known or not by.known
     return recipe if known else dataclasses.replace(recipe, normalisation=by)

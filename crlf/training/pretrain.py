@@ -22,9 +22,10 @@ from crlf.training.cost import Estimate, embedding_bytes, estimate
 from crlf.training.loop import train
 from crlf.training.monitor import knn_curve
 from crlf.training.prepare import fitted
-from crlf.training.results import save_views
+from crlf.training.results import finish, save_views
 from crlf.training.state import State, completed, has_moved, note_move
 from crlf.training.trackers import require_tracker
+from crlf.training.weights.sources import Weights
 
 
 @distributed.together()
@@ -79,10 +80,11 @@ def pretrain(
         if distributed.rank() == 0:
             save_views(run, recipe, images)
             tell_choices(asked, recipe, images)
-            if weights:
-                run.update_scores(started_from=weights.origin)
-                print(f"starts from {weights.source}: {state.match}", file=sys.stderr)
+            tell_start(run, recipe, state, weights)
             tell_cost(state, images)
+        if recipe.as_given:
+            distributed.by_first(lambda: finish(run, recipe, images, state))
+            return run
         train(run, recipe, images, state, started, track, knn_curve(recipe, images, place))
     finally:
         run.release()
@@ -121,9 +123,20 @@ def tell_choices(asked: Recipe, recipe: Recipe, images: ImageSet) -> None:
         print(f"chosen for {count} of one's own: {', '.join(chosen)}", file=sys.stderr)
 
 
+def tell_start(run: Run, recipe: Recipe, state: State, weights: Weights | None) -> None:
+    """Say, and note, which trained weights the encoder starts from, and how it goes on from them."""
+    if weights is None:
+        return
+    run.update_scores(started_from=weights.origin)
+    print(f"starts from {weights.source}: {state.match}", file=sys.stderr)
+    if not recipe.as_given:
+        how = f"{recipe.optim.optimizer}, learning rate {recipe.optim.lr:g}"
+        print(f"goes on from them by {how} (--optimizer, --lr)", file=sys.stderr)
+
+
 def tell_cost(state: State, data: ImageSet) -> None:
     """Say what the encoder chose and what the run will take, and when that is more memory than there is."""
-    if state.share >= 1:
+    if state.share >= 1 or state.recipe.as_given:
         return
     if choice := getattr(state.method.encoder, "choice", ""):
         print(f"encoder {state.recipe.encoder}: {choice}", file=sys.stderr)

@@ -39,12 +39,13 @@ def save_views(run: Run, recipe: Recipe, data: ImageSet, images: int = 10) -> No
 
 
 def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
-    """Write what a trained run is known by."""
+    """Write what a trained run is known by; of one that trained nothing that is little."""
     weights = {name: value.cpu() for name, value in state.method.encoder.state_dict().items()}
     save_tensors(run.file(ENCODER), weights)
     part = state.step % len(state.losses)  # of an epoch that the clock cut short
     losses = state.epoch_losses + [mean(state.losses[:part])] * (part > 0)
-    save_array(run.file(LOSS), np.array(losses, dtype=np.float64))
+    if losses:
+        save_array(run.file(LOSS), np.array(losses, dtype=np.float64))
     images_seen = state.step * recipe.batch_size
     view = [view_size(side, recipe.augmentation) for side in data.images.shape[2:]]
     forwards = 1 if len(distributed.parts_of(recipe.batch_size, recipe.micro_batch)) == 1 else 2
@@ -59,10 +60,9 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
         epochs=round(state.step / len(state.losses), 2) if part else state.step // len(state.losses),
         views_seen=images_seen * recipe.views,
         train_seconds=state.seconds,
-        images_per_second=images_seen / state.seconds,
+        **({"images_per_second": images_seen / state.seconds, "loss": losses[-1]} if losses else {}),
         **({"first_step_seconds": state.first_step} if state.first_step else {}),
         pflop=flops * images_seen * recipe.views / 1e15,
-        loss=losses[-1],
         device=describe(state.device),
         processes=distributed.world(),
         precision=str(dtype_of(recipe.precision, state.device)).removeprefix("torch."),

@@ -27,6 +27,12 @@ def whole(run: Run) -> bool:
     return {"train_seconds", "embed_seconds", "probe_seconds"} <= run.scores.keys() and run.file(REPORT).exists()
 
 
+def untrained(scores: dict[str, Any]) -> str:
+    """Why there was no training."""
+    source = scores.get("started_from", {}).get("source")
+    return f"nothing was trained: the weights of {source}" if source and "train_seconds" in scores else "not yet"
+
+
 def table(scores: dict[str, Any], run: Run) -> str:
     def percent(name: str) -> str:
         if name in scores:
@@ -45,7 +51,7 @@ def table(scores: dict[str, Any], run: Run) -> str:
     rows = [
         *((name, percent(key)) for name, key in quality),
         *tested,
-        ("trained in", f"{duration(training)} ({speed})" if training else "not yet"),
+        ("trained in", f"{duration(training)} ({speed})" if training else untrained(scores)),
         ("all stages", duration(sum(s for s in stages if s))),
         ("encoder", str(run.file(ENCODER))),
         ("embeddings", str(run.file("train_emb.npy")) + ", " + str(run.file("test_emb.npy"))),

@@ -24,3 +24,14 @@ def keep() -> Callable[[str, list[dict[str, Any]]], None]:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     return write
+
+
+@pytest.fixture
+def kept() -> Callable[[str], list[dict[str, Any]]]:
+    """`kept(name)` gives the rows of NAME.json, for a test that goes on where an earlier one ended."""
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        path = Path(__file__).with_name(f"{name}.json")
+        return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+
+    return rows

@@ -212,7 +212,9 @@ def test_a_run_goes_on_from_another_one(before: crlf.Run, tmp_path: Path, capsys
     recipe = Recipe(**TINY, start=settings(before.path))
     recipe = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, lr=1e-9, vector_lr=1e-9))
     run = crlf.pretrain(recipe, out=tmp_path / "after", device="cpu")
-    assert f"starts from {before.path}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"starts from {before.path}" in said and "goes on from them by adamw, learning rate 1e-09" in said
+    assert crlf.recipe.Recipe(**TINY).optim.optimizer == "muon" and run.recipe.optim.optimizer == "adamw"
     assert run.recipe.normalisation == before.recipe.normalisation
     one, other = (r.tensors(ENCODER) for r in (before, run))
     for name, value in one.items():

@@ -47,6 +47,8 @@ class Weights:
     """As their card says, or nothing."""
     encoder: str = ""
     """The network that they are of, as `--encoder` takes it, where that is known."""
+    image_size: int = 0
+    """Pixels a side of the images that they were trained on, where that is known."""
     in_order: bool = True
     """Whether the tensors come in the order in which the network makes them; a .safetensors file has its own."""
     normalisation: Normalisation = field(default_factory=Normalisation)
@@ -79,7 +81,12 @@ def of_run(source: str, run: Run) -> Weights:
     tensors, recipe = state_dict(run.tensors(ENCODER), source), run.recipe
     digest = hashlib.sha256(run.file(ENCODER).read_bytes()).hexdigest()
     return Weights(
-        source=source, tensors=tensors, sha256=digest, encoder=recipe.encoder, normalisation=recipe.normalisation
+        source=source,
+        tensors=tensors,
+        sha256=digest,
+        encoder=recipe.encoder,
+        image_size=int(recipe.images.image_size),
+        normalisation=recipe.normalisation,
     )
 
 
@@ -157,6 +164,7 @@ def of_timm(source: str) -> Weights:
         sha256=digest(tensors),
         licence=cfg.get("license") or "",
         encoder=TIMM + cfg["architecture"],
+        image_size=cfg["input_size"][-1],
         normalisation=Normalisation(mean=tuple(cfg["mean"]), std=tuple(cfg["std"])),
     )
 

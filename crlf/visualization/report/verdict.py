@@ -52,7 +52,8 @@ def how_good(scores: dict[str, Any], without_labels: bool) -> str:
 
 def how_long(scores: dict[str, Any]) -> str:
     if not scores.get("train_seconds"):
-        return ""
+        source = scores.get("started_from", {}).get("source")
+        return f"Nothing was trained: the encoder has the weights of {source} as they came." if source else ""
     epochs = plural(scores.get("epochs"), "epoch")
     views = f" over {scores['views_seen']:,} views" if scores.get("views_seen") else ""
     device = f" on {scores['device']}" if scores.get("device") else ""

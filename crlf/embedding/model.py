@@ -1,0 +1,41 @@
+"""A trained model as it is, as a run: what comes after training works on it as on one that was trained here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from crlf.encoders import InitSettings
+from crlf.errors import InputError
+from crlf.recipe import RECIPES
+from crlf.runs.run import Run
+from crlf.training.prepare import starting
+from crlf.training.pretrain import pretrain
+
+OUT = "simclr_output"
+
+
+def adopt(
+    images: str | Path,
+    model: str,
+    *,
+    out: str | Path = OUT,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Run:
+    """A run of which nothing is trained: its encoder is a model as it comes.
+
+    Args:
+        images: what it is to be used on, as `crlf pretrain` takes it.
+        model: where the weights are, as `--init` takes it; the network must be known with them.
+
+    Raises:
+        InputError: there is no such model, or it is a file that does not say of which network.
+    """
+    recipe = dataclasses.replace(RECIPES["default"], data=str(images), start=InitSettings(init=model), epochs=0)
+    weights = starting(recipe)
+    if weights is not None and not weights.encoder:
+        how = f"crlf pretrain {images} --encoder NAME --init {model} --epochs 0"
+        raise InputError(f"model {model!r} does not say which network its weights are of: `{how}` does")
+    return pretrain(recipe, out=out, data_dir=data_dir, device=device, overwrite=overwrite)
