@@ -182,7 +182,11 @@ def pages(records: Path) -> dict[Path, str]:
         README: filled(readme, "measurements", measurements(found)),
         RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", rows(found, "ablation")),
         FINETUNING: filled(FINETUNING.read_text(encoding="utf-8"), "finetuning", rows(found, "finetuning")),
-        PHOTOGRAPHS: filled(PHOTOGRAPHS.read_text(encoding="utf-8"), "ablation", rows(found, "photos-ablation")),
+        PHOTOGRAPHS: filled(
+            filled(PHOTOGRAPHS.read_text(encoding="utf-8"), "ablation", rows(found, "photos-ablation")),
+            "photos",
+            photographs(found),
+        ),
         SCALING: filled(filled(SCALING.read_text(encoding="utf-8"), "plans", plans), "parts", parts),
         SPEEDRUN: speedrun(records, found),
         RELIABILITY: filled(
@@ -194,6 +198,16 @@ def pages(records: Path) -> dict[Path, str]:
             filled(METHODS_PAGE.read_text(encoding="utf-8"), "table", methods()), "methods", rows(found, "methods")
         ),
     }
+
+
+def photographs(found: dict[str, dict[str, Any]]) -> str:
+    """The tables of `python -m bench photos`, and where they were measured."""
+    if "photos" not in found:
+        return "not measured"
+    record = found["photos"]
+    return (
+        f"{record['text']}\n\n{record['device']}, torch {record['torch']}, {record['date']}, commit {record['commit']}."
+    )
 
 
 def write(records: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bench import readme
 from bench.photos import protocol, results
 from bench.photos.contestants import ALL, contestant
 from bench.photos.sets import REPORTED, SETS, images
@@ -87,7 +88,7 @@ def fill(sets: Sequence[str], wanted: Sequence[str], seeds: Sequence[int], path:
 
 
 def record(found: results.Results) -> None:
-    """Append the accuracies, without the single images, to the records."""
+    """Append the accuracies, without the single images, and the tables to the records; write them into the docs."""
     from bench import __main__ as bench
 
     rows: list[dict[str, Any]] = []
@@ -96,9 +97,11 @@ def record(found: results.Results) -> None:
             means = {what: str(results.mean(found.images(name, who, key))) for key, what in results.PROBES.items()}
             seeds = sorted(found.rows[name, who])
             rows.append({"set": name, "contestant": who, "px": found.size(name, who), "seeds": len(seeds), **means})
-    line = {"bench": "photos", "command": "python -m bench photos --record", **bench.machine(), "rows": rows}
+    about = {"bench": "photos", "command": "python -m bench photos --record", **bench.machine()}
+    line = {**about, "rows": rows, "text": results.markdown(found)}
     with bench.RECORDS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+    readme.write(bench.RECORDS)
 
 
 def packages() -> str:

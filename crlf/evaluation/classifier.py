@@ -16,11 +16,10 @@ from crlf.evaluation.logistic_regression import Linear
 from crlf.normalisation import Normalisation, normalise
 from crlf.recipe import Recipe
 from crlf.runs.files import read_json, save_tensors, write_json
-from crlf.runs.run import CLASSES, CLASSIFIER, RECIPE, SCORES, Run
+from crlf.runs.run import CLASSES, CLASSIFIER, CLASSIFIER_WEIGHTS, RECIPE, SCORES, Run
 
 FOLDER = "classifier"  # in the run's, where none is named
-WEIGHTS = "classifier.pth"
-FILES = (CLASSIFIER, WEIGHTS, CLASSES, SCORES)
+FILES = (CLASSIFIER, CLASSIFIER_WEIGHTS, CLASSES, SCORES)
 
 
 class Classifier(nn.Module):
@@ -111,7 +110,7 @@ def save(folder: Path, model: Classifier, classes: Sequence[str], made_from: dic
         (folder / CLASSIFIER).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"output folder {str(folder)!r} cannot be written: {error.strerror}") from error
-    save_tensors(folder / WEIGHTS, {name: value.cpu() for name, value in model.state_dict().items()})
+    save_tensors(folder / CLASSIFIER_WEIGHTS, {name: value.cpu() for name, value in model.state_dict().items()})
     write_json(folder / CLASSES, list(classes))
     write_json(folder / SCORES, scores)
     write_json(folder / CLASSIFIER, made_from)
@@ -133,7 +132,7 @@ def load(path: Path) -> Loaded:
         read_json(folder / CLASSIFIER, dict),
         read_json(folder / CLASSES, list),
     )
-    weights = Run(folder).tensors(WEIGHTS)
+    weights = Run(folder).tensors(CLASSIFIER_WEIGHTS)
     try:
         recipe, shape = Recipe.from_dict(made_from["recipe"]), tuple(int(n) for n in made_from["image_shape"])
         model = build(recipe, shape, len(classes))

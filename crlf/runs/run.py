@@ -28,7 +28,7 @@ LOCK = ".lock"
 EVENTS = "tensorboard/events.out.tfevents.*"  # what --track tensorboard writes
 VIEWS, REPORT, TABLE = "views.npy", "report.html", "embeddings.parquet"
 THUMBNAILS, MAPS = "thumbnails.npy", "maps.npz"
-CLASSIFIER = "classifier.json"  # in the folder of a classifier, which is none of a run
+CLASSIFIER, CLASSIFIER_WEIGHTS = "classifier.json", "classifier.pth"  # in the folder of a classifier, no run's
 MADE_BY = {
     "train_emb.npy": "embed",
     "test_emb.npy": "embed",

@@ -11,6 +11,8 @@ Shapes: N training images, n of the sample that vote and m that are asked about,
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -39,9 +41,11 @@ from crlf.metrics.geometry import (
 from crlf.metrics.knn import HEADLINE, knn_predict
 from crlf.normalisation import normalise
 from crlf.recipe import Recipe
+from crlf.runs.payoff import OF_TRAINED
 from crlf.runs.run import Run
 from crlf.runtime import distributed
 from crlf.runtime.seeding import generator
+from crlf.text import percent
 
 SAMPLE = 512  # images, of which two views each are embedded
 FEWEST = 128  # of these in a short run
@@ -237,6 +241,9 @@ class KnnCurve:
         self.images, self.labels, self.rows = images, labels.numpy(), rows
         self.voters = len(rows) - asked
         self.seconds = self.last = 0.0  # that looking took
+        self.before: nn.Module | None = None  # the encoder with the trained weights that it starts from
+        self.begun: float | None = None  # its accuracy
+        self.fell = False
 
     @property
     def protocol(self) -> str:
@@ -253,6 +260,10 @@ class KnnCurve:
             kept = torch.cat([torch.arange(voters), torch.arange(self.voters, self.voters + asked)])
             self.rows, self.labels, self.voters = self.rows[kept], self.labels[kept.numpy()], voters
 
+    def start(self, encoder: nn.Module) -> None:
+        """Hold what follows against this encoder, whose weights are trained ones."""
+        self.before = copy.deepcopy(encoder)
+
     def look(self, encoder: nn.Module, seconds: float, step: int = 0, progress: float | None = None) -> dict[str, Any]:
         """What the log shall hold: `knn_accuracy`, 0..1, and its protocol. Nothing of the encoder changes.
 
@@ -266,12 +277,31 @@ class KnnCurve:
                 views = step / progress * self.recipe.batch_size * self.recipe.views
                 self.shorten(max(FEWEST_VOTERS, 2 * fitting(KNN_SHARE, views) // 3))
             tqdm.write(self.protocol, file=sys.stderr)
+        if self.before is not None:
+            self.begun, self.before = self.accuracy(self.before), None
         start = time.perf_counter()
-        rows, n = self.embed(encoder), self.voters
-        found = knn_predict(rows[:n].numpy(), self.labels[:n], rows[n:].numpy(), HEADLINE)
+        found = {"knn_accuracy": self.accuracy(encoder), "knn_protocol": self.protocol}
         self.last = time.perf_counter() - start
         self.seconds += self.last
-        return {"knn_accuracy": float((found == self.labels[n:]).mean()), "knn_protocol": self.protocol}
+        self.hold(found["knn_accuracy"])
+        return found | ({} if self.begun is None else {"knn_at_start": self.begun})
+
+    def accuracy(self, encoder: nn.Module) -> float:
+        """0..1, of the sample's images that are asked about."""
+        rows, n = self.embed(encoder), self.voters
+        found = knn_predict(rows[:n].numpy(), self.labels[:n], rows[n:].numpy(), HEADLINE)
+        return float((found == self.labels[n:]).mean())
+
+    def hold(self, accuracy: float) -> None:
+        """Say once that trained weights have become worse, by more than two standard errors of the difference."""
+        if self.begun is None or self.fell:
+            return
+        asked = len(self.rows) - self.voters
+        error = math.sqrt((self.begun * (1 - self.begun) + accuracy * (1 - accuracy)) / asked)
+        if accuracy < self.begun - 2 * error:
+            self.fell = True
+            fell = f"kNN fell from {percent(self.begun)}, of the weights it started from, to {percent(accuracy)}"
+            tqdm.write(f"warning: {fell}. Try: {OF_TRAINED}.", file=sys.stderr)
 
     @torch.no_grad()
     def embed(self, encoder: nn.Module) -> Tensor:

@@ -85,7 +85,10 @@ def pretrain(
         if recipe.as_given:
             distributed.by_first(lambda: finish(run, recipe, images, state))
             return run
-        train(run, recipe, images, state, started, track, knn_curve(recipe, images, place))
+        knn = knn_curve(recipe, images, place)
+        if knn and weights:
+            knn.start(state.method.encoder)
+        train(run, recipe, images, state, started, track, knn)
     finally:
         run.release()
     return run

@@ -90,6 +90,17 @@ def test_a_run_is_a_model_too(narrow: None, tmp_path: Path):
     )
 
 
+def test_a_classifier_is_a_model_too(narrow: None, tmp_path: Path):
+    images = photos(tmp_path / "photos", ("cat", "dog"))
+    recipe = Recipe(data=str(images), batch_size=8, views=2, epochs=1)
+    before = crlf.embed(crlf.pretrain(recipe, out=tmp_path / "before", device="cpu"), device="cpu")
+    crlf.finetune(before, images, mode="full", epochs=1, out=tmp_path / "classifier", device="cpu")
+    after = crlf.embed(images, model=str(tmp_path / "classifier"), out=tmp_path / "after", device="cpu")
+    tuned, taken = crlf.Run(tmp_path / "classifier").tensors("classifier.pth"), after.tensors(ENCODER)
+    assert all(torch.equal(value, tuned[f"encoder.{k}"]) for k, value in taken.items() if "num_batches" not in k)
+    assert any(not torch.equal(value, before.tensors(ENCODER)[k]) for k, value in taken.items())
+
+
 def test_what_cannot_be_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     images, path = photos(tmp_path / "photos"), tmp_path / "weights.pth"
     torch.save({"a": torch.ones(1)}, path)

@@ -30,7 +30,7 @@ from crlf.evaluation.finetune import mild, score, tune
 from crlf.evaluation.labelled import some
 from crlf.evaluation.logistic_regression import choose_c, fit_linear
 from crlf.recipe import Recipe
-from crlf.runs.run import ENCODER, Run, claim
+from crlf.runs.run import CLASSIFIER_WEIGHTS, ENCODER, Run, claim
 
 TINY = Recipe(data="shapes", subset=256, batch_size=64, views=2, epochs=1, normalisation=PUBLISHED["shapes"])
 SHAPE = (3, 32, 32)
@@ -124,7 +124,7 @@ def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(ru
         crlf.finetune(run, str(shapes), out=tmp_path / name, seed=seed, **full)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
-    first, again, third = (Run(folder).tensors(classifier.WEIGHTS) for folder in (one, same, other))
+    first, again, third = (Run(folder).tensors(CLASSIFIER_WEIGHTS) for folder in (one, same, other))
     before = run.tensors(ENCODER)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], third["head.weight"])

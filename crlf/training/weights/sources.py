@@ -20,10 +20,12 @@ from torch import Tensor
 from crlf.encoders import TIMM
 from crlf.errors import InputError, first_line
 from crlf.normalisation import Normalisation
-from crlf.runs.run import ENCODER, RECIPE, Run
+from crlf.recipe import Recipe
+from crlf.runs.files import read_json
+from crlf.runs.run import CLASSIFIER, CLASSIFIER_WEIGHTS, ENCODER, RECIPE, Run
 
 HUB, FOLDER = "hf-hub:", "local-dir:"  # as timm spells them
-FORMS = f"{TIMM}NAME, {HUB}OWNER/NAME, {FOLDER}PATH, a run folder, or a .safetensors or .pth file"
+FORMS = f"{TIMM}NAME, {HUB}OWNER/NAME, {FOLDER}PATH, a run or classifier folder, or a .safetensors or .pth file"
 SAFE = ".safetensors"
 INSIDE = ("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model_state_dict", "model", "student", "net")
 # Entries of a file under which its weights may lie, the best first.
@@ -72,18 +74,29 @@ def read(source: str) -> Weights:
     path = Path(source).expanduser()
     if (path / RECIPE).is_file():
         return of_run(source, Run(path))
+    if (path / CLASSIFIER).is_file():
+        return of_classifier(source, Run(path))
     if not path.is_file():
         raise InputError(f"init {source!r} is not there: it must be {FORMS}")
     return of_file(source, path)
 
 
 def of_run(source: str, run: Run) -> Weights:
-    tensors, recipe = state_dict(run.tensors(ENCODER), source), run.recipe
-    digest = hashlib.sha256(run.file(ENCODER).read_bytes()).hexdigest()
+    return made_here(source, run, ENCODER, run.recipe)
+
+
+def of_classifier(source: str, folder: Run) -> Weights:
+    """The encoder of a classifier that `crlf finetune` made; its linear layer is left."""
+    return made_here(
+        source, folder, CLASSIFIER_WEIGHTS, Recipe.from_dict(read_json(folder.file(CLASSIFIER), dict)["recipe"])
+    )
+
+
+def made_here(source: str, folder: Run, name: str, recipe: Recipe) -> Weights:
     return Weights(
         source=source,
-        tensors=tensors,
-        sha256=digest,
+        tensors=state_dict(folder.tensors(name), source),
+        sha256=hashlib.sha256(folder.file(name).read_bytes()).hexdigest(),
         encoder=recipe.encoder,
         image_size=int(recipe.images.image_size),
         normalisation=recipe.normalisation,
