@@ -20,6 +20,7 @@ from crlf.errors import InputError, unknown
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steepest slope at 0 that still ends in 0.7..1.2 (Jordan et al. 2024)
 LARGEST = 1024  # smaller side of a matrix that Muon takes; its cost grows with the cube
+LONGEST = 16_384  # larger side: what has a row for each image of a large set (DIET) is no layer like others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,14 +227,20 @@ def trust_ratio(weight: Tensor, gradient: Tensor, weight_decay: float) -> Tensor
 def muon(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.optim.Optimizer]:
     """Muon for matrices, AdamW at `vector_lr` for biases, norms and what is too large to orthogonalise every step."""
     matrices, vectors = _groups(named, s)
-    large = [p for p in matrices["params"] if min(p.flatten(1).shape) > LARGEST]
-    matrices["params"] = [p for p in matrices["params"] if min(p.flatten(1).shape) <= LARGEST]
+    large = [p for p in matrices["params"] if too_large(p)]
+    matrices["params"] = [p for p in matrices["params"] if not too_large(p)]
     vectors["base_lr"] = s.vector_lr
     others = [{**matrices, "params": large, "base_lr": s.vector_lr}] if large else []
     return [
         Muon([matrices], lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay),
         torch.optim.AdamW([vectors, *others], lr=s.vector_lr),
     ]
+
+
+def too_large(p: Tensor) -> bool:
+    """Whether a matrix costs too much to orthogonalise every step."""
+    shape = p.flatten(1).shape
+    return min(shape) > LARGEST or max(shape) > LONGEST
 
 
 def adam(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.optim.Optimizer]:

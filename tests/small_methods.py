@@ -26,7 +26,9 @@ def narrow(name: str, size: int = SIZE, **other: float):
 
 def small(name: str, seed: int = 0, **other: float) -> Method:
     torch.manual_seed(seed)
-    return METHODS[name](CNN(3, widths=(4, 8, 8), read=2), narrow(name, **other)).train()
+    method = METHODS[name](CNN(3, widths=(4, 8, 8), read=2), narrow(name, **other))
+    method.meet(len(LABELS))
+    return method.train()
 
 
 def views_of(count: int = 2, batch: int = 8, seed: int = 0) -> list[Tensor]:

@@ -12,6 +12,7 @@ from crlf.methods.barlow import BarlowTwins as BarlowTwins
 from crlf.methods.base import Method
 from crlf.methods.byol import BYOL as BYOL
 from crlf.methods.dcl import DCL as DCL
+from crlf.methods.diet import DIET as DIET
 from crlf.methods.dino import DINO as DINO
 from crlf.methods.mocov2 import MoCov2 as MoCov2
 from crlf.methods.mocov3 import MoCov3 as MoCov3

@@ -78,6 +78,9 @@ class Method(nn.Module, ABC):
         """
         return None
 
+    def meet(self, images: int) -> None:
+        """Called once before the first step, with how many images there are to learn from; it may make weights."""
+
     def after_step(self, progress: float) -> None:
         """Called after the optimizer, with the share of the steps done; for targets that follow the weights."""
 
@@ -93,16 +96,31 @@ class SupervisedMethod(Method):
         return self.loss(*self.project(views), labels=labels)
 
 
-def loss_of(method: Method, views: Sequence[Tensor], labels: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+class IndexedMethod(Method):
+    """A method that is told which images stand in its batch.
+
+    Its `loss` takes int64 (B,) rows behind the projections, by that name: the numbers of the images among all.
+    """
+
+    def forward(self, views: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        """As `Method.forward`."""
+        return self.loss(*self.project(views), rows=rows)
+
+
+def loss_of(method: Method, views: Sequence[Tensor], told: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
     """A method's loss of a whole batch: views, each float (B, C, h, w), and int64 (B,)."""
-    return compare(method, method.project(views), labels)
+    return compare(method, method.project(views), told)
 
 
-def compare(method: Method, projections: Sequence[Tensor], labels: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """A method's loss, with the labels of the batch only for a `SupervisedMethod`: the one place where they meet."""
+def compare(method: Method, projections: Sequence[Tensor], told: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """A method's loss. What it is told of the batch is its labels for a `SupervisedMethod` alone, and its rows for an
+    `IndexedMethod`: the one place where they meet."""
     if isinstance(method, SupervisedMethod):
-        assert labels is not None, "a supervised method needs labels"
-        return method.loss(*projections, labels=labels)
+        assert told is not None, "a supervised method needs labels"
+        return method.loss(*projections, labels=told)
+    if isinstance(method, IndexedMethod):
+        assert told is not None, "a method that knows its images needs their rows"
+        return method.loss(*projections, rows=told)
     return method.loss(*projections)
 
 

@@ -14,7 +14,7 @@ from crlf import encoders
 from crlf.augmentation import Views
 from crlf.data import ImageSet
 from crlf.methods import Method
-from crlf.methods.base import loss_of
+from crlf.methods.base import IndexedMethod, loss_of
 from crlf.recipe import Recipe
 from crlf.runtime import distributed
 from crlf.runtime.devices import autocast, fits, memory_used, wait_for
@@ -102,7 +102,8 @@ def forward(recipe: Recipe, data: ImageSet, method: Method, images: int, device:
     views = make_view(data.images[:images].to(device), stream, recipe.views)
     with autocast(recipe.precision, device):
         labels = None if data.labels is None else data.labels[:images].to(device)
-        return loss_of(method, views.chunk(recipe.views), labels)[0]
+        told = torch.arange(images, device=device) if isinstance(method, IndexedMethod) else labels
+        return loss_of(method, views.chunk(recipe.views), told)[0]
 
 
 def saved_bytes(compute: Callable[[], Tensor]) -> int:

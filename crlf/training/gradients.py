@@ -30,7 +30,7 @@ def gradients(
     method: Method,
     views_of: Callable[[range], Sequence[Tensor]],
     parts: Sequence[range],
-    labels: Tensor | None,
+    told: Tensor | None,
     precision: contextlib.AbstractContextManager[Any],
     frozen: bool = False,
 ) -> Loss:
@@ -39,7 +39,7 @@ def gradients(
     Args:
         views_of: makes the views of some of the batch's images, each float (b, C, h, w); the same ones each time.
         parts: the images of this process, in parts that are projected one at a time.
-        labels: int64 (B,), of this process's images; None unless the method is supervised.
+        told: int64 (B,), what the method is told of this process's images, see `compare`; None where it is nothing.
         precision: the autocast of the forward passes.
         frozen: batch norm divides by what it remembers of earlier batches, and not by the moments of each part.
 
@@ -49,17 +49,17 @@ def gradients(
     with FrozenNorms(method, passes=1 + (len(parts) > 1)) if frozen else joined():
         if len(parts) == 1:
             with precision:
-                loss, stats = whole_loss(method, method.project(views_of(parts[0])), labels)
+                loss, stats = whole_loss(method, method.project(views_of(parts[0])), told)
             loss.backward()
         else:
-            loss, stats = in_parts(method, views_of, parts, labels, precision)
+            loss, stats = in_parts(method, views_of, parts, told, precision)
     add_up(method.parameters())
     return loss.detach(), stats
 
 
-def whole_loss(method: Method, projections: Sequence[Tensor], labels: Tensor | None) -> Loss:
+def whole_loss(method: Method, projections: Sequence[Tensor], told: Tensor | None) -> Loss:
     """The loss of all processes' projections, each of this process's float (V, B, ...)."""
-    everyone = None if labels is None else whole_batch(labels, dim=0)
+    everyone = None if told is None else whole_batch(told, dim=0)
     return compare(method, [whole_batch(rows) for rows in projections], everyone)
 
 
@@ -67,7 +67,7 @@ def in_parts(
     method: Method,
     views_of: Callable[[range], Sequence[Tensor]],
     parts: Sequence[range],
-    labels: Tensor | None,
+    told: Tensor | None,
     precision: contextlib.AbstractContextManager[Any],
 ) -> Loss:
     """As `gradients`, with the activations of one part at a time."""
@@ -81,7 +81,7 @@ def in_parts(
             found.append([rows.detach().requires_grad_(rows.requires_grad) for rows in projections])
             del projections  # and with it the part's activations
     with precision:
-        loss, stats = whole_loss(method, [torch.cat(rows, dim=1) for rows in zip(*found, strict=True)], labels)
+        loss, stats = whole_loss(method, [torch.cat(rows, dim=1) for rows in zip(*found, strict=True)], told)
     loss.backward()
     with remembering(method, 1 / len(parts)):
         for part, state, cached in zip(parts, states, found, strict=True):

@@ -27,7 +27,7 @@ class Take(Protocol):
 
     warm: int
 
-    def __call__(self, images: Tensor, numbers: Tensor, labels: Tensor | None, measured: bool = False) -> Loss: ...
+    def __call__(self, images: Tensor, numbers: Tensor, told: Tensor | None, measured: bool = False) -> Loss: ...
 
 
 class Plain(Take, Protocol):
@@ -68,9 +68,9 @@ class Replayed:
         self.inputs: list[Tensor | None] = []
         self.found: Loss | None = None
 
-    def __call__(self, images: Tensor, numbers: Tensor, labels: Tensor | None, measured: bool = False) -> Loss:
+    def __call__(self, images: Tensor, numbers: Tensor, told: Tensor | None, measured: bool = False) -> Loss:
         """As `Step`; what it returns is written over by the next step."""
-        inputs = (images, numbers, labels)
+        inputs = (images, numbers, told)
         if self.taken < WARM:
             self.taken += 1
             return aside(images.device, lambda: self.step(*inputs, measured=True))
@@ -89,12 +89,12 @@ class Replayed:
     def whole(self) -> Loss:
         """The step on the inputs that are kept. A buffer that it replaced, a queue's rows say, is put back where it was
         with the new values: the next replay reads it there."""
-        images, numbers, labels = self.inputs
+        images, numbers, told = self.inputs
         assert images is not None and numbers is not None
         places = [
             (module, name, value) for module in self.step.method.modules() for name, value in module._buffers.items()
         ]
-        found = self.step(images, numbers, labels, measured=True)
+        found = self.step(images, numbers, told, measured=True)
         for module, name, value in places:
             new = module._buffers[name]
             if value is not None and new is not None and new is not value:

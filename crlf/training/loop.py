@@ -13,7 +13,7 @@ from crlf.augmentation import Views
 from crlf.data import ImageSet
 from crlf.data.loader import batch_rows, batches
 from crlf.errors import InputError
-from crlf.methods.base import Method, SupervisedMethod
+from crlf.methods.base import IndexedMethod, Method, SupervisedMethod
 from crlf.optim import rates, set_rates
 from crlf.recipe import Recipe
 from crlf.runs import checkpoints
@@ -52,13 +52,13 @@ class Step:
         self.precision = autocast(recipe.precision, device)
         self.parts = distributed.parts_of(recipe.batch_size, recipe.micro_batch)  # as a rule one, the whole batch
 
-    def __call__(self, images: Tensor, numbers: Tensor, labels: Tensor | None, measured: bool = False) -> Loss:
+    def __call__(self, images: Tensor, numbers: Tensor, told: Tensor | None, measured: bool = False) -> Loss:
         """Take a step.
 
         Args:
             images: uint8 (B, C, H, W), of this process.
             numbers: float (n, B V), see `Views.numbers`, of the batch of all processes.
-            labels: int64 (B,), for a `SupervisedMethod` alone.
+            told: int64 (B,), what the method is told of the batch, see `crlf.methods.base.compare`.
             measured: whether the log shall have the norm of the gradient.
 
         Returns:
@@ -71,7 +71,7 @@ class Step:
             own = images[part.start - first : part.stop - first]
             return self.make_view.of_part(own, self.recipe.views, numbers, self.recipe.batch_size, part)
 
-        loss, stats = gradients(self.method, views_of, self.parts, labels, self.precision, self.recipe.frozen_norm)
+        loss, stats = gradients(self.method, views_of, self.parts, told, self.precision, self.recipe.frozen_norm)
         if measured:
             stats["gradient_norm"] = gradient_norm(self.method.parameters())
         for optimizer in self.optimizers:
@@ -107,9 +107,12 @@ def train(
         rows = batch_rows(step_number, len(data), recipe.batch_size, recipe.seed)
         return rows[step.parts[0].start : step.parts[-1].stop]  # this process's
 
-    def labels_of(step_number: int) -> Tensor | None:
+    def told(step_number: int) -> Tensor | None:
+        """What the method is told of the batch: which images it has, or their labels, which no other has in reach."""
+        if isinstance(method, IndexedMethod):
+            return rows_of(step_number).to(device, non_blocking=True)
         if data.labels is None or not isinstance(method, SupervisedMethod):
-            return None  # no other method has labels in reach
+            return None
         return data.labels[rows_of(step_number)].to(device, non_blocking=True)
 
     with (
@@ -128,7 +131,7 @@ def train(
             images = pixels[state.step]  # uint8 (B, C, H, W)
             numbers = make_view.numbers(recipe.batch_size, recipe.views, stream_of(recipe, state))
             set_rates(state.optimizers, **rates(recipe.optim, course.share(state.step + 0.5)))
-            loss, stats = take(images, numbers, labels_of(state.step), measured=last)  # views, loss, backward, step
+            loss, stats = take(images, numbers, told(state.step), measured=last)  # views, loss, backward, step
             state.step += 1
             method.after_step(course.share(state.step))
             state.losses[i] = loss

@@ -280,11 +280,12 @@ class KnnCurve:
         if self.before is not None:
             self.begun, self.before = self.accuracy(self.before), None
         start = time.perf_counter()
-        found = {"knn_accuracy": self.accuracy(encoder), "knn_protocol": self.protocol}
+        accuracy = self.accuracy(encoder)
         self.last = time.perf_counter() - start
         self.seconds += self.last
-        self.hold(found["knn_accuracy"])
-        return found | ({} if self.begun is None else {"knn_at_start": self.begun})
+        self.hold(accuracy)
+        begun = {} if self.begun is None else {"knn_at_start": self.begun}
+        return {"knn_accuracy": accuracy, **begun, "knn_protocol": self.protocol}
 
     def accuracy(self, encoder: nn.Module) -> float:
         """0..1, of the sample's images that are asked about."""

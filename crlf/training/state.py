@@ -75,7 +75,9 @@ class State:
             require_fit(encoder, recipe, data)
             self.match = load(encoder, weights, recipe.start) if weights else None  # how they fit, for the log
             freeze(encoder, recipe.start.freeze)
-            self.method = METHODS[recipe.method](encoder, recipe.head).to(device)
+            self.method = METHODS[recipe.method](encoder, recipe.head)
+            self.method.meet(len(data))
+            self.method.to(device)
         named = list(self.method.named_parameters())
         self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim.for_batch(recipe.batch_size))
         if recipe.start.layer_decay < 1:

@@ -15,7 +15,7 @@ from crlf.data import PUBLISHED
 from crlf.encoders import CNN
 from crlf.errors import InputError
 from crlf.methods import METHODS
-from crlf.methods.base import SupervisedMethod
+from crlf.methods.base import IndexedMethod, SupervisedMethod
 from crlf.optim import (
     OPTIMIZERS,
     OptimSettings,
@@ -54,7 +54,7 @@ def trained(method: str, optimizer: str, replay: bool, **settings: Any) -> tuple
     for i in range(STEPS):
         set_rates(movers, **rates(recipe.optim, (i + 0.5) / STEPS))
         numbers = make_view.numbers(8, 2, torch.Generator().manual_seed(i))
-        labels = LABELS.roll(i) if isinstance(model, SupervisedMethod) else None
+        labels = LABELS.roll(i) if isinstance(model, SupervisedMethod | IndexedMethod) else None
         loss, stats = take(IMAGES[i], numbers, labels, measured=True)
         losses.append((loss.item(), *(value.item() for value in stats.values())))
         model.after_step((i + 1) / STEPS)
