@@ -69,9 +69,16 @@ def starting(recipe: Recipe, before: Run | None = None) -> Weights | None:
 def of_weights(recipe: Recipe, weights: Weights | None) -> Recipe:
     """The recipe with what trained weights say of themselves, where nobody asked for anything else: their network, the
     mean and the deviation that they were trained with, and where nothing is trained the size of their images. An
-    optimizer that would make new weights of them in a few steps gives way to a gentle one."""
+    optimizer that would make new weights of them in a few steps gives way to a gentle one.
+
+    Raises:
+        InputError: the network is not known.
+    """
     if weights is None:
         return recipe
+    if not weights.encoder and isinstance(recipe.encoder, Unasked):
+        why = f"does not say which network its weights are of: --encoder names it, such as {TIMM}resnet18"
+        raise InputError(f"init {weights.source!r} {why}")
     if weights.encoder and isinstance(recipe.encoder, Unasked):
         recipe = dataclasses.replace(recipe, encoder=weights.encoder)
     recipe = dataclasses.replace(recipe, optim=filled(recipe.optim, OF_INIT))

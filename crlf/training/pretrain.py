@@ -113,6 +113,8 @@ def tell_choices(asked: Recipe, recipe: Recipe, images: ImageSet) -> None:
         print(f"{tested} (--hold-out 0.1 holds a tenth out)", file=sys.stderr)
     if batch == len(images) < asked.batch_size:
         print(f"a batch is all {count}: --batch-size sets another", file=sys.stderr)
+    if recipe.as_given:
+        return
     chosen = []
     if batch != asked.batch_size and batch != len(images):
         chosen.append(f"batches of {batch} (--batch-size)")

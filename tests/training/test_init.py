@@ -161,6 +161,14 @@ def test_a_part_is_taken_where_that_is_asked_for(tmp_path: Path):
     assert found.missing and set(found.taken) | set(found.missing) == set(matching.own_tensors(net()))
 
 
+def test_a_file_does_not_say_its_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    torch.save(net().state_dict(), tmp_path / "weights.pth")
+    words = ["shapes", "--init", str(tmp_path / "weights.pth"), "--out", str(tmp_path / "run")]
+    assert cli.main(["pretrain", *words]) == 2
+    assert "does not say which network its weights are of: --encoder names it" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_in_a_file_is_executed(tmp_path: Path):
     class Trap:
         def __reduce__(self) -> Any:
