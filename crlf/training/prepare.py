@@ -81,7 +81,8 @@ def of_weights(recipe: Recipe, weights: Weights | None) -> Recipe:
         raise InputError(f"init {weights.source!r} {why}")
     if weights.encoder and isinstance(recipe.encoder, Unasked):
         recipe = dataclasses.replace(recipe, encoder=weights.encoder)
-    recipe = dataclasses.replace(recipe, optim=filled(recipe.optim, OF_INIT))
+    if isinstance(recipe.optim.optimizer, Unasked):
+        recipe = dataclasses.replace(recipe, optim=filled(recipe.optim, OF_INIT))
     if recipe.as_given and of_ones_own(recipe) and isinstance(recipe.images.image_size, Unasked):
         side = weights.image_size or recipe.images.image_size
         recipe = dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, image_size=side))
