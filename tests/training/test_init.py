@@ -332,7 +332,7 @@ def test_training_is_held_against_the_weights_that_it_started_from(
 
 
 def test_a_fall_below_the_start_is_said_while_it_trains(before: crlf.Run, tmp_path: Path, capsys, monkeypatch):
-    """Trained weights that a rate far too high destroys; and a gentle rate, of which nothing is said."""
+    """Once, and not for a difference that chance explains."""
     found = iter([0.8, 0.7, 0.1, 0.1])  # of the start, and of the looks
     seen: list[torch.Tensor] = []
 
