@@ -116,6 +116,10 @@ class Results:
     def size(self, name: str, who: str) -> int:
         return next(iter(self.rows[name, who].values()))["image_size"]
 
+    def several_sizes(self, name: str) -> bool:
+        """Whether the frozen network was measured at more than one size."""
+        return len({self.size(name, who) for who in self.contestants(name) if who.startswith("imagenet ")}) > 1
+
     def imagenet(self, name: str, size: int | None = None) -> str | None:
         """The frozen network at a size, or at any, with the better of its readouts; None where it has no row."""
         found = [
@@ -150,7 +154,8 @@ def differences(results: Results, who: str) -> str:
     lines: list[list[str]] = []
     found: dict[str, list[list[Mean]]] = {}
     for name in [name for name in results.sets if (name, who) in results.rows]:
-        same, best = results.imagenet(name, results.size(name, who)), results.imagenet(name)
+        same = results.imagenet(name, results.size(name, who))
+        best = results.imagenet(name) if results.several_sizes(name) else None
         others = {"untrained": "untrained", "pixels": "pixels", "ImageNet, same size": same, "ImageNet, any size": best}
         for what, other in others.items():
             if other is None or (name, other) not in results.rows:
