@@ -70,7 +70,7 @@ class OptimSettings:
         images. The others take a step whose length does not depend on the gradient's, and there is no such rule.
         """
         if self.optimizer not in LINEAR or self.lr_per == 0:
-            return self
+            return replace(self, lr=float(self.lr))  # a plain number, which torch saves and loads
         return replace(self, lr=self.lr * batch_size / self.lr_per, lr_per=0)
 
 

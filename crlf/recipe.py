@@ -53,8 +53,8 @@ class Recipe:
     drop_copies: bool = False
     """Learn from each image once, where others have the same pixels. All are embedded."""
     epochs: int = unasked(10)
-    """Passes over the training images; where they are files of one's own, and none is given, 1,000 steps or more. 0
-    leaves the weights of --init as they are."""
+    """Passes over the training images; where they are files of one's own, and none is given, 1,000 steps or more; 0
+    keeps the weights of --init."""
     minutes: float = 0.0
     """A time budget, in place of the epochs: as many steps as fit; 0 trains by epochs."""
     reserve: float = 0.0

@@ -86,7 +86,7 @@ def without_norms(name: str) -> Method:
 def test_parts_give_the_whole_batchs_loss_and_gradients(name: str, most: int):
     """Queues, centres and what is logged too."""
     (whole, after), (parted, after_parts) = found(without_norms(name), 0), found(without_norms(name), most)
-    assert sum("weight" in key for key in whole) >= 4
+    assert sum("weight" in key for key in whole) >= (2 if name == "diet" else 4)  # which has no projector
     assert_equal(whole, parted)
     assert_equal(after, after_parts)
 
