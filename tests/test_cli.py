@@ -346,6 +346,7 @@ def seconds(*command: str) -> float:
     return min(taken)
 
 
+@pytest.mark.long
 def test_help_is_quick():
     assert seconds(*PROGRAM, "--help") < 0.3  # 0.14 s on a quiet machine
     assert seconds(*PROGRAM, "pretrain", "--help") < 1.5  # 0.3 s; torch alone takes 2

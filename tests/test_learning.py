@@ -73,6 +73,7 @@ def no_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
 PLANTED = [wrong_pairs, no_unit_length, one_side_detached, detached, no_augmentation]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", some(PLANTED))
 def test_the_golden_curve_notices_planted_errors(error, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     error(monkeypatch)

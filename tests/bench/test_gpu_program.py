@@ -53,6 +53,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.gpu_program.program.RESERVE", 0.5)
 
 
+@pytest.mark.long
 def test_every_way_to_fail_costs_its_own_part_alone(tmp_path: Path, quick: None):
     parts = [
         Part("first", 5, finds),
@@ -85,6 +86,7 @@ def test_a_part_is_told_what_is_left(tmp_path: Path, quick: None):
     assert a == 3 and 2 < b < 7.5 and c < b
 
 
+@pytest.mark.long
 def test_what_no_time_is_left_for_is_skipped(tmp_path: Path, quick: None):
     start = time.monotonic()
     results = run(tmp_path, 3, [Part("a", None, hangs), Part("b", 5, finds)], {})

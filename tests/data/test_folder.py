@@ -453,6 +453,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *more: str, after: S
     return run
 
 
+@pytest.mark.long
 def test_unlabelled_images_end_in_embeddings_and_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     names = [f"album {i % 3}/{i:02}.png" if i % 5 else f"{i}.png" for i in range(40)]
     put(tmp_path / "my photos", names)

@@ -211,6 +211,7 @@ def test_every_image_is_tested_from_the_folder_to_the_report(tmp_path: Path, cap
     assert drawn.startswith("Linear probe, cross-validated") and f"of all {N} images right" in drawn
 
 
+@pytest.mark.long
 def test_what_follows_knows_that_every_image_is_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run, N = pretrained(put(tmp_path / "photos"), tmp_path / "run"), 3 * EACH
     for command in ("embed", "probe", "doctor"):

@@ -34,7 +34,10 @@ def photos(folder: Path, classes: tuple[str, ...] = ()) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("classes", [(), ("cat", "dog")], ids=["unlabelled", "labelled"])
+LABELLED = pytest.param(("cat", "dog"), marks=pytest.mark.long, id="labelled")
+
+
+@pytest.mark.parametrize("classes", [pytest.param((), id="unlabelled"), LABELLED])
 def test_all_that_follows_training_works(model: str, classes: tuple[str, ...], tmp_path: Path, capsys):
     images, out = photos(tmp_path / "photos", classes), tmp_path / "run"
     assert cli.main(["embed", str(images), "--model", model, "--out", str(out), "--device", "cpu"]) == 0
@@ -90,6 +93,7 @@ def test_a_run_is_a_model_too(narrow: None, tmp_path: Path):
     )
 
 
+@pytest.mark.long
 def test_a_classifier_is_a_model_too(narrow: None, tmp_path: Path):
     images = photos(tmp_path / "photos", ("cat", "dog"))
     recipe = Recipe(data=str(images), batch_size=8, views=2, epochs=1)

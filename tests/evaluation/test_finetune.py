@@ -118,6 +118,7 @@ def test_balanced_accuracy_is_the_mean_of_the_classes(monkeypatch: pytest.Monkey
     assert found["class_accuracy"] == {"a": 1, "b": 0.5}
 
 
+@pytest.mark.long
 def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(run: Run, shapes: Path, tmp_path: Path):
     full = {"mode": "full", "epochs": 2, "batch_size": 8, "labels_per_class": 8, "device": "cpu"}
     one, same, other = (

@@ -238,6 +238,7 @@ def test_augmented_probe(embedded: Embedded):
     assert "60 % of the area" in found.protocol
 
 
+@pytest.mark.long
 def test_the_command_adds_what_is_asked_for(run: crlf.Run):
     assert cli.main(["probe", str(run.path), "--device", "cpu"]) == 0
     before = run.scores

@@ -171,6 +171,7 @@ def test_the_card_says_what_it_is_and_keeps_paths_to_itself(make, here, tmp_path
     assert json.loads((folder / "export.json").read_text())["classes"] == list(NAMES)
 
 
+@pytest.mark.long
 def test_it_is_compared_on_its_own_images_where_they_are(make, here, tmp_path: Path):
     folder = make("cnn")
     found = json.loads((crlf.export(folder, format="torch") / "export.json").read_text())

@@ -71,6 +71,7 @@ def test_a_compiled_run_has_the_same_bits(tmp_path: Path, settings: dict):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.long
 def test_a_compiled_run_goes_on(tmp_path: Path):
     longer = dataclasses.replace(TINY, epochs=2, compile="kernels")
     straight = crlf.pretrain(longer, out=tmp_path / "straight", device="cpu")

@@ -43,6 +43,7 @@ def tensors() -> int:
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
+@pytest.mark.long
 def test_it_leaves_nothing_behind(narrow: None):
     """A result that its own node had saved kept the whole graph, for good: 12 MB a run of one process."""
     for _ in range(2):  # what the tests before have left goes with the second

@@ -193,6 +193,7 @@ def test_two_images_are_too_few_for_tsne(tmp_path: Path, capsys: pytest.CaptureF
     assert "has 2 rows, at least 3 are needed" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_collapsed_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = fake_run(tmp_path)
     save_array(run.file("test_emb.npy"), np.ones((100, 4), dtype=np.float32))
