@@ -6,10 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from crlf.encoders import InitSettings
-from crlf.errors import InputError
 from crlf.recipe import RECIPES
 from crlf.runs.run import Run
-from crlf.training.prepare import starting
 from crlf.training.pretrain import pretrain
 
 OUT = "simclr_output"
@@ -34,8 +32,4 @@ def adopt(
         InputError: there is no such model, or it is a file that does not say of which network.
     """
     recipe = dataclasses.replace(RECIPES["default"], data=str(images), start=InitSettings(init=model), epochs=0)
-    weights = starting(recipe)
-    if weights is not None and not weights.encoder:
-        how = f"crlf pretrain {images} --encoder NAME --init {model} --epochs 0"
-        raise InputError(f"model {model!r} does not say which network its weights are of: `{how}` does")
     return pretrain(recipe, out=out, data_dir=data_dir, device=device, overwrite=overwrite)

@@ -77,8 +77,8 @@ def of_weights(recipe: Recipe, weights: Weights | None) -> Recipe:
     if weights is None:
         return recipe
     if not weights.encoder and isinstance(recipe.encoder, Unasked):
-        why = f"does not say which network its weights are of: --encoder names it, such as {TIMM}resnet18"
-        raise InputError(f"init {weights.source!r} {why}")
+        how = f"`crlf pretrain PATH --encoder {TIMM}NAME --init {weights.source}` does"
+        raise InputError(f"init {weights.source!r} does not say which network its weights are of: {how}")
     if weights.encoder and isinstance(recipe.encoder, Unasked):
         recipe = dataclasses.replace(recipe, encoder=weights.encoder)
     if isinstance(recipe.optim.optimizer, Unasked):
