@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: sizes are tiny, and more threads only wait
@@ -20,6 +21,16 @@ MARKERS = {"long": "minutes", "system": "longer, or much to install"}  # of what
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 SENT = "left_out"  # what a worker of pytest-xdist sends it as
 CACHE = data.cache_dir()  # before any test points CRLF_CACHE elsewhere
+
+
+def pytest_configure() -> None:
+    """Collecting makes millions of objects that live to the end: looking among them for garbage takes a third of it."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

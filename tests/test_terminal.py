@@ -190,17 +190,20 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "command, code, said",
-    [
-        ("CRLF pretrain --help | true", BROKEN_PIPE, ""),
-        ("CRLF --version | true", BROKEN_PIPE, ""),
-        ("CRLF pretain 2>&1 | true", BROKEN_PIPE, ""),
-        ("CRLF summary {run} | true", BROKEN_PIPE, ""),
-        (f"{sys.executable} simclr_train.py --help | true", BROKEN_PIPE, ""),
-        ("CRLF --help > /dev/full", 2, "crlf: error: stdout " + FULL),
-        ("CRLF summary {run} > /dev/full", 2, "crlf summary: error: stdout " + FULL),
-        ("CRLF pretain 2> /dev/full", 2, ""),
-        ("CRLF summary {run} >&- 2>&-", 0, ""),
-    ],
+    some(
+        [
+            ("CRLF pretrain --help | true", BROKEN_PIPE, ""),
+            ("CRLF summary {run} | true", BROKEN_PIPE, ""),
+            (f"{sys.executable} simclr_train.py --help | true", BROKEN_PIPE, ""),
+            ("CRLF summary {run} > /dev/full", 2, "crlf summary: error: stdout " + FULL),
+            ("CRLF pretain 2> /dev/full", 2, ""),
+            ("CRLF --version | true", BROKEN_PIPE, ""),
+            ("CRLF pretain 2>&1 | true", BROKEN_PIPE, ""),
+            ("CRLF --help > /dev/full", 2, "crlf: error: stdout " + FULL),
+            ("CRLF summary {run} >&- 2>&-", 0, ""),
+        ],
+        5,
+    ),
 )
 def test_in_a_shell(command: str, code: int, said: str, run: crlf.Run):
     """Python flushes once more when it ends: what is left in its streams must not bring the trouble back."""

@@ -51,7 +51,7 @@ def test_all_that_follows_training_works(model: str, classes: tuple[str, ...], t
         ["probe"], ["draw"], ["report"], ["summary"], ["doctor"],
         ["search", str(one), "-k", "2", "--figure", str(tmp_path / "near.png")],
         ["export", "--format", "torch"],
-    ]  # fmt: skip
+    ][: None if classes else 3]  # fmt: skip
     for command, *words in after:
         assert cli.main([command, str(out), *words, *["--device", "cpu"] * (command in ("probe", "search"))]) == 0, (
             command
@@ -60,7 +60,7 @@ def test_all_that_follows_training_works(model: str, classes: tuple[str, ...], t
     assert "Traceback" not in said.err and "nan" not in said.out
     report = run.file(REPORT).read_text()
     assert f"Nothing was trained: the encoder has the weights of {model}" in report.replace("&#39;", "'")
-    assert f"nothing was trained: the weights of {model}" in said.out
+    assert not classes or f"nothing was trained: the weights of {model}" in said.out
     if classes:
         assert "nothing was trained" in run.scores["protocol"]["untrained"]
         assert cli.main(["finetune", str(out), str(images), "--device", "cpu", "--out", str(tmp_path / "c")]) == 0
