@@ -54,6 +54,8 @@ class InitSettings:
     """Take weights that fit a part of the encoder alone; the rest is random."""
     freeze: int = 0
     """So many layers, from the image on, stay as they are."""
+    keep_norm: bool = False
+    """Batch norms use, and keep, the statistics that they come with; their weights move."""
     layer_decay: float = 1.0
     """Each layer learns more slowly than the next one by this factor; 1 lets all learn alike."""
 

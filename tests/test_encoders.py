@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from sampling import some
+from small_methods import met
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -66,7 +67,7 @@ PAIRS = list(itertools.product(ENCODERS, METHODS))
 
 @pytest.mark.parametrize("name, method", some(PAIRS, [pair for pair in PAIRS if "cnn" in pair or "simclr" in pair]))
 def test_every_encoder_takes_a_step_of_every_method(name: str, method: str):
-    model = METHODS[method](fresh(name, 3, 16), METHODS[method].Settings())
+    model = met(METHODS[method](fresh(name, 3, 16), METHODS[method].Settings()), 4)
     before = {key: p.detach().clone() for key, p in model.encoder.named_parameters()}
     optimizers = OPTIMIZERS["sgd"](list(model.named_parameters()), OptimSettings(optimizer="sgd", lr=0.1))
     loss, _ = loss_of(model, [torch.randn(4, 3, 16, 16) for _ in range(2)], torch.tensor([0, 0, 1, 1]))

@@ -74,7 +74,7 @@ def untrained_encoder(embedded: Embedded) -> encoders.Frozen:
     if recipe.start.init:
         weights, before = read(recipe.start.init), started_from(embedded).get("sha256")
         if before not in (None, weights.sha256):
-            raise InputError(f"init {recipe.start.init!r} holds other weights than the run started from")
+            raise InputError(f"weights {recipe.start.init!r} are others than the run started from")
     _, channels, height, width = embedded.images[0].shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

@@ -14,6 +14,7 @@ from crlf.methods.byol import BYOL as BYOL
 from crlf.methods.dcl import DCL as DCL
 from crlf.methods.diet import DIET as DIET
 from crlf.methods.dino import DINO as DINO
+from crlf.methods.distill import Distill as Distill
 from crlf.methods.mocov2 import MoCov2 as MoCov2
 from crlf.methods.mocov3 import MoCov3 as MoCov3
 from crlf.methods.nnclr import NNCLR as NNCLR

@@ -107,6 +107,19 @@ class IndexedMethod(Method):
         return self.loss(*self.project(views), rows=rows)
 
 
+class TaughtMethod(IndexedMethod):
+    """A method that learns from a frozen teacher, whose features of every image are known beforehand.
+
+    Its `Settings` have `teacher` and `teacher_size`, see crlf.training.teaching, which makes the features.
+    """
+
+    features: Tensor
+
+    @abstractmethod
+    def learn_from(self, features: Tensor) -> None:
+        """Called once before the first step, with the features of all images, float32 (N, T); it may make weights."""
+
+
 def loss_of(method: Method, views: Sequence[Tensor], told: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
     """A method's loss of a whole batch: views, each float (B, C, h, w), and int64 (B,)."""
     return compare(method, method.project(views), told)

@@ -22,6 +22,7 @@ from crlf.recipe import Recipe, filled, like, settled
 from crlf.runs import checkpoints
 from crlf.runs.run import RECIPE, Run
 from crlf.runtime import distributed
+from crlf.training.teaching import teacher_of
 from crlf.training.weights.sources import Weights, read
 
 
@@ -35,6 +36,8 @@ class Fitted(NamedTuple):
     images: ImageSet
     weights: Weights | None
     """What the encoder starts from, if not from random weights."""
+    teacher: Weights | None
+    """Whose features a `TaughtMethod` learns."""
 
 
 def fitted(recipe: Recipe, data: Given | None, data_dir: str | Path | None, before: Run | None = None) -> Fitted:
@@ -50,13 +53,14 @@ def fitted(recipe: Recipe, data: Given | None, data_dir: str | Path | None, befo
     """
     weights = starting(recipe, before)
     recipe = of_weights(as_before(recipe, before) if before else recipe, weights)
+    teacher = teacher_of(recipe, weights)
     asked, images = with_images(recipe, data, data_dir)
     images = without_copies(recipe, images)
     recipe = settled(asked.for_images(len(images)))
     recipe.steps_per_epoch(len(images))
     require_labels(recipe, images)
     require_difference(recipe, images)
-    return Fitted(asked, resolved(recipe, images, before), images, weights)
+    return Fitted(asked, resolved(recipe, images, before), images, weights, teacher)
 
 
 def starting(recipe: Recipe, before: Run | None = None) -> Weights | None:
@@ -78,7 +82,7 @@ def of_weights(recipe: Recipe, weights: Weights | None) -> Recipe:
         return recipe
     if not weights.encoder and isinstance(recipe.encoder, Unasked):
         how = f"`crlf pretrain PATH --encoder {TIMM}NAME --init {weights.source}` does"
-        raise InputError(f"init {weights.source!r} does not say which network its weights are of: {how}")
+        raise InputError(f"weights {weights.source!r} do not say which network they are of: {how}")
     if weights.encoder and isinstance(recipe.encoder, Unasked):
         recipe = dataclasses.replace(recipe, encoder=weights.encoder)
     if isinstance(recipe.optim.optimizer, Unasked):

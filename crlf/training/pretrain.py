@@ -24,6 +24,7 @@ from crlf.training.monitor import knn_curve
 from crlf.training.prepare import fitted
 from crlf.training.results import finish, save_views
 from crlf.training.state import State, completed, has_moved, note_move
+from crlf.training.teaching import teach
 from crlf.training.trackers import require_tracker
 from crlf.training.weights.sources import Weights
 
@@ -68,10 +69,11 @@ def pretrain(
     if resume and data is None:
         require_there(recipe.data)
     with distributed.first_alone():
-        asked, recipe, images, weights = fitted(recipe, data, data_dir, Run(out) if resume else None)
+        asked, recipe, images, weights, teacher = fitted(recipe, data, data_dir, Run(out) if resume else None)
         distributed.require_share(recipe.batch_size, place)
         require_compilable(recipe, place)
-        state = State(recipe, images, place, weights)  # before the folder is claimed: an encoder may refuse the images
+        features = teach(recipe, teacher, images, data_dir, place) if teacher else None
+        state = State(recipe, images, place, weights, features)  # it may refuse the images: no folder is claimed yet
     space = 5 * embedding_bytes(recipe, images) // 2
     run = distributed.by_first(lambda: claimed(out, recipe, resume, overwrite, space, images))
     try:
@@ -81,6 +83,8 @@ def pretrain(
             save_views(run, recipe, images)
             tell_choices(asked, recipe, images)
             tell_start(run, recipe, state, weights)
+            if teacher:
+                run.update_scores(teacher=teacher.origin)
             tell_cost(state, images)
         if recipe.as_given:
             distributed.by_first(lambda: finish(run, recipe, images, state))

@@ -6,12 +6,14 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from crlf import encoders
 from crlf.augmentation import view_size
 from crlf.data import ImageSet
 from crlf.errors import InputError
 from crlf.methods import METHODS
+from crlf.methods.base import TaughtMethod
 from crlf.normalisation import normalise
 from crlf.optim import OPTIMIZERS
 from crlf.recipe import Recipe
@@ -67,16 +69,32 @@ def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> Non
 class State:
     """What changes while a run trains, and so what a checkpoint holds."""
 
-    def __init__(self, recipe: Recipe, data: ImageSet, device: torch.device, weights: Weights | None = None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: ImageSet,
+        device: torch.device,
+        weights: Weights | None = None,
+        features: Tensor | None = None,
+    ):
+        """Make the encoder, the method around it and its optimizers.
+
+        Args:
+            weights: what the encoder starts from, if not from random weights.
+            features: a teacher's, float32 (N, T), for a `TaughtMethod`.
+        """
         _, channels, height, width = data.images.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             encoder = encoders.build(recipe.encoder, channels, min(height, width))
             require_fit(encoder, recipe, data)
             self.match = load(encoder, weights, recipe.start) if weights else None  # how they fit, for the log
-            freeze(encoder, recipe.start.freeze)
+            freeze(encoder, recipe.start.freeze, recipe.start.keep_norm)
             self.method = METHODS[recipe.method](encoder, recipe.head)
             self.method.meet(len(data))
+            if isinstance(self.method, TaughtMethod):
+                assert features is not None, "a method that is taught needs a teacher's features"
+                self.method.learn_from(features)
             self.method.to(device)
         named = list(self.method.named_parameters())
         self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim.for_batch(recipe.batch_size))

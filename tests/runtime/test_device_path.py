@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchgen
 import yaml
-from small_methods import LABELS, narrow
+from small_methods import LABELS, met, narrow
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -56,7 +56,7 @@ def tiny(name: str) -> torch.nn.Module:
 @functools.cache
 def step(method: str = "simclr", encoder: str = "cnn", optimizer: str = "muon", settings: ViewSettings | None = None):
     """The operators of a step: views, forward, loss, backward; and those of the optimizer."""
-    model = METHODS[method](tiny(encoder), narrow(method)).train()
+    model = met(METHODS[method](tiny(encoder), narrow(method)), len(IMAGES)).train()
     movers = OPTIMIZERS[optimizer](list(model.named_parameters()), OptimSettings(optimizer=optimizer))
     views, generator = Views(settings or ViewSettings(), PUBLISHED["cifar10"]), torch.Generator().manual_seed(0)
     with sdpa_kernel(SDPBackend.MATH), Recorder() as learning:  # the CPU has a kernel of its own, and so has MPS

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from sampling import some
-from small_methods import EVERY, narrow, small
+from small_methods import EVERY, met, narrow, small
 from torch import Tensor, nn
 
 import crlf
@@ -73,7 +73,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: fl
 def without_norms(name: str) -> Method:
     """A method none of whose rows meet before the loss."""
     torch.manual_seed(0)
-    method = METHODS[name](Plain(), narrow(name)).double().train()
+    method = met(METHODS[name](Plain(), narrow(name)), 9).double().train()
     for module in list(method.modules()):
         for child, layer in list(module.named_children()):
             if isinstance(layer, nn.BatchNorm1d):

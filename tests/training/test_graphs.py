@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_methods import narrow
+from small_methods import met, narrow
 from tape import Tape
 
 from crlf.augmentation import Views
@@ -45,7 +45,7 @@ def trained(method: str, optimizer: str, replay: bool, **settings: Any) -> tuple
         optim=OptimSettings(optimizer=optimizer, **settings),
     )  # fmt: skip
     torch.manual_seed(0)
-    model = METHODS[method](CNN(3, widths=(4, 8, 8), read=2), narrow(method)).train()
+    model = met(METHODS[method](CNN(3, widths=(4, 8, 8), read=2), narrow(method)), 8).train()
     movers = OPTIMIZERS[optimizer](list(model.named_parameters()), recipe.optim)
     keep_rates_in_tensors(movers, CPU)
     make_view = Views(recipe.augmentation, recipe.normalisation)

@@ -86,7 +86,7 @@ def test_other_names_go_by_order(tmp_path: Path):
     given, path = net(seed=1), tmp_path / "weights.pth"
     own = {k: v for k, v in given.state_dict().items() if "num_batches" not in k}
     torch.save({f"layer_{i}": value for i, value in enumerate([*own.values(), torch.ones(9)])}, path)
-    with pytest.raises(InputError, match=r"fits 0 of the encoder.* where layer_0.*--match order"):
+    with pytest.raises(InputError, match=r"fit 0 of the encoder.* where layer_0.*--match order"):
         started(path, net())
     other = net(seed=2)
     assert started(path, other, match="order").left == [f"layer_{len(own)}"]
@@ -96,7 +96,7 @@ def test_other_names_go_by_order(tmp_path: Path):
     with pytest.raises(InputError, match=r"must be a \.pth file for match 'order'"):
         started(by_name, net(), match="order")
     torch.save({f"layer_{i}": value for i, value in enumerate([*own.values()][1:])}, path)
-    with pytest.raises(InputError, match="fits 0 of"):  # one is missing: what follows is not what it seems
+    with pytest.raises(InputError, match="fit 0 of"):  # one is missing: what follows is not what it seems
         started(path, net(), match="order")
 
 
@@ -139,13 +139,13 @@ def test_what_is_no_weights_of_it_is_one_line(what: str, tmp_path: Path, capsys:
     said = capsys.readouterr().err.splitlines()
     assert len([line for line in said if "error" in line or "init" in line]) == 1, said
     reason = {
-        "another network": "fits 0 of the encoder's",
+        "another network": "fit 0 of the encoder's",
         "another width": f"{first!r} is (5, 3, 3, 3) there and ",
-        "a pickle": "is no file of weights",
-        "a number": "is no state dict: it holds an object of type 'int'",
-        "NaN": f"holds NaN or infinite values in {first!r}",
-        "empty": "is no state dict",
-        "cut": "is no file of weights",
+        "a pickle": "are no file of weights",
+        "a number": "are no state dict: the file holds an object of type 'int'",
+        "NaN": f"hold NaN or infinite values in {first!r}",
+        "empty": "are no state dict",
+        "cut": "are no file of weights",
     }[what]
     assert reason in said[-1] and "weights.pth" in said[-1]
     assert not (tmp_path / "run").exists()
@@ -165,7 +165,7 @@ def test_a_file_does_not_say_its_network(tmp_path: Path, capsys: pytest.CaptureF
     torch.save(net().state_dict(), tmp_path / "weights.pth")
     words = ["shapes", "--init", str(tmp_path / "weights.pth"), "--out", str(tmp_path / "run")]
     assert cli.main(["pretrain", *words]) == 2
-    assert "does not say which network its weights are of: `crlf pretrain PATH --encoder" in capsys.readouterr().err
+    assert "do not say which network they are of: `crlf pretrain PATH --encoder" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -327,7 +327,7 @@ def test_training_is_held_against_the_weights_that_it_started_from(
     )
     values = before.tensors(ENCODER)
     torch.save({name: value + 1 for name, value in values.items()}, before.file(ENCODER))
-    with pytest.raises(InputError, match="holds other weights than the run started from"):
+    with pytest.raises(InputError, match="are others than the run started from"):
         crlf.probe(run, probes="untrained", device="cpu")
 
 

@@ -32,8 +32,11 @@ def layers_of(encoder: nn.Module) -> list[list[str]]:
     return [found[key] for key in sorted(found)]
 
 
-def freeze(encoder: nn.Module, count: int) -> None:
+def freeze(encoder: nn.Module, count: int, keep_norm: bool = False) -> None:
     """Let the first layers stay as they are: no gradients, and batch norms that use and keep what they remember.
+
+    Args:
+        keep_norm: whether all other batch norms keep what they remember too.
 
     Raises:
         InputError: it has fewer layers.
@@ -47,7 +50,8 @@ def freeze(encoder: nn.Module, count: int) -> None:
             parameter.requires_grad_(False)
     for prefix, module in encoder.named_modules():
         own = [f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters(recurse=False)]
-        if own and set(own) <= frozen and isinstance(module, nn.modules.batchnorm._BatchNorm):
+        whole = keep_norm or (own and set(own) <= frozen)
+        if whole and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             module.train = types.MethodType(stay, module)  # type: ignore[method-assign]
             module.eval()
 

@@ -85,7 +85,7 @@ def by_order(encoder: nn.Module, weights: Weights) -> Match:
     """The first tensor for the first one, and so on, as long as shapes agree; counters of batch norms do not count."""
     if not weights.in_order:
         why = "this one sorts its tensors by name"
-        raise InputError(f"init {weights.source!r} must be a .pth file for match 'order': {why}")
+        raise InputError(f"weights {weights.source!r} must be a .pth file for match 'order': {why}")
     own = own_tensors(encoder)
     given = [(name, value) for name, value in weights.tensors.items() if not name.endswith(COUNTER)]
     taken: dict[str, Tensor] = {}
@@ -160,7 +160,7 @@ def stranger(encoder: nn.Module, weights: Weights, found: Match) -> str:
         instead = f", where {listed(found.left)} are" if found.left else ""
         first = f"the encoder's {listed(found.missing)} are not there{instead}"
     advice = "--partial-init takes what fits" if found.taken else "--match order goes by order and shape"
-    return f"init {weights.source!r} fits {len(found.taken)} of the encoder's {whole} tensors: {first} ({advice})"
+    return f"weights {weights.source!r} fit {len(found.taken)} of the encoder's {whole} tensors: {first} ({advice})"
 
 
 def listed(names: list[str]) -> str:

@@ -76,7 +76,7 @@ def read(source: str) -> Weights:
     if (path / CLASSIFIER).is_file():
         return of_classifier(source, Run(path))
     if not path.is_file():
-        raise InputError(f"init {source!r} is not there: it must be {FORMS}")
+        raise InputError(f"weights {source!r} are not there: they must be {FORMS}")
     return of_file(source, path)
 
 
@@ -107,11 +107,11 @@ def of_file(source: str, path: Path) -> Weights:
         data = path.read_bytes()
         values = loaded(path)
     except OSError as error:
-        raise InputError(f"init {source!r} cannot be read: {error.strerror or first_line(error)}") from error
+        raise InputError(f"weights {source!r} cannot be read: {error.strerror or first_line(error)}") from error
     except Exception as error:  # torch raises many kinds for a damaged file
         more = type(error).__name__ == "UnpicklingError"
         why = "it is damaged, or holds more than tensors" if more else first_line(error)
-        raise InputError(f"init {source!r} is no file of weights: {why}") from error
+        raise InputError(f"weights {source!r} are no file of weights: {why}") from error
     return Weights(
         source=source,
         tensors=state_dict(values, source),
@@ -148,11 +148,11 @@ def state_dict(values: Any, source: str) -> dict[str, Tensor]:
     found = {k: v for k, v in values.items() if isinstance(v, Tensor)} if isinstance(values, Mapping) else {}
     if not found:
         held = "no named tensor" if isinstance(values, Mapping) else f"an object of type {type(values).__name__!r}"
-        raise InputError(f"init {source!r} is no state dict: it holds {held}")
+        raise InputError(f"weights {source!r} are no state dict: the file holds {held}")
     tensors = {str(name): value.float() if value.is_floating_point() else value for name, value in found.items()}
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(f"init {source!r} holds NaN or infinite values in {name!r}")
+            raise InputError(f"weights {source!r} hold NaN or infinite values in {name!r}")
     return tensors
 
 
@@ -165,7 +165,7 @@ def of_timm(source: str) -> Weights:
 
     name = source.removeprefix(TIMM)
     if source.startswith(FOLDER) and not Path(name.removeprefix(FOLDER)).expanduser().is_dir():
-        raise InputError(f"init {source!r} is not there: {FOLDER} takes a folder with config.json and weights")
+        raise InputError(f"weights {source!r} are not there: {FOLDER} takes a folder with config.json and weights")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         net: Any = fetched(source, lambda: timm.create_model(name, pretrained=True, num_classes=0))
@@ -191,7 +191,7 @@ def fetched(source: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except (RuntimeError, ValueError, OSError, KeyError, AssertionError, ImportError) as error:
-        raise InputError(f"init {source!r}: {reason(error)}") from error
+        raise InputError(f"weights {source!r}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

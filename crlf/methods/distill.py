@@ -1,0 +1,132 @@
+"""Distillation: an encoder learns to give what a frozen teacher gives for the same image.
+
+The teacher sees each image once, whole, before the first step; the encoder sees views of it, and so it learns to pass
+over what sets them apart. The losses, by the setting `agree`:
+
+cosine        one less the cosine of the projection and the teacher's features, their mean over all images taken off
+smooth-l1     the smooth L1 distance from the features, each of deviation 1 over all images (Wei et al. 2022,
+              Contrastive Learning Rivals Masked Image Modeling in Fine-tuning via Feature Distillation,
+              https://arxiv.org/abs/2205.14141, which whitens them too)
+similarities  the cross-entropy of whom each image resembles in the batch (Fang et al. 2021, SEED,
+              https://arxiv.org/abs/2101.04731, which asks a queue)
+both          the sum of cosine and similarities
+
+Which is worth most is measured in docs/distil.md.
+
+Shapes: V views, B images of a batch, N images in all, D embedding, T the teacher's features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crlf.errors import unknown
+from crlf.methods.base import TEMPERATURE, WIDTH, TaughtMethod, by_view, in_float32, mlp, out_dim, require, unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings:
+    """The teacher, the loss and the projection head."""
+
+    teacher: str = ""
+    """Whose features are learned: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, or a run or classifier folder; without
+    it the weights of --init, before they move."""
+    teacher_size: int = 0
+    """Pixels a side of the images that the teacher sees; 0 for the size that it was trained on, where the images are
+    files, and else for their own."""
+    agree: str = "cosine"
+    """What is compared: cosine, smooth-l1, similarities, or both (cosine and similarities)."""
+    temperature: float = 0.1
+    """Of similarities."""
+    hidden: int = 1024
+    """Width of the projector's hidden layer."""
+
+    def __post_init__(self) -> None:
+        if self.agree not in LOSSES:
+            raise unknown("agree", self.agree, LOSSES)
+        require(self, temperature=TEMPERATURE, hidden=WIDTH, teacher_size=(0, 4096))
+
+
+@in_float32
+def cosine_loss(z: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Mean of 1 - cosine: float (V, B, T) and (B, T) -> a scalar in 0..2."""
+    return 1 - (unit(z) * unit(taught)).sum(dim=-1).mean()
+
+
+@in_float32
+def smooth_l1(z: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Smooth L1, beta 1, mean over all numbers: float (V, B, T) and (B, T) -> a scalar of at least 0."""
+    return F.smooth_l1_loss(z, taught.expand_as(z))
+
+
+@in_float32
+def similarities(z: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """The cross-entropy of two distributions over the batch, the mean over views: whom an image resembles by the
+    teacher, and by the encoder (SEED, equation 4). An image is not asked about itself.
+
+    Args:
+        z: float (V, B, T).
+        taught: float (B, T).
+
+    Returns:
+        A scalar of at least 0; log(B - 1) when all cosines are equal.
+    """
+    asked, own = unit(taught), unit(z)
+    itself = torch.eye(len(asked), dtype=torch.bool, device=z.device)
+    wanted = (asked @ asked.T / temperature).masked_fill(itself, -torch.inf).softmax(dim=1)  # (B, B)
+    given = (own @ own.mT / temperature).masked_fill(itself, -torch.inf).log_softmax(dim=2)  # (V, B, B)
+    return -(wanted * given.masked_fill(itself, 0)).sum(dim=2).mean()
+
+
+@in_float32
+def both(z: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """The sum of `cosine_loss` and `similarities`."""
+    return cosine_loss(z, taught, temperature) + similarities(z, taught, temperature)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "cosine": cosine_loss,
+    "smooth-l1": smooth_l1,
+    "similarities": similarities,
+    "both": both,
+}
+
+
+class Distill(TaughtMethod):
+    """Encoder, and a projector to the teacher's features."""
+
+    title = "Distillation"
+    paper = "Fang et al. 2021, https://arxiv.org/abs/2101.04731"
+    gist = "the encoder learns what a frozen teacher gives for the image"
+    needs = "a teacher"
+    loss_falls = True
+    Settings = DistillSettings
+
+    def __init__(self, encoder: nn.Module, settings: DistillSettings):
+        super().__init__()
+        self.encoder = encoder
+        self.settings = settings
+        self.projector: nn.Module = nn.Identity()  # until it is known how wide the features are
+
+    def learn_from(self, features: Tensor) -> None:
+        """Keep the features, of mean 0 and, each, deviation 1 (smooth L1) or together 1; make the projector."""
+        centred = features - features.mean(dim=0)
+        scale = centred.std(dim=0) if self.settings.agree == "smooth-l1" else centred.std()
+        self.register_buffer("features", centred / scale.clamp_min(1e-6), persistent=False)
+        self.projector = mlp([out_dim(self.encoder), self.settings.hidden, features.shape[1]])
+
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        h = self.encoder(torch.cat(list(views)))  # (V B, D)
+        return (by_view(self.projector(h), views),)  # (V, B, T)
+
+    def loss(self, z: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        taught = self.features[rows]  # (B, T)
+        found = LOSSES[self.settings.agree](z, taught, self.settings.temperature)
+        with torch.no_grad():
+            agreement = (unit(z) * unit(taught)).sum(dim=-1).mean()
+        return found, {"teacher_agreement": agreement}

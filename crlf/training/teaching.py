@@ -1,0 +1,130 @@
+"""What a frozen teacher gives for each image, before a `TaughtMethod` learns it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crlf import encoders
+from crlf.data import ImageSet, load_for_pretraining, of_files
+from crlf.errors import InputError
+from crlf.methods import METHODS
+from crlf.methods.base import TaughtMethod
+from crlf.normalisation import Normalisation, normalise
+from crlf.recipe import Recipe
+from crlf.runtime import distributed
+from crlf.text import duration
+from crlf.training.weights.matching import load
+from crlf.training.weights.sources import Weights, read
+
+BATCH = 100  # images that the teacher sees at once
+
+
+def taught(recipe: Recipe) -> bool:
+    return issubclass(METHODS[recipe.method], TaughtMethod)
+
+
+def teacher_of(recipe: Recipe, start: Weights | None) -> Weights | None:
+    """The teacher's weights; none where the method needs none.
+
+    Args:
+        start: what the encoder starts from, which teaches where no other teacher is named.
+
+    Raises:
+        InputError: there is no teacher, or it does not say which network it is.
+    """
+    if not taught(recipe):
+        return None
+    source = recipe.head.teacher
+    if source or recipe.start.init:
+        found = read(source or recipe.start.init) if source or start is None else start
+    else:
+        raise InputError(f"method {recipe.method!r} needs a teacher: --teacher RUN or timm:NAME, or --init")
+    if found.encoder:
+        return found
+    if not source:
+        return dataclasses.replace(found, encoder=recipe.encoder, normalisation=recipe.normalisation)
+    how = f"`crlf pretrain PATH --encoder timm:NAME --init {source} --epochs 0` makes a run, which can teach"
+    raise InputError(f"teacher {source!r} does not say which network it is: {how}")
+
+
+def teach(
+    recipe: Recipe, teacher: Weights, data: ImageSet, data_dir: str | Path | None, device: torch.device
+) -> Tensor:
+    """The teacher's features of all training images: float32 (N, T) on the CPU, row i of image i.
+
+    Each image is seen once, whole. Files are read again at the size that the teacher wants; others are scaled.
+
+    Raises:
+        InputError: the teacher does not take such images.
+    """
+    begun = time.perf_counter()
+    side = wanted_side(recipe, teacher, data)
+    images, order = at_size(recipe, data, data_dir, side)
+    net = network(recipe, teacher, images.shape[1], side).to(device)
+    by = teacher.normalisation if teacher.normalisation.known else recipe.normalisation
+    rows = torch.arange(len(images)) if order is None else torch.tensor(order)
+    found = torch.cat([features(net, images[part].to(device), by, side) for part in rows.split(BATCH)])
+    if not found.isfinite().all():
+        raise InputError(f"teacher {teacher.source!r} gives NaN or infinite features: its weights are damaged")
+    if distributed.rank() == 0:
+        what = f"{len(found):,} images of {side} px, {found.shape[1]:,} features each"
+        print(f"teacher {teacher.source}: {what}, in {duration(time.perf_counter() - begun)}", file=sys.stderr)
+    return found
+
+
+def wanted_side(recipe: Recipe, teacher: Weights, data: ImageSet) -> int:
+    """Pixels along the shorter side of the images that the teacher sees."""
+    own = min(data.images.shape[2:])
+    if recipe.head.teacher_size:
+        return int(recipe.head.teacher_size)
+    return teacher.image_size or own if of_files(recipe.data) else own
+
+
+def at_size(
+    recipe: Recipe, data: ImageSet, data_dir: str | Path | None, side: int
+) -> tuple[Tensor, Sequence[int] | None]:
+    """The same images, of a larger size where their files have it, and which of them is each; None for all in order."""
+    own = min(data.images.shape[2:])
+    if side <= own or not of_files(recipe.data):
+        return data.images, None
+    settings = dataclasses.replace(recipe.images, image_size=side)
+    larger = load_for_pretraining(recipe.data, data_dir, settings, recipe.subset)
+    if list(larger.ids) == list(data.ids):
+        return larger.images, None
+    rows = {name: row for row, name in enumerate(larger.ids)}
+    if missing := [name for name in data.ids if name not in rows]:
+        how = f"--teacher-size {own} shows it as the encoder sees it"
+        raise InputError(f"image {missing[0]!r} cannot be read at the {side} px that the teacher wants: {how}")
+    return larger.images, [rows[name] for name in data.ids]
+
+
+def network(recipe: Recipe, teacher: Weights, channels: int, side: int) -> nn.Module:
+    """The teacher, frozen."""
+    try:
+        net = encoders.build(teacher.encoder, channels, side)
+    except InputError as error:
+        raise InputError(f"teacher {teacher.source!r}: {error} (--teacher-size sets what it sees)") from error
+    asked = (
+        recipe.start if not recipe.head.teacher else dataclasses.replace(recipe.start, match="name", partial_init=False)
+    )
+    load(net, teacher, asked)
+    return net.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def features(net: nn.Module, images: Tensor, by: Normalisation, side: int) -> Tensor:
+    """uint8 (B, C, H, W) -> float32 (B, T) on the CPU."""
+    x = normalise(images, by)
+    height, width = x.shape[2:]
+    if min(height, width) != side:
+        size = [round(one * side / min(height, width)) for one in (height, width)]
+        x = F.interpolate(x, size, mode="bicubic", antialias=True)
+    return net(x).float().cpu()
