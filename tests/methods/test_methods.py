@@ -149,7 +149,7 @@ def test_a_few_steps_lower_the_loss_on_a_fixed_batch(name: str):
         loss.backward()
         optimizer.step()
         kept = method.state_dict()
-    method.load_state_dict({**kept, **{key: value for key, value in start.items() if key in kept}})
+        method.load_state_dict({**kept, **{key: value for key, value in start.items() if key in kept}})
     assert losses[-1] < losses[0] - 0.05 * abs(losses[0])
 
 
