@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crlf.defaults import unasked
 from crlf.errors import InputError, unknown
 
 SMALL = 64  # below this many pixels a ResNet gets the small-image stem
 TIMM = "timm:"  # before the name of a model of timm
 MATCHES = ("name", "order")
+NORMS = ("follow", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,12 @@ class InitSettings:
     """Take weights that fit a part of the encoder alone; the rest is random."""
     freeze: int = 0
     """So many layers, from the image on, stay as they are."""
-    keep_norm: bool = False
-    """Batch norms use, and keep, the statistics that they come with; their weights move."""
+    norms: str = unasked("follow")
+    """What batch norms divide by: follow, the moments of each batch, which they also remember; or keep, what the
+    weights came with. Where it is not given, keep with --init."""
+    mix: float = unasked(1.0)
+    """How far the encoder that is kept lies on the way from the weights it started from to the trained ones: 0 is the
+    start, 1 the end (WiSE-FT). Where it is not given, 0.5 with --init."""
     layer_decay: float = 1.0
     """Each layer learns more slowly than the next one by this factor; 1 lets all learn alike."""
 
@@ -66,9 +72,13 @@ class InitSettings:
             raise InputError(f"freeze must be 0 or more, not {self.freeze}")
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"layer_decay must be above 0 and at most 1, not {self.layer_decay}")
-        for name in ("match", "partial_init"):
+        if self.norms not in NORMS:
+            raise unknown("norms", self.norms, NORMS)
+        if not 0 <= self.mix <= 1:
+            raise InputError(f"mix must be in 0..1, not {self.mix:g}")
+        for name in ("match", "partial_init", "norms", "mix"):
             if not self.init and getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise InputError(f"{name} says how init fits, and no init is given")
+                raise InputError(f"{name} is for init, and no init is given")
 
 
 class Frozen(nn.Module):

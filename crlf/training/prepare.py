@@ -12,7 +12,7 @@ import torch
 from crlf.data import SOURCES, ImageSet, ImageSettings, given, load_for_pretraining, named
 from crlf.data.files.class_folders import HELD_OUT
 from crlf.data.given import Given
-from crlf.defaults import OF_INIT, Unasked
+from crlf.defaults import OF_INIT, OF_START, Unasked
 from crlf.encoders import TIMM
 from crlf.errors import InputError
 from crlf.methods import METHODS
@@ -87,6 +87,8 @@ def of_weights(recipe: Recipe, weights: Weights | None) -> Recipe:
         recipe = dataclasses.replace(recipe, encoder=weights.encoder)
     if isinstance(recipe.optim.optimizer, Unasked):
         recipe = dataclasses.replace(recipe, optim=filled(recipe.optim, OF_INIT))
+    if recipe.start.init:
+        recipe = dataclasses.replace(recipe, start=filled(recipe.start, OF_START))
     if recipe.as_given and of_ones_own(recipe) and isinstance(recipe.images.image_size, Unasked):
         side = weights.image_size or recipe.images.image_size
         recipe = dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, image_size=side))

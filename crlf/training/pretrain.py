@@ -16,7 +16,7 @@ from crlf.runs import checkpoints
 from crlf.runs.run import Run, claim, require_place
 from crlf.runtime import distributed
 from crlf.runtime.devices import memory_there, pick_device
-from crlf.text import PYTHON_ONLY, duration, size
+from crlf.text import PYTHON_ONLY, duration, percent, size
 from crlf.training.compile import require_compilable
 from crlf.training.cost import Estimate, embedding_bytes, estimate
 from crlf.training.loop import train
@@ -139,8 +139,10 @@ def tell_start(run: Run, recipe: Recipe, state: State, weights: Weights | None) 
     run.update_scores(started_from=weights.origin)
     print(f"starts from {weights.source}: {state.match}", file=sys.stderr)
     if not recipe.as_given:
-        how = f"{recipe.optim.optimizer}, learning rate {recipe.optim.lr:g}"
-        print(f"goes on from them by {how} (--optimizer, --lr)", file=sys.stderr)
+        how = f"{recipe.optim.optimizer}, learning rate {recipe.optim.lr:g} (--optimizer, --lr)"
+        more = ["batch norms keep what they remember (--norms)"] * (recipe.start.norms == "keep")
+        more += [f"the encoder lies {percent(recipe.start.mix)} of the way from them (--mix)"] * (recipe.start.mix < 1)
+        print("; ".join([f"goes on from them by {how}", *more]), file=sys.stderr)
 
 
 def tell_cost(state: State, data: ImageSet) -> None:

@@ -40,8 +40,7 @@ def save_views(run: Run, recipe: Recipe, data: ImageSet, images: int = 10) -> No
 
 def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
     """Write what a trained run is known by; of one that trained nothing that is little."""
-    weights = {name: value.cpu() for name, value in state.method.encoder.state_dict().items()}
-    save_tensors(run.file(ENCODER), weights)
+    save_tensors(run.file(ENCODER), state.kept())
     part = state.step % len(state.losses)  # of an epoch that the clock cut short
     losses = state.epoch_losses + [mean(state.losses[:part])] * (part > 0)
     if losses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
@@ -89,7 +90,8 @@ class State:
             encoder = encoders.build(recipe.encoder, channels, min(height, width))
             require_fit(encoder, recipe, data)
             self.match = load(encoder, weights, recipe.start) if weights else None  # how they fit, for the log
-            freeze(encoder, recipe.start.freeze, recipe.start.keep_norm)
+            freeze(encoder, recipe.start.freeze, recipe.start.norms == "keep")
+            self.start = copy.deepcopy(encoder.state_dict()) if weights and recipe.start.mix < 1 else None
             self.method = METHODS[recipe.method](encoder, recipe.head)
             self.method.meet(len(data))
             if isinstance(self.method, TaughtMethod):
@@ -123,11 +125,25 @@ class State:
             "losses": self.losses,
             "fingerprint": self.fingerprint,
             "pixels": self.pixels,
+            **({"start": self.start} if self.start else {}),
             **{name: getattr(self, name) for name in ("step", "seconds", "share", "epoch_losses")},
         }
         checkpoints.save(run, values)
         self.saved = time.perf_counter()
         self.save_took = self.saved - begun
+
+    def kept(self) -> dict[str, Tensor]:
+        """The weights of the encoder that is kept, on the CPU: on the way from the start to the end, see
+        `InitSettings.mix` (Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv 2109.01903)."""
+        end = {name: value.cpu() for name, value in self.method.encoder.state_dict().items()}
+        if self.start is None:
+            return end
+        return {
+            name: torch.lerp(self.start[name].cpu(), value, self.recipe.start.mix)
+            if value.is_floating_point()
+            else value
+            for name, value in end.items()
+        }
 
     def load(self, run: Run) -> None:
         values = checkpoints.load(run)
@@ -146,6 +162,7 @@ class State:
             if values["losses"].shape != self.losses.shape:
                 raise ValueError(f"it holds the losses of {len(values['losses'])} steps, not {len(self.losses)}")
             self.losses.copy_(values["losses"])
+            self.start = values.get("start")
             for name in ("step", "seconds", "share", "epoch_losses"):
                 setattr(self, name, values[name])
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:

@@ -243,6 +243,40 @@ def test_what_was_started_goes_on_without_the_weights(before: crlf.Run, tmp_path
         crlf.pretrain(recipe, out=tmp_path / "new", device="cpu")
     again = crlf.pretrain(recipe, out=tmp_path / "whole", device="cpu", resume=True)
     assert np.array_equal(again.array("loss.npy"), whole.array("loss.npy"))
+    one, other = whole.tensors(ENCODER), again.tensors(ENCODER)
+    assert again.recipe.start.mix == 0.5 and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_encoder_that_is_kept_lies_between_start_and_end(before: crlf.Run, tmp_path: Path):
+    """As far as is asked for; training itself is the same."""
+    runs = {
+        mix: crlf.pretrain(Recipe(**TINY, start=settings(before.path, mix=mix)), out=tmp_path / str(mix), device="cpu")
+        for mix in (0.0, 0.25, 1.0)
+    }
+    start, quarter, end = (run.tensors(ENCODER) for run in runs.values())
+    assert np.array_equal(runs[0.0].array("loss.npy"), runs[1.0].array("loss.npy"))
+    moved = 0
+    for name, value in before.tensors(ENCODER).items():
+        assert torch.equal(start[name], value if value.is_floating_point() else end[name])
+        if value.is_floating_point():
+            torch.testing.assert_close(quarter[name], 0.75 * value + 0.25 * end[name])
+            moved += not torch.equal(end[name], value)
+    assert moved >= 8
+
+
+def test_batch_norms_keep_what_the_weights_came_with(before: crlf.Run, tmp_path: Path):
+    """Their weights move; and where nothing is said they keep it with trained weights alone."""
+    kept, follows = (
+        crlf.pretrain(Recipe(**TINY, start=settings(before.path, mix=1.0, **more)), out=tmp_path / name, device="cpu")
+        for name, more in {"kept": {}, "follows": {"norms": "follow"}}.items()
+    )
+    statistics = [name for name in before.tensors(ENCODER) if "running" in name]
+    assert len(statistics) >= 6 and kept.recipe.start.norms == "keep" and Recipe().start.norms == "follow"
+    for name in statistics:
+        assert torch.equal(kept.tensors(ENCODER)[name], before.tensors(ENCODER)[name])
+        assert not torch.equal(follows.tensors(ENCODER)[name], before.tensors(ENCODER)[name])
+    weight = "stages.0.2.weight"  # of a batch norm
+    assert not torch.equal(kept.tensors(ENCODER)[weight], before.tensors(ENCODER)[weight])
 
 
 # Which layers move
@@ -280,8 +314,11 @@ def test_earlier_layers_move_more_slowly():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"match": "order"}, "match says how init fits, and no init is given"),
+    ({"match": "order"}, "match is for init, and no init is given"),
     ({"init": "x", "match": "shape"}, "match 'shape' is not known"),
+    ({"mix": 0.3}, "mix is for init, and no init is given"),
+    ({"init": "x", "mix": 1.5}, r"mix must be in 0\.\.1, not 1\.5"),
+    ({"init": "x", "norms": "kept"}, "norms 'kept' is not known: choose from follow, keep. Did you mean 'keep'?"),
     ({"freeze": -1}, "freeze must be 0 or more"), ({"layer_decay": 0.0}, "layer_decay must be above 0"),
 ])  # fmt: skip
 def test_settings_out_of_range(wrong: dict[str, Any], message: str):
