@@ -3,7 +3,8 @@
     python simclr_train.py            # CIFAR-10, which is fetched
     python simclr_train.py PATH       # images of your own
 
-The stages, pretrain, embed, probe, draw and report, stand in a row in `crlf.pipeline.run`; `crlf run PATH` is the same.
+The stages, pretrain, embed, probe, draw and report, stand in a row in `crlf.pipelines.images_to_report.run`; `crlf run`
+is the same.
 """
 
 from __future__ import annotations

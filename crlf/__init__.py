@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from crlf.inference.encoder import load as load
     from crlf.inference.search import search as search
     from crlf.inference.sklearn import ContrastiveEncoder as ContrastiveEncoder
-    from crlf.pipeline import run as run
+    from crlf.pipelines.images_to_report import run as run
+    from crlf.pipelines.trial import trial as trial
     from crlf.recipe import RECIPES as RECIPES
     from crlf.recipe import Recipe as Recipe
     from crlf.runs.run import Run as Run
@@ -40,7 +41,8 @@ __version__ = "0.1.0"
 
 # Each is loaded at first use, so that `crlf --help` starts at once, without torch.
 _HOMES = {
-    "run": "pipeline",
+    "run": "pipelines.images_to_report",
+    "trial": "pipelines.trial",
     "pretrain": "training.pretrain",
     "embed": "embedding.embed",
     "search": "inference.search",

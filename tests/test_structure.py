@@ -17,7 +17,7 @@ ORDER = (
     *("errors", "text", "runtime"),
     *("defaults", "normalisation", "augmentation", "encoders", "optim", "methods"),
     *("data", "metrics", "recipe", "runs", "training"),
-    *("embedding", "evaluation", "visualization", "inference", "exporters", "pipeline", "cli"),
+    *("embedding", "evaluation", "visualization", "inference", "exporters", "pipelines", "cli"),
 )  # each imports only what stands before it
 ONE_MEANING = {
     "knn.py": "k nearest neighbours: metrics finds them, evaluation is the probe",

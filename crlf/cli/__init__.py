@@ -25,7 +25,8 @@ from crlf.runtime import terminal
 from crlf.runtime.allocator import keep_freed_memory
 
 COMMANDS = {
-    "run": ("crlf.pipeline", "all of it in one command, from images to a report: begin here"),
+    "run": ("crlf.pipelines.images_to_report", "all of it in one command, from images to a report: begin here"),
+    "trial": ("crlf.pipelines.trial", "find out whether it is worth training on these images at all"),
     "pretrain": ("crlf.training.pretrain", "learn an encoder from images without labels"),
     "embed": ("crlf.embedding.embed", "turn the images of a run, or new ones, into embeddings"),
     "search": ("crlf.inference.search", "find the images that are nearest to an image"),
@@ -130,7 +131,7 @@ def overview() -> str:
 
 def stage(name: str, arguments: list[str]) -> None:
     """Do a command, and say which one comes next."""
-    run = call(command(name), arguments, f"crlf {name}", needs_data=name == "run")
+    run = call(command(name), arguments, f"crlf {name}", needs_data=name in ("run", "trial"))
     if name in NEXT and run is not None:
         terminal.say(f"next: {NEXT[name].format(run=shlex.quote(run))}")
 

@@ -17,12 +17,14 @@ FOLDS = 5
 def same(rows: np.ndarray) -> np.ndarray:
     """A number for each image that its copies share, float32 (N, D) -> int64 (N,): copies have the same embedding.
 
+    It is the row of the first of them. So images without copies have their own, whatever the encoder, and the folds of
+    two encoders are the same.
+
     Where there are fewer embeddings than folds, an encoder has collapsed, and nothing is taken for a copy.
     """
     whole = np.ascontiguousarray(rows).view(f"V{rows.itemsize * rows.shape[1]}").ravel()
-    found, groups = np.unique(whole, return_inverse=True)
-    groups = groups if len(found) >= FOLDS else np.arange(len(rows))
-    return groups.reshape(-1).astype(np.int64)
+    found, first, groups = np.unique(whole, return_index=True, return_inverse=True)
+    return first[groups.reshape(-1)].astype(np.int64) if len(found) >= FOLDS else np.arange(len(rows))
 
 
 def folds_of(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarray:

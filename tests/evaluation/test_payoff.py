@@ -12,6 +12,7 @@ from torch import nn
 
 import crlf
 from crlf import cli
+from crlf.augmentation import ViewSettings
 from crlf.encoders import ENCODERS
 from crlf.evaluation.crops import crops, found_by_crop
 from crlf.evaluation.embedded import Embedded
@@ -87,16 +88,12 @@ def photographs(tmp_path: Path) -> np.ndarray:
 
 def test_a_crop_finds_its_image_where_the_encoder_sees_past_it(photographs: np.ndarray, monkeypatch):
     plain = torch.from_numpy(photographs[:, :, :1, :1].repeat(24, axis=2).repeat(24, axis=3))
-    none = np.zeros(0, dtype=np.int64)
-    embedded = Embedded(np.zeros((60, 3), np.float32), none, np.zeros((0, 3), np.float32), none)
-    embedded.__dict__["recipe"] = Recipe().resolved(crlf.data.given.both(photographs, Recipe().images, 0)[0])
-    from crlf.augmentation import Views, ViewSettings
-
-    views = Views(ViewSettings(resolution=1.0, jitter=0.0, grayscale=0.0), embedded.recipe.normalisation)
-    assert found_by_crop(embedded, Mean().eval(), plain, views).mean() > 0.8
+    by = Recipe().resolved(crlf.data.given.both(photographs, Recipe().images, 0)[0]).normalisation
+    crop = ViewSettings(resolution=1.0, jitter=0.0, grayscale=0.0)
+    assert found_by_crop(Mean().eval(), plain, by, crop).mean() > 0.8
     lost = Mean().eval()
     lost.forward = lambda x: torch.ones(len(x), 3)  # type: ignore[method-assign]
-    assert found_by_crop(embedded, lost, plain, views).mean() < 0.1
+    assert found_by_crop(lost, plain, by, crop).mean() < 0.1
 
 
 def test_a_run_without_labels_is_told(photographs: np.ndarray, tmp_path: Path, few_weights, monkeypatch, capsys):
@@ -125,8 +122,7 @@ def test_the_own_encoder_is_held_against_the_one_of_before(monkeypatch):
         images=(torch.zeros(10, 3, 8, 8, dtype=torch.uint8),) * 2, encoder="own", recipe=Recipe(data="cifar10")
     )
     monkeypatch.setattr("crlf.evaluation.crops.untrained_encoder", lambda embedded: "untrained")
-    monkeypatch.setattr("crlf.evaluation.crops.found_by_crop", lambda embedded, encoder, *rest: right[encoder])
-    monkeypatch.setattr("crlf.evaluation.crops.Views", lambda *settings: None)
+    monkeypatch.setattr("crlf.evaluation.crops.found_by_crop", lambda encoder, *rest: right[encoder])
     found = crops(embedded).scores
     assert found["crops_accuracy"] == 0.9 and found["untrained_crops_accuracy"] == 0.4
     assert found["crops_over_untrained"]["difference"] == 0.5 and found["crops_over_untrained"]["interval"][0] > 0

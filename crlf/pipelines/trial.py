@@ -1,0 +1,142 @@
+"""`crlf trial`: should I train at all?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crlf.data import load_for_pretraining
+from crlf.errors import InputError
+from crlf.evaluation.crops import IMAGES
+from crlf.pipelines.advice import verdict
+from crlf.pipelines.contestants import Contestant, Images, Place, contestants, own, shown
+from crlf.pipelines.judging import Judged, folds, judge
+from crlf.pipelines.sheet import closing, table, time_of, write
+from crlf.recipe import Recipe
+from crlf.runs.files import read_json, write_json
+from crlf.text import duration, each_once, say
+from crlf.training.weights.sources import read
+
+MINUTES = 20.0
+LEAST = 0.02  # minutes of a contestant's training
+RESULTS, PAGE = "trial.json", "trial.html"
+
+
+@each_once()
+def trial(
+    recipe: Recipe,
+    *,
+    model: tuple[str, ...] = (),
+    out: str | Path = "trial_output",
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Should I train at all? Hold raw pixels, an untrained encoder, trained models as they are, SimCLR from scratch and
+    from the first model, and distillation from it, against each other on the same images. All of it takes about
+    --minutes, of which each that is trained gets the same share; two of them learn from 10 and 30 % of the images, and
+    say whether more images would help.
+
+    Args:
+        recipe: every setting of the training; --init counts as a model, the first one.
+        model: trained models: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, or run folders.
+        out: the folder for the page trial.html, the numbers trial.json, and a run folder for each.
+        data_dir: where a data set known by name lies; by default the cache, ~/.cache/crlf.
+        device: cpu, cuda, mps, or auto for the best that is there.
+        resume: go on with the trial in the folder.
+
+    Returns:
+        What trial.json holds.
+
+    Raises:
+        InputError: a wrong setting, images or model; or a folder that holds another trial.
+    """
+    begun, folder = time.perf_counter(), Path(out)
+    models = tuple(dict.fromkeys([*([recipe.start.init] if recipe.start.init else []), *model]))
+    asked = {"recipe": dataclasses.replace(recipe, minutes=recipe.minutes or MINUTES).to_dict(), "models": list(models)}
+    kept = before(folder, asked, resume)
+    for source in models:
+        read(source)  # before the images are decoded
+    place = Place(recipe, models, folder, data_dir, device)
+    images = Images(place)
+    train, test = images.of(own(recipe))
+    count = len(load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset))
+    by, everyone = folds(train, test), list(contestants(place, count))
+    marks: dict[Contestant, Judged] = {}
+    seconds: dict[str, float] = dict(kept["seconds"])
+    share, judging = 0.0, 0.0
+    for number, one in enumerate(everyone, start=1):
+        if one.name in kept["marks"]:
+            marks[one] = unpacked(kept["marks"][one.name])
+            continue
+        if one.trained and not share:
+            share = share_of(recipe, everyone, marks, time.perf_counter() - begun, judging)
+            say(f"each that is trained gets {duration(60 * share)}")
+        say(f"{number}/{len(everyone)}: {one.name}")
+        started = time.perf_counter()
+        found = shown(one, place, images, share)
+        judged_from = time.perf_counter()
+        marks[one] = judge(found, train, test, by)
+        judging = max(judging, time.perf_counter() - judged_from + (0 if one.trained else judged_from - started))
+        seconds[one.name] = judged_from - started if one.trained else 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        kept["marks"][one.name], kept["seconds"] = packed(marks[one]), seconds
+        write_json(folder / RESULTS, kept)
+    told = verdict(marks)
+    about = {
+        "data": recipe.data, "images": count, "classes": len(train.classes), "minutes": recipe.minutes or MINUTES,
+        "tested": "each of them tested" if by is not None else f"{len(test):,} others tested",
+        "searched": min(IMAGES, len(test) or len(train)),
+        "seconds": {one.name: time_of(seconds.get(one.name, 0.0)) for one in everyone},
+    }  # fmt: skip
+    write(folder / PAGE, marks, told, about, folder)
+    result = {**kept, "advice": told.what, "why": told.why, "best": told.best.name, "train": told.train}
+    write_json(folder / RESULTS, result)
+    print(table(marks), "", *closing(marks, told, folder / PAGE, folder, recipe.data), sep="\n")
+    return result
+
+
+def share_of(
+    recipe: Recipe, everyone: list[Contestant], marks: dict[Contestant, Judged], passed: float, judging: float
+) -> float:
+    """Minutes of each training that is left: the rest of the time, but for what judging takes."""
+    left = [one for one in everyone if one.trained and one not in marks]
+    rest = 60 * (recipe.minutes or MINUTES) - passed - judging * len(left)
+    return max(LEAST, rest / 60 / len(left))
+
+
+def before(folder: Path, asked: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """What a trial in the folder has found so far.
+
+    Raises:
+        InputError: there is one, and nobody asked to go on with it; or it is another one.
+    """
+    fresh = {**asked, "marks": {}, "seconds": {}}
+    if not (folder / RESULTS).is_file():
+        if folder.is_dir() and any(folder.iterdir()) and not resume:
+            raise InputError(f"output folder {str(folder)!r} is not empty, and holds no trial: --out names another")
+        return fresh
+    if not resume:
+        raise InputError(f"output folder {str(folder)!r} holds a trial: --resume goes on with it, --out names another")
+    found = read_json(folder / RESULTS, dict)
+    for name, value in json.loads(json.dumps(asked)).items():
+        if found.get(name) != value:
+            raise InputError(f"the trial in {str(folder)!r} was of other {name}: --out names another folder")
+    return {**fresh, "marks": found.get("marks", {}), "seconds": found.get("seconds", {})}
+
+
+def packed(judged: Judged) -> dict[str, Any]:
+    """As plain values."""
+    right = {k: [None if np.isnan(v) else round(float(v), 4) for v in row] for k, row in judged.right.items()}
+    return {"right": right, "measures": judged.measures, "means": {k: judged.mean(k) for k in judged.right}}
+
+
+def unpacked(values: dict[str, Any]) -> Judged:
+    """The inverse of `packed`."""
+    right = {k: np.array([np.nan if v is None else v for v in row], dtype=float) for k, row in values["right"].items()}
+    return Judged(right, dict(values["measures"]))
