@@ -49,12 +49,16 @@ COMMANDS = {
     "record": "keep what a GPU program brought back: its folder",
     "photos": "sets of real photographs: CRLF, untrained, pixels and an ImageNet network; --help says how",
     "photos-ablation": "what each choice of the defaults for photographs is worth, on other sets; --help says how",
+    "transfer": "trained weights on photographs: as they are, gone on from, and as a teacher; --help says how",
+    "init-ablation": "how to go on from trained weights without labels; --help says how",
 }  # with arguments of their own
 MODULES = {
     "gpu-program": "gpu_program.main",
     "record": "gpu_program.keep",
     "photos": "photos.main",
     "photos-ablation": "photos.ablation",
+    "transfer": "transfer.main",
+    "init-ablation": "transfer.adapting",
 }
 
 

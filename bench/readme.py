@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 README, RECIPE, METHODS_PAGE = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
 FINETUNING, SCALING = ROOT / "docs" / "fine-tune.md", ROOT / "docs" / "scaling.md"
 PHOTOGRAPHS = ROOT / "docs" / "photographs.md"
+TRAINED, DISTIL = ROOT / "docs" / "trained-weights.md", ROOT / "docs" / "distil.md"
 SPEEDRUN = ROOT / "docs" / "speedrun.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
 RUNS = {
@@ -185,8 +186,14 @@ def pages(records: Path) -> dict[Path, str]:
         PHOTOGRAPHS: filled(
             filled(PHOTOGRAPHS.read_text(encoding="utf-8"), "ablation", rows(found, "photos-ablation")),
             "photos",
-            photographs(found),
+            texts(found, "photos"),
         ),
+        TRAINED: filled(
+            filled(TRAINED.read_text(encoding="utf-8"), "init-ablation", rows(found, "init-ablation")),
+            "transfer",
+            texts(found, "transfer"),
+        ),
+        DISTIL: filled(DISTIL.read_text(encoding="utf-8"), "losses", texts(found, "transfer", "losses")),
         SCALING: filled(filled(SCALING.read_text(encoding="utf-8"), "plans", plans), "parts", parts),
         SPEEDRUN: speedrun(records, found),
         RELIABILITY: filled(
@@ -200,14 +207,13 @@ def pages(records: Path) -> dict[Path, str]:
     }
 
 
-def photographs(found: dict[str, dict[str, Any]]) -> str:
-    """The tables of `python -m bench photos`, and where they were measured."""
-    if "photos" not in found:
+def texts(found: dict[str, dict[str, Any]], name: str, key: str = "text") -> str:
+    """The tables that a record holds as text, and where they were measured."""
+    if name not in found:
         return "not measured"
-    record = found["photos"]
-    return (
-        f"{record['text']}\n\n{record['device']}, torch {record['torch']}, {record['date']}, commit {record['commit']}."
-    )
+    record = found[name]
+    where = f"{record['device']}, torch {record['torch']}, {record['date']}, commit {record['commit']}"
+    return f"{record[key]}\n\n{where}."
 
 
 def write(records: Path) -> None:

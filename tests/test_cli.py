@@ -142,7 +142,7 @@ MORE = {
 }  # what a stage needs beside its run
 
 
-@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in ("run", "pretrain")])
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in ("run", "trial", "pretrain")])
 def test_every_stage_refuses_what_is_no_run(tmp_path: Path, name: str):
     assert "does not exist" in refused(name, str(tmp_path / "nowhere"), *MORE.get(name, []))
     assert "holds no run" in refused(name, str(tmp_path), *MORE.get(name, []))

@@ -11,6 +11,7 @@ as in `bench photos`.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from crlf.data.loader import batch_rows
 from crlf.embedding.embed import embed_images
 from crlf.evaluation.cross_validation import FOLDS, folds_of, same
 from crlf.evaluation.logistic_regression import fit_linear
+from crlf.methods.base import IndexedMethod
 from crlf.optim import rates, set_rates
 from crlf.recipe import Recipe, settled
 from crlf.runtime.allocator import keep_freed_memory
@@ -41,6 +43,8 @@ from crlf.runtime.devices import one_thread
 from crlf.text import say
 from crlf.training.loop import Step, stream_of
 from crlf.training.state import State
+from crlf.training.teaching import teach, teacher_of
+from crlf.training.weights.sources import Weights
 
 ROWS = Path(__file__).parent.parent / "photos-ablation-rows.jsonl"
 KEPT = home() / "ablation"
@@ -52,10 +56,19 @@ OWN: dict[str, Any] = {"embed": 0, "read": 0, "after": ""}
 READING = ("embedding.", *(f"{name}=" for name in OWN))  # what changes nothing in training begins so
 
 
-def train(recipe: Recipe, data: ImageSet, work: float) -> tuple[nn.Module, dict[str, Any]]:
-    """An encoder after so much work, and what it took."""
+def train(
+    recipe: Recipe, data: ImageSet, work: float, weights: Weights | None = None
+) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+    """An encoder before and after so much work, and what it took.
+
+    Args:
+        weights: what it starts from, if not from random weights.
+    """
     device = torch.device("cpu")
-    state = State(recipe, data, device)
+    teacher = teacher_of(recipe, weights)
+    features = teach(recipe, teacher, data, None, device) if teacher else None
+    state = State(recipe, data, device, weights, features)
+    before = copy.deepcopy(state.method.encoder)
     views, method = Views(recipe.augmentation, recipe.normalisation), state.method.train()
     step = Step(recipe, method, state.optimizers, views, device)
     steps = max(1, round(work * 1e12 / (3 * flop(recipe, data) * recipe.batch_size * recipe.views)))
@@ -64,10 +77,10 @@ def train(recipe: Recipe, data: ImageSet, work: float) -> tuple[nn.Module, dict[
         rows = batch_rows(state.step, len(data), recipe.batch_size, recipe.seed)
         numbers = views.numbers(recipe.batch_size, recipe.views, stream_of(recipe, state))
         set_rates(state.optimizers, **rates(recipe.optim, (state.step + 0.5) / steps))
-        loss, _ = step(data.images[rows], numbers, None)
+        loss, _ = step(data.images[rows], numbers, rows if isinstance(method, IndexedMethod) else None)
         method.after_step((state.step + 1) / steps)
     seconds = round(time.perf_counter() - start, 1)
-    return method.encoder, {"steps": steps, "seconds": seconds, "loss": round(float(loss), 3)}
+    return before, method.encoder, {"steps": steps, "seconds": seconds, "loss": round(float(loss), 3)}
 
 
 def flop(recipe: Recipe, data: ImageSet) -> float:
@@ -117,7 +130,7 @@ def measure(name: str, change: str, seed: int, work: float, keep: Path) -> dict[
     recipe = settled(Recipe.from_dict({"data": "photographs/", "seed": seed, **settings})).resolved(data)
     kept = keep / f"{name}, {' '.join(training) or BASE}, {seed}, {work}.pt"
     if not kept.exists():
-        encoder, about = train(recipe, data, work)
+        _, encoder, about = train(recipe, data, work)
         keep.mkdir(parents=True, exist_ok=True)
         torch.save((encoder.state_dict(), about), kept)
     state, about = torch.load(kept)

@@ -74,10 +74,17 @@ def frozen(name: str, seed: int, size: int, regions: bool) -> Embedded:
 FROZEN: dict[tuple[str, int, bool], Embedded] = {}
 
 
-def trained(name: str, seed: int, minutes: float, settings: Sequence[str] = ()) -> Embedded:
-    """CRLF's defaults, as `crlf pretrain LIST --minutes M` has them, but for some settings."""
-    listed = str(listing_of(folder_of(name)))
-    recipe = Recipe.from_dict({"data": listed, "minutes": minutes, "seed": seed, **nested(settings)})
+def trained(
+    name: str, seed: int, minutes: float, settings: Sequence[str] = (), asked: dict[str, Any] | None = None
+) -> Embedded:
+    """CRLF's defaults, as `crlf pretrain LIST --minutes M` has them, but for some settings.
+
+    Args:
+        settings: such as optim.lr=0.01.
+        asked: the same as recipe.json holds them, in place of these.
+    """
+    listed, asked = str(listing_of(folder_of(name))), nested(settings) if asked is None else asked
+    recipe = Recipe.from_dict({"data": listed, "minutes": minutes, "seed": seed, **asked})
     with tempfile.TemporaryDirectory() as folder:
         run = crlf.pretrain(recipe, out=os.path.join(folder, "run"), device="cpu")
         crlf.embed(run, device="cpu")

@@ -9,15 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench import readme
 from bench.photos import protocol, results
-from bench.photos.contestants import ALL, contestant
+from bench.photos.contestants import ALL, Embedded, contestant
 from bench.photos.sets import REPORTED, SETS, images
 from crlf.errors import InputError, unknown
 from crlf.runtime.allocator import keep_freed_memory
@@ -58,9 +57,19 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def fill(sets: Sequence[str], wanted: Sequence[str], seeds: Sequence[int], path: Path) -> None:
-    """Measure each row that the file does not hold, and append it."""
-    functions = {who: contestant(who) for who in wanted}  # a wrong name ends it before the first row
+def fill(
+    sets: Sequence[str],
+    wanted: Sequence[str],
+    seeds: Sequence[int],
+    path: Path,
+    find: Callable[[str], Callable[[str, int], Embedded]] = contestant,
+) -> None:
+    """Measure each row that the file does not hold, and append it.
+
+    Args:
+        find: the function of a contestant's name.
+    """
+    functions = {who: find(who) for who in wanted}  # a wrong name ends it before the first row
     done = {(row["set"], row["contestant"], row["seed"]) for row in results.read(path)}
     for name in sets:
         for who, embed in functions.items():
@@ -91,14 +100,8 @@ def record(found: results.Results) -> None:
     """Append the accuracies, without the single images, and the tables to the records; write them into the docs."""
     from bench import __main__ as bench
 
-    rows: list[dict[str, Any]] = []
-    for name in found.sets:
-        for who in found.contestants(name):
-            means = {what: str(results.mean(found.images(name, who, key))) for key, what in results.PROBES.items()}
-            seeds = sorted(found.rows[name, who])
-            rows.append({"set": name, "contestant": who, "px": found.size(name, who), "seeds": len(seeds), **means})
     about = {"bench": "photos", "command": "python -m bench photos --record", **bench.machine()}
-    line = {**about, "rows": rows, "text": results.markdown(found)}
+    line = {**about, "rows": results.summary(found), "text": results.markdown(found)}
     with bench.RECORDS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     readme.write(bench.RECORDS)

@@ -130,6 +130,17 @@ class Results:
         return max(found, key=lambda who: self.score(name, who), default=None)
 
 
+def summary(found: Results) -> list[dict[str, Any]]:
+    """A row for each set and contestant, without the single images: for the records."""
+    rows = []
+    for name in found.sets:
+        for who in found.contestants(name):
+            means = {what: str(mean(found.images(name, who, key))) for key, what in PROBES.items()}
+            seeds = len(found.rows[name, who])
+            rows.append({"set": name, "contestant": who, "px": found.size(name, who), "seeds": seeds, **means})
+    return rows
+
+
 def markdown(results: Results) -> str:
     """A table of accuracies a set, then the differences of each trained encoder."""
     parts = [accuracies(results, name) for name in results.sets]
