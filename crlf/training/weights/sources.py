@@ -175,11 +175,46 @@ def of_timm(source: str) -> Weights:
         source=source,
         tensors=tensors,
         sha256=digest(tensors),
-        licence=cfg.get("license") or "",
+        licence=licence_of(source, cfg),
         encoder=TIMM + cfg["architecture"],
         image_size=cfg["input_size"][-1],
         normalisation=Normalisation(mean=tuple(cfg["mean"]), std=tuple(cfg["std"])),
     )
+
+
+def licence_of(source: str, cfg: Mapping[str, Any]) -> str:
+    """What the config.json beside the weights says, or else their card, README.md; of timm's own models what timm says.
+
+    A configuration that timm makes of a folder or of a hub's model has the licence of another model of this network.
+    """
+    if source.startswith(TIMM):
+        return str(cfg.get("license") or "")
+    from huggingface_hub import ModelCard  # as timm does
+
+    try:
+        if config := beside(source, "config.json"):
+            known = read_json(config, dict).get("license")
+            if isinstance(known, str):
+                return known
+        card = beside(source, "README.md")
+        found = ModelCard(card.read_text(encoding="utf-8")).data.license if card else ""
+    except (OSError, ValueError):  # a card that is none says nothing
+        return ""
+    return ", ".join(found) if isinstance(found, list) else str(found or "")
+
+
+def beside(source: str, name: str) -> Path | None:
+    """A file beside weights, in their folder or on the hub; none where there is none."""
+    if source.startswith(FOLDER):
+        path = Path(source.removeprefix(FOLDER)).expanduser() / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = source.removeprefix(HUB).partition("@")
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision or None))
+    except (OSError, ValueError):  # its own errors are of these kinds
+        return None
 
 
 def fetched(source: str, make: Callable[[], Any]) -> Any:
