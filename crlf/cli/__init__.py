@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import os
 import shlex
 import sys
 import textwrap
@@ -80,7 +81,8 @@ def command_line(function: Callable[..., Any] | str, argv: Sequence[str] | None 
 
 
 def prepare(arguments: list[str], argv: Sequence[str] | None) -> None:
-    """Spare a process that only prints help the import of torch."""
+    """Spare a process that only prints help the import of torch; and let the hub's client tell nobody who uses it."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if argv is None and asks_for_help(arguments):
         stand_ins.install()
 

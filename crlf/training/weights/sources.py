@@ -197,7 +197,7 @@ def licence_of(source: str, cfg: Mapping[str, Any]) -> str:
             if isinstance(known, str):
                 return known
         card = beside(source, "README.md")
-        found = ModelCard(card.read_text(encoding="utf-8")).data.license if card else ""
+        found: Any = ModelCard(card.read_text(encoding="utf-8")).data.to_dict().get("license") if card else ""
     except (OSError, ValueError):  # a card that is none says nothing
         return ""
     return ", ".join(found) if isinstance(found, list) else str(found or "")
