@@ -40,7 +40,7 @@ OF_FILES: dict[str, Any] = {"batch_size": 64}  # of a recipe, for a user's own i
 LARGEST = 64  # pixels a side of these, though they have more
 LARGE, OF_LARGE = 64, 0.5  # pixels a side from which views are smaller, and their resolution: docs/photographs.md
 STEPS = 1000  # that a run over them has at least: so many epochs
-OF_INIT: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-5}  # of an encoder that starts from trained weights
+OF_INIT: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-4}  # of an encoder that starts from trained weights
 OF_START: dict[str, Any] = {"norms": "keep", "mix": 0.5}  # of the same: docs/trained-weights.md has what they gain
 DOMAINS: dict[str, dict[str, Any]] = {
     "photos": {},
