@@ -51,6 +51,7 @@ COMMANDS = {
     "photos-ablation": "what each choice of the defaults for photographs is worth, on other sets; --help says how",
     "transfer": "trained weights on photographs: as they are, gone on from, and as a teacher; --help says how",
     "init-ablation": "how to go on from trained weights without labels; --help says how",
+    "label-free": "which measure without labels ranks encoders as probes do; --help says how",
 }  # with arguments of their own
 MODULES = {
     "gpu-program": "gpu_program.main",
@@ -59,6 +60,7 @@ MODULES = {
     "photos-ablation": "photos.ablation",
     "transfer": "transfer.main",
     "init-ablation": "transfer.adapting",
+    "label-free": "transfer.label_free",
 }
 
 

@@ -41,7 +41,11 @@ LARGEST = 64  # pixels a side of these, though they have more
 LARGE, OF_LARGE = 64, 0.5  # pixels a side from which views are smaller, and their resolution: docs/photographs.md
 STEPS = 1000  # that a run over them has at least: so many epochs
 OF_INIT: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-4}  # of an encoder that starts from trained weights
-OF_START: dict[str, Any] = {"norms": "keep", "mix": 0.5}  # of the same: docs/trained-weights.md has what they gain
+OF_START: dict[str, Any] = {
+    "norms": "keep",
+    "mix": 0.5,
+    "head_first": 0.1,
+}  # of the same: docs/trained-weights.md has what they gain
 DOMAINS: dict[str, dict[str, Any]] = {
     "photos": {},
     "satellite": TURNED | {"saturation": 0.1, "hue": 0.0, "grayscale": 0.0},

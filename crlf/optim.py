@@ -288,20 +288,34 @@ OPTIMIZERS: dict[str, Callable[..., list[torch.optim.Optimizer]]] = {
 LINEAR = ("sgd", "lars")  # whose learning rate is proportional to the batch
 
 
-def set_rates(optimizers: list[torch.optim.Optimizer], lr: float, decay: float) -> None:
-    """Set each group's learning rate and weight decay to these factors of its own `base_lr` and `base_decay`."""
+def set_rates(optimizers: list[torch.optim.Optimizer], lr: float, decay: float, late: float | None = None) -> None:
+    """Set each group's learning rate and weight decay to these factors of its own `base_lr` and `base_decay`.
+
+    Args:
+        late: in the place of `lr` for groups that begin later, whose `late` is true.
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
+            factor = late if late is not None and group.get("late") else lr
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(group["base_lr"] * lr)
+                group["lr"].fill_(group["base_lr"] * factor)
             else:
-                group["lr"] = group["base_lr"] * lr
+                group["lr"] = group["base_lr"] * factor
             group["weight_decay"] = group["base_decay"] * decay
 
 
-def rates(s: OptimSettings, progress: float) -> dict[str, float]:
-    """The factors that `set_rates` takes, after a share of the steps."""
-    return {"lr": schedule(progress, s.warmup, s.final_lr), "decay": schedule(progress, 0.0, s.final_weight_decay)}
+def rates(s: OptimSettings, progress: float, begin: float = 0.0) -> dict[str, float]:
+    """The factors that `set_rates` takes, after a share of the steps.
+
+    Args:
+        begin: the share after which what begins later does, with a warm-up of its own.
+    """
+    late = schedule((progress - begin) / (1 - begin), s.warmup, s.final_lr) if progress >= begin else 0.0
+    return {
+        "lr": schedule(progress, s.warmup, s.final_lr),
+        "decay": schedule(progress, 0.0, s.final_weight_decay),
+        "late": late,
+    }
 
 
 def keep_rates_in_tensors(optimizers: Iterable[torch.optim.Optimizer], device: torch.device) -> None:

@@ -206,10 +206,14 @@ def test_every_optimizer_holds_each_weight_once_and_lowers_a_loss(name: str):
 
 def test_rates_are_a_warm_up_for_the_learning_rate_alone():
     settings = OptimSettings(warmup=0.2, final_lr=0.5, final_weight_decay=3.0)
-    assert rates(settings, 0.0) == {"lr": 0, "decay": 1}
-    assert rates(settings, 0.1) == pytest.approx({"lr": 0.5, "decay": 3 - 2 * (1 + math.cos(math.pi / 10)) / 2})
-    assert rates(settings, 0.6) == pytest.approx({"lr": 0.75, "decay": 3 - 2 * (1 + math.cos(0.6 * math.pi)) / 2})
-    assert rates(settings, 1.0) == {"lr": 0.5, "decay": 3}
+    expected = {
+        0.0: (0, 1),
+        0.1: (0.5, 3 - 2 * (1 + math.cos(math.pi / 10)) / 2),
+        0.6: (0.75, 3 - 2 * (1 + math.cos(0.6 * math.pi)) / 2),
+        1.0: (0.5, 3),
+    }
+    for progress, (lr, decay) in expected.items():
+        assert rates(settings, progress) == pytest.approx({"lr": lr, "decay": decay, "late": lr})
 
 
 def test_set_rates_scales_each_groups_own_peak():

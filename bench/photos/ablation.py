@@ -76,7 +76,7 @@ def train(
     for state.step in range(steps):
         rows = batch_rows(state.step, len(data), recipe.batch_size, recipe.seed)
         numbers = views.numbers(recipe.batch_size, recipe.views, stream_of(recipe, state))
-        set_rates(state.optimizers, **rates(recipe.optim, (state.step + 0.5) / steps))
+        set_rates(state.optimizers, **rates(recipe.optim, (state.step + 0.5) / steps, recipe.start.head_first))
         loss, _ = step(data.images[rows], numbers, rows if isinstance(method, IndexedMethod) else None)
         method.after_step((state.step + 1) / steps)
     seconds = round(time.perf_counter() - start, 1)

@@ -89,8 +89,8 @@ def embed(
         run: the run; with a model the images: a folder, or anything else that `crlf pretrain` takes.
         path: new images: a folder, one image, or anything else that `crlf pretrain` takes. They are prepared as the
             training images were. Nothing in the run changes.
-        model: a trained model to embed with, without training anything: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH or
-            a run folder. It makes a run of the images, in the folder that --out names.
+        model: a trained model to embed with, without training anything: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, a
+            run folder or an .onnx file. It makes a run of the images, in the folder that --out names.
         data: where the images of the run lie now, if they were moved; they must be the same. From Python, of a run
             that was given its images and keeps none: the training images, or (train, test).
         out: for new images, the table that is written: a .parquet file, with a .npy file of the embeddings alone beside

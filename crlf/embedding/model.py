@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from crlf.encoders import InitSettings
+from crlf.encoders import EmbeddingSettings, InitSettings
+from crlf.encoders.onnx_file import SUFFIX
 from crlf.recipe import RECIPES
 from crlf.runs.run import Run
 from crlf.training.pretrain import pretrain
@@ -32,4 +33,6 @@ def adopt(
         InputError: there is no such model, or it is a file that does not say of which network.
     """
     recipe = dataclasses.replace(RECIPES["default"], data=str(images), start=InitSettings(init=model), epochs=0)
+    if model.lower().endswith(SUFFIX):  # it gives what the file gives, once
+        recipe = dataclasses.replace(recipe, embedding=EmbeddingSettings(regions=1, mirror=False))
     return pretrain(recipe, out=out, data_dir=data_dir, device=device, overwrite=overwrite)

@@ -27,6 +27,7 @@ from crlf import encoders
 from crlf.augmentation import Views, ViewSettings
 from crlf.data.loader import batch_rows, batches
 from crlf.embedding.embed import embed_images, image_shape
+from crlf.encoders.onnx_file import ONNX
 from crlf.errors import InputError
 from crlf.evaluation import classifier, labelled
 from crlf.evaluation.calibration import calibration_error, temperature
@@ -107,6 +108,8 @@ def finetune(
     folder = Path(out) if out is not None else run.file(classifier.FOLDER)
     classifier.require_free(folder, overwrite)
     recipe, shape = run.recipe, image_shape(run)
+    if mode == "full" and recipe.encoder.startswith(ONNX):
+        raise InputError(f"mode must be linear for the ONNX file of {str(run.path)!r}, which cannot be trained")
     weights = run.tensors(ENCODER)
     images = labelled.read(data, test, shape, labelled.settings_of(recipe, data), data_dir)
     rows = labelled.some(images.train_labels, images.classes, labels_per_class, fraction, seed)

@@ -14,11 +14,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from crlf.embedding.embed import protocol
-from crlf.errors import require
+from crlf.encoders.onnx_file import ONNX, OnnxFile
+from crlf.errors import InputError, require
 from crlf.exporters.in_timm import to_timm
 from crlf.exporters.source import Exported, Source, code, from_pixels
 
@@ -27,8 +29,11 @@ CLASSES = "classes"  # where a file of ONNX or of torch.export has their names, 
 
 
 def to_onnx(source: Source, folder: Path) -> Exported:
-    """Write model.onnx: images uint8 (B, C, H, W) -> embeddings float32 (B, D), or probabilities (B, K), for any B."""
+    """Write model.onnx: images uint8 (B, C, H, W) -> embeddings float32 (B, D), or probabilities (B, K), for any B. An
+    encoder that is an ONNX file is copied."""
     require("--format onnx", "onnx", "onnx", "onnxscript", "onnxruntime")
+    if source.recipe.encoder.startswith(ONNX):
+        return copied(source, folder)
     module = from_pixels(source)
     with quiet():
         program = torch.onnx.export(
@@ -48,8 +53,42 @@ def to_onnx(source: Source, folder: Path) -> Exported:
     return Exported(module, made, protocol(source.recipe), "onnx", "onnxruntime numpy", notes)
 
 
+def copied(source: Source, folder: Path) -> Exported:
+    """Write model.onnx as it came.
+
+    Raises:
+        InputError: it is a classifier's, whose linear layer is not in the file.
+    """
+    if source.classes:
+        raise InputError(
+            "format must not be onnx for a classifier on an ONNX file: its linear layer is in classifier.pth"
+        )
+    module = from_pixels(source)
+    model = next(one for one in module.modules() if isinstance(one, OnnxFile))
+    (folder / "model.onnx").write_bytes(model.file.numpy().tobytes())
+    name, body = model.session.get_inputs()[0].name, "images"
+    if not model.pixels:
+        mean, std = (
+            np.array(values).reshape(1, -1, 1, 1).tolist() for values in source.recipe.normalisation.numbers(3)
+        )
+        body = f"((images / 255 - np.array({mean})) / np.array({std})).astype(np.float32)"
+    made = code(
+        source, module, "import numpy as np\nimport onnxruntime",
+        'session = onnxruntime.InferenceSession("model.onnx")', "",
+        f'    return session.run(None, {{"{name}": {body}}})[0].reshape(len(images), -1)',
+    )  # fmt: skip
+    notes = "The ONNX file that was given, as it came."
+    return Exported(module, made, protocol(source.recipe), "onnx", "onnxruntime numpy", notes)
+
+
 def to_torch(source: Source, folder: Path) -> Exported:
-    """Write model.pt2, a program of `torch.export`: uint8 (B, C, H, W) -> float32 (B, D), or (B, K), for any B."""
+    """Write model.pt2, a program of `torch.export`: uint8 (B, C, H, W) -> float32 (B, D), or (B, K), for any B.
+
+    Raises:
+        InputError: the encoder is an ONNX file.
+    """
+    if source.recipe.encoder.startswith(ONNX):
+        raise InputError("format must be onnx for an encoder that is an ONNX file, not torch")
     module = from_pixels(source)
     beside, load = None, 'model = torch.export.load("model.pt2").module()'
     if source.classes:

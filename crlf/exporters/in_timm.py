@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from crlf import encoders
 from crlf.embedding.embed import protocol
 from crlf.encoders import EmbeddingSettings
+from crlf.encoders.onnx_file import ONNX
 from crlf.errors import InputError
 from crlf.evaluation.classifier import Classifier
 from crlf.exporters.source import Exported, FromPixels, Source, code, statistics
@@ -89,7 +90,8 @@ def timms(name: str, encoder: nn.Module, channels: int, head: nn.Linear | None) 
     if hasattr(encoder, "made_with"):
         return with_head(copy.deepcopy(encoder), head), 1
     if not name.startswith("resnet"):
-        raise InputError(f"encoder {name!r} is not one that timm can build: --format onnx and --format torch take it")
+        forms = "--format onnx copies it" if name.startswith(ONNX) else "--format onnx and --format torch take it"
+        raise InputError(f"encoder {name!r} is not one that timm can build: {forms}")
     small = isinstance(encoder.maxpool, nn.Identity)
     model = encoders.create(name, channels, **({"replace_stem_pool": True} if small else {}))
     weights = encoder.state_dict()

@@ -43,7 +43,7 @@ class DistillSettings:
     """What is compared: cosine, smooth-l1, similarities, or both (cosine and similarities)."""
     temperature: float = 0.1
     """Of similarities."""
-    hidden: int = 1024
+    hidden: int = 256
     """Width of the projector's hidden layer."""
 
     def __post_init__(self) -> None:

@@ -78,6 +78,30 @@ def rankme(h: Tensor) -> float:
     return effective_rank(singular_values(h), epsilon=1e-7)
 
 
+def lidar(views: Tensor, delta: float = 1e-4) -> float:
+    """LiDAR (Thilak et al. 2023, Sensing linear probing performance in joint embedding SSL architectures,
+    https://arxiv.org/abs/2312.04000, equations 1 to 4): in how many directions images differ more than their views.
+
+    The effective rank of the between-image covariance whitened by that within images, whose eigenvalues it takes.
+
+    Args:
+        views: float (n, q, D), q views of each of n images; scaled to a deviation of 1, so that delta means the same.
+        delta: added to the diagonal of the covariance within images.
+
+    Returns:
+        In 1..min(n, D).
+    """
+    h = views.double().cpu()
+    h = h / h.std().clamp_min(1e-12)
+    means = h.mean(dim=1)  # (n, D)
+    between, within = centred(means), (h - means[:, None]).flatten(0, 1)
+    inner = within.T @ within / (h.shape[0] * (h.shape[1] - 1))
+    values, vectors = torch.linalg.eigh(inner)
+    whitened = between @ vectors * (values.clamp_min(0) + delta).rsqrt()  # (n, D)
+    squares = singular_values(whitened).square()
+    return effective_rank(squares, epsilon=1e-12)
+
+
 def participation_ratio(values: Tensor) -> float:
     """How many directions share the variance: (sum of v)² / sum of v², where v are squares of singular values (K,).
 

@@ -130,7 +130,7 @@ def train(
             last = i == steps - 1  # of the epoch
             images = pixels[state.step]  # uint8 (B, C, H, W)
             numbers = make_view.numbers(recipe.batch_size, recipe.views, stream_of(recipe, state))
-            set_rates(state.optimizers, **rates(recipe.optim, course.share(state.step + 0.5)))
+            set_rates(state.optimizers, **rates(recipe.optim, course.share(state.step + 0.5), recipe.start.head_first))
             loss, stats = take(images, numbers, told(state.step), measured=last)  # views, loss, backward, step
             state.step += 1
             method.after_step(course.share(state.step))

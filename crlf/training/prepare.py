@@ -14,6 +14,7 @@ from crlf.data.files.class_folders import HELD_OUT
 from crlf.data.given import Given
 from crlf.defaults import OF_INIT, OF_START, Unasked
 from crlf.encoders import TIMM
+from crlf.encoders.onnx_file import ONNX
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import SupervisedMethod
@@ -85,6 +86,9 @@ def of_weights(recipe: Recipe, weights: Weights | None) -> Recipe:
         raise InputError(f"weights {weights.source!r} do not say which network they are of: {how}")
     if weights.encoder and isinstance(recipe.encoder, Unasked):
         recipe = dataclasses.replace(recipe, encoder=weights.encoder)
+    if recipe.encoder.startswith(ONNX) and not recipe.as_given:
+        how = "--epochs 0 uses it as it is, --method distill --teacher learns from it"
+        raise InputError(f"weights {weights.source!r} are an ONNX file, which cannot be trained: {how}")
     if isinstance(recipe.optim.optimizer, Unasked):
         recipe = dataclasses.replace(recipe, optim=filled(recipe.optim, OF_INIT))
     if recipe.start.init:

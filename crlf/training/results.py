@@ -48,7 +48,8 @@ def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
     images_seen = state.step * recipe.batch_size
     view = [view_size(side, recipe.augmentation) for side in data.images.shape[2:]]
     forwards = 1 if len(distributed.parts_of(recipe.batch_size, recipe.micro_batch)) == 1 else 2
-    flops = training_flops(state.method, recipe.views, data.images.shape[1], view[0], view[1], forwards)
+    channels, views = data.images.shape[1], recipe.views
+    flops = 0.0 if recipe.as_given else training_flops(state.method, views, channels, view[0], view[1], forwards)
     run.update_scores(
         method=recipe.method,
         supervised=isinstance(state.method, SupervisedMethod),

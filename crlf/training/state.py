@@ -22,7 +22,7 @@ from crlf.runs import checkpoints
 from crlf.runs.files import write_json
 from crlf.runs.run import RECIPE, Run, difference
 from crlf.text import say
-from crlf.training.weights.layers import freeze, slow
+from crlf.training.weights.layers import begin_late, freeze, slow
 from crlf.training.weights.matching import load
 from crlf.training.weights.sources import Weights
 
@@ -62,6 +62,8 @@ def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> Non
         why = f"turn must be 0, not {recipe.augmentation.turn:g}, for images of {height} × {width} px"
         raise InputError(f"{why}: a quarter turn would make them {width} × {height}")
     encoders.trial(encoder, recipe.encoder, channels, height, width)
+    if recipe.as_given:
+        return  # it will see no views
     height, width = (view_size(side, recipe.augmentation) for side in (height, width))
     advice = "; --resolution 1 makes the views as large as the images"
     encoders.trial(encoder, recipe.encoder, channels, height, width, advice)
@@ -102,6 +104,8 @@ class State:
         self.optimizers = OPTIMIZERS[recipe.optim.optimizer](named, recipe.optim.for_batch(recipe.batch_size))
         if recipe.start.layer_decay < 1:
             slow(self.optimizers, self.method.encoder, recipe.start.layer_decay)
+        if recipe.start.head_first:
+            begin_late(self.optimizers, self.method.encoder)
         self.recipe = recipe
         self.device = device
         self.fingerprint, self.pixels = data.fingerprint(), data.fingerprint(names=False)

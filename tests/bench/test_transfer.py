@@ -7,10 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny_images import encoded, pixels
 
 from bench.photos import results
-from bench.transfer import adapting, main
+from bench.transfer import adapting, label_free, main
+from crlf import encoders
 from crlf.errors import InputError
+from crlf.pipelines.contestants import Contestant
 
 
 def row(name: str, who: str, right: float, seed: int = 0) -> dict:
@@ -110,3 +113,44 @@ def test_the_table_is_by_set_change_and_mix(tmp_path, capsys):
         adapting.main(["--rows", str(path)]) == 0
         and "| foods | base | 0.5 | 2 | 60.5 ± 0.7 |" in capsys.readouterr().out
     )
+
+
+# Which measure ranks encoders
+
+
+def test_correlations_by_hand():
+    """The one measure ranks as the probe does in both sets, the other as its opposite in one of them."""
+    rows = [
+        {"set": name, "encoder": str(i), "linear": 10.0 * i, "knn": i, "few": i, "crops": i**2, "rankme": sign * i}
+        for name, sign in (("sky", 1), ("foods", -1))
+        for i in range(5)
+    ]
+    lines = {line["measure"]: line for line in label_free.correlations(rows)}
+    assert lines["crops"]["linear"] == 1 and lines["rankme"]["linear"] == 0
+    assert lines["rankme"]["by set"] == "sky 1.00, foods -1.00" and list(lines) == ["crops", "rankme"]
+
+
+def test_there_are_twelve_encoders_or_more(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(main, "weights_file", lambda: "w.pth")
+    every = list(label_free.encoders())
+    assert len(every) >= 12 and len({name for name, *_ in every}) == len(every)
+    assert {one.kind for _, _, one, _ in every} == {"pixels", "untrained", "model", "scratch", "start"}
+
+
+def test_an_encoder_is_judged_and_measured(tmp_path, monkeypatch, few_weights):
+    """A tiny one on tiny photographs: every number is one."""
+    monkeypatch.setitem(encoders.ENCODERS, "cnn", few_weights)
+    for seed in range(24):
+        place = tmp_path / "photos" / ("cat", "dog")[seed % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{seed}.png").write_bytes(encoded(pixels(seed), "PNG"))
+    monkeypatch.setattr(label_free, "folder_of", lambda name: tmp_path / "photos")
+    monkeypatch.setattr(label_free, "LIDAR", (10, 3))
+    for who, settings, one, minutes in (
+        ("pixels", {}, Contestant("pixels", "pixels"), 0.0),
+        ("untrained 16", {"images": {"image_size": 16}}, Contestant("untrained", "untrained"), 0.0),
+        ("simclr", {}, Contestant("simclr", "scratch"), 0.01),
+    ):
+        row = label_free.measure("tiny", who, settings, one, minutes)
+        assert row["encoder"] == who and all(np.isfinite(row[key]) for key in row if key not in ("set", "encoder"))
+        assert {"crops", "rankme", "agreement", "lidar", "uniformity", "alignment", "effective_rank"} <= row.keys()

@@ -255,3 +255,30 @@ def test_what_is_sound_is_not_accused():
     assert geometry.diagnose(numbers()) is None and geometry.diagnose(numbers(z={})) is None
     # nearly equal projections whose differences tell images: MoCo at its start, and it learns
     assert geometry.diagnose(numbers(z={"spread": 0.02, "agreement": 0.8})) is None
+
+
+# LiDAR
+
+
+def test_lidar_is_the_papers_formula():
+    """By matrices, with the root of the covariance from scipy."""
+    from scipy.linalg import sqrtm
+
+    views = drawn(12, 5, 6, seed=3) * torch.tensor([3.0, 2, 1, 1, 0.5, 0.1]) + 4 * drawn(12, 1, 6, seed=4)
+    h = (views.double() / views.double().std()).numpy()
+    means = h.mean(axis=1)
+    apart = means - means.mean(axis=0)
+    inner = sum(np.outer(v, v) for i in range(12) for v in h[i] - means[i]) / (12 * 4) + 1e-4 * np.eye(6)
+    root = np.linalg.inv(sqrtm(inner).real)
+    values = np.linalg.eigvalsh(root @ (apart.T @ apart) @ root)
+    p = values / values.sum()
+    assert geometry.lidar(views) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-6)
+
+
+def test_lidar_counts_directions_in_which_images_differ():
+    """Three of them, whatever views do in the other ones."""
+    centres = torch.zeros(30, 8)
+    centres[:, :3] = torch.linalg.qr(geometry.centred(drawn(30, 3)))[0] * 10
+    views = centres[:, None] + torch.cat([0.01 * drawn(30, 400, 3, seed=1), drawn(30, 400, 5, seed=2)], dim=2)
+    assert geometry.lidar(views) == pytest.approx(3, abs=0.05)
+    assert geometry.lidar(views * 1000) == pytest.approx(geometry.lidar(views), rel=1e-9)

@@ -23,13 +23,14 @@ from crlf.encoders import InitSettings
 from crlf.errors import InputError
 from crlf.evaluation import baselines
 from crlf.exporters import model_card
+from crlf.optim import rates, set_rates
 from crlf.recipe import Recipe
 from crlf.runs.payoff import payoff
 from crlf.runs.run import ENCODER
 from crlf.training import monitor
 from crlf.training.prepare import of_weights, starting
 from crlf.training.weights import matching, sources
-from crlf.training.weights.layers import freeze, layers_of, slow
+from crlf.training.weights.layers import begin_late, freeze, layers_of, slow
 
 TINY = {"data": "shapes", "subset": 48, "batch_size": 16, "views": 2, "epochs": 1, "precision": "float32"}
 
@@ -279,6 +280,35 @@ def test_batch_norms_keep_what_the_weights_came_with(before: crlf.Run, tmp_path:
     assert not torch.equal(kept.tensors(ENCODER)[weight], before.tensors(ENCODER)[weight])
 
 
+def test_the_head_learns_first(before: crlf.Run, tmp_path: Path):
+    """Of three steps, after 17, 50 and 83 % of the training, none, one or all move the encoder."""
+    ends = {}
+    for share in (0.0, 0.6, 0.9):
+        start = settings(before.path, mix=1.0, head_first=share)
+        run = crlf.pretrain(Recipe(**TINY, start=start), out=tmp_path / str(share), device="cpu")
+        ends[share] = run.tensors(ENCODER)
+    held, weights = before.tensors(ENCODER), [name for name in ends[0.9] if name.endswith("0.weight")]
+    assert all(torch.equal(ends[0.9][name], held[name]) for name in weights)
+    assert not any(torch.equal(ends[0.6][name], held[name]) for name in weights)
+    assert not any(torch.equal(ends[0.6][name], ends[0.0][name]) for name in weights)
+
+
+def test_what_begins_late_has_a_schedule_of_its_own():
+    s = Recipe().optim
+    assert rates(s, 0.09, 0.1)["late"] == 0 and rates(s, 0.3)["late"] == rates(s, 0.3)["lr"]
+    assert rates(s, 0.55, 0.1)["late"] == pytest.approx(rates(s, 0.5)["lr"])
+    encoder, head = net("cnn"), torch.nn.Linear(2, 2)
+    every = [*encoder.parameters(), *head.parameters()]
+    mover = torch.optim.SGD([{"params": every, "lr": 1.0, "base_lr": 1.0, "base_decay": 0.1}])
+    begin_late([mover], encoder)
+    set_rates([mover], lr=0.5, decay=1.0, late=0.25)
+    rate = {id(p): group["lr"] for group in mover.param_groups for p in group["params"]}
+    assert {rate[id(p)] for p in encoder.parameters()} == {0.25} and {rate[id(p)] for p in head.parameters()} == {0.5}
+    assert len(rate) == len(every)
+    set_rates([mover], lr=0.5, decay=1.0)
+    assert {group["lr"] for group in mover.param_groups} == {0.5}
+
+
 # Which layers move
 
 
@@ -298,7 +328,7 @@ def test_frozen_layers_stay(narrow: None, tmp_path: Path):
     for name, value in run.tensors(ENCODER).items():
         still = name.startswith(("stages.0.", "stages.1."))
         assert torch.equal(value, first[name]) == still, name
-    with pytest.raises(InputError, match=r"freeze must be in 0\.\.3, the encoder's layers, not 9"):
+    with pytest.raises(InputError, match=r"freeze must be in -3\.\.3, the encoder's layers, not 9"):
         freeze(encoders.build("cnn", 3, 32), 9)
 
 
@@ -319,7 +349,9 @@ def test_earlier_layers_move_more_slowly():
     ({"mix": 0.3}, "mix is for init, and no init is given"),
     ({"init": "x", "mix": 1.5}, r"mix must be in 0\.\.1, not 1\.5"),
     ({"init": "x", "norms": "kept"}, "norms 'kept' is not known: choose from follow, keep. Did you mean 'keep'?"),
-    ({"freeze": -1}, "freeze must be 0 or more"), ({"layer_decay": 0.0}, "layer_decay must be above 0"),
+    ({"head_first": 0.1}, "head_first is for init, and no init is given"),
+    ({"init": "x", "head_first": 1.0}, r"head_first must be in 0\.\.0\.9, not 1"),
+    ({"layer_decay": 0.0}, "layer_decay must be above 0"),
 ])  # fmt: skip
 def test_settings_out_of_range(wrong: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
@@ -386,3 +418,11 @@ def test_a_fall_below_the_start_is_said_while_it_trains(before: crlf.Run, tmp_pa
     first = next(iter(before.tensors(ENCODER).values()))
     assert torch.equal(seen[0], first) and not torch.equal(seen[1], first)
     assert [row["knn_accuracy"] for row in rows] == [0.7, 0.1, 0.1] and all(row["knn_at_start"] == 0.8 for row in rows)
+
+
+def test_all_but_the_last_layers_stay():
+    encoder = net("cnn")
+    freeze(encoder, -1)
+    layers, named = layers_of(encoder), dict(encoder.named_parameters())
+    moves = [{named[name].requires_grad for name in layer} for layer in layers]
+    assert moves == [*[{False}] * (len(layers) - 1), {True}]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from crlf.errors import InputError
+
+T = TypeVar("T")
 
 
 def layers_of(encoder: nn.Module) -> list[list[str]]:
@@ -36,14 +39,15 @@ def freeze(encoder: nn.Module, count: int, keep_norm: bool = False) -> None:
     """Let the first layers stay as they are: no gradients, and batch norms that use and keep what they remember.
 
     Args:
+        count: how many; below 0 all but so many.
         keep_norm: whether all other batch norms keep what they remember too.
 
     Raises:
         InputError: it has fewer layers.
     """
     layers = layers_of(encoder) if count else []
-    if count > len(layers):
-        raise InputError(f"freeze must be in 0..{len(layers)}, the encoder's layers, not {count}")
+    if abs(count) > len(layers):
+        raise InputError(f"freeze must be in -{len(layers)}..{len(layers)}, the encoder's layers, not {count}")
     frozen = {name for layer in layers[:count] for name in layer}
     for name, parameter in encoder.named_parameters():
         if name in frozen:
@@ -70,12 +74,34 @@ def slow(optimizers: Iterable[torch.optim.Optimizer], encoder: nn.Module, decay:
     layers, named = layers_of(encoder), dict(encoder.named_parameters())
     factors = {id(named[name]): decay ** (len(layers) - 1 - i) for i, layer in enumerate(layers) for name in layer}
     for optimizer in optimizers:
-        groups = []
-        for group in optimizer.param_groups:
-            apart: dict[float, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                apart.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
-            groups += [
-                {**group, "params": some, "base_lr": group["base_lr"] * factor} for factor, some in apart.items()
-            ]
-        optimizer.param_groups = groups
+        optimizer.param_groups = [
+            {**group, "base_lr": group["base_lr"] * factor}
+            for group, factor in apart(optimizer, lambda parameter: factors.get(id(parameter), 1.0))
+        ]
+
+
+def begin_late(optimizers: Iterable[torch.optim.Optimizer], encoder: nn.Module) -> None:
+    """Mark the encoder's parameters as such that begin to learn after the head (crlf.optim.set_rates).
+
+    A random head would pull trained weights anywhere (Kumar et al. 2022, Fine-tuning can distort pretrained features
+    and underperform out-of-distribution, arXiv 2202.10054).
+
+    Args:
+        optimizers: before their first step.
+    """
+    own = {id(parameter) for parameter in encoder.parameters()}
+    for optimizer in optimizers:
+        optimizer.param_groups = [
+            {**group, "late": late} for group, late in apart(optimizer, lambda parameter: id(parameter) in own)
+        ]
+
+
+def apart(optimizer: torch.optim.Optimizer, key: Callable[[nn.Parameter], T]) -> list[tuple[dict[str, Any], T]]:
+    """The groups of an optimizer, split so that a key is the same for all parameters of each; and the key."""
+    found = []
+    for group in optimizer.param_groups:
+        parts: dict[T, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(key(parameter), []).append(parameter)
+        found += [({**group, "params": some}, value) for value, some in parts.items()]
+    return found

@@ -17,15 +17,18 @@ import torch
 from torch import Tensor
 
 from crlf.encoders import TIMM
+from crlf.encoders.onnx_file import ONNX, SUFFIX, OnnxFile
 from crlf.errors import InputError, first_line
 from crlf.normalisation import Normalisation
 from crlf.recipe import Recipe
 from crlf.runs.files import read_json
 from crlf.runs.run import CLASSIFIER, CLASSIFIER_WEIGHTS, ENCODER, RECIPE, Run
+from crlf.text import say
 
 HUB, FOLDER = "hf-hub:", "local-dir:"  # as timm spells them
-FORMS = f"{TIMM}NAME, {HUB}OWNER/NAME, {FOLDER}PATH, a run or classifier folder, or a .safetensors or .pth file"
+FORMS = f"{TIMM}NAME, {HUB}OWNER/NAME, {FOLDER}PATH, a run or classifier folder, or a .safetensors, .pth or .onnx file"
 SAFE = ".safetensors"
+IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 INSIDE = ("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model_state_dict", "model", "student", "net")
 # Entries of a file under which its weights may lie, the best first.
 OFFLINE = {
@@ -77,7 +80,24 @@ def read(source: str) -> Weights:
         return of_classifier(source, Run(path))
     if not path.is_file():
         raise InputError(f"weights {source!r} are not there: they must be {FORMS}")
-    return of_file(source, path)
+    return of_onnx(source, path) if path.suffix.lower() == SUFFIX else of_file(source, path)
+
+
+def of_onnx(source: str, path: Path) -> Weights:
+    """A model in an ONNX file. One that takes pixels brings its normalisation along; of others it is not known, and
+    taken for ImageNet's, as most have it."""
+    model = OnnxFile(path.resolve())
+    side, bare = model.image_size, model.pixels
+    if not bare:
+        say(f"{source}: taken to want images normalised by ImageNet's mean and deviation (--mean, --std)")
+    return Weights(
+        source=source,
+        tensors=dict(model.state_dict()),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        encoder=ONNX + str(path.resolve()),
+        image_size=side,
+        normalisation=Normalisation(mean=(0.0,), std=(1.0,)) if bare else IMAGENET,
+    )
 
 
 def of_run(source: str, run: Run) -> Weights:

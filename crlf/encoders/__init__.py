@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from crlf.defaults import unasked
+from crlf.encoders.onnx_file import ONNX, OnnxFile
 from crlf.errors import InputError, unknown
 
 SMALL = 64  # below this many pixels a ResNet gets the small-image stem
@@ -49,13 +50,16 @@ class InitSettings:
 
     init: str = ""
     """Trained weights to start from: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, a run folder, or a .safetensors or
-    .pth file; without it the weights are random."""
+    .pth file; without it the weights are random. With --epochs 0 it may be an .onnx file."""
     match: str = "name"
     """How their tensors are told from each other: by name, or by order and shape for a file with other names."""
     partial_init: bool = False
     """Take weights that fit a part of the encoder alone; the rest is random."""
     freeze: int = 0
-    """So many layers, from the image on, stay as they are."""
+    """So many layers, from the image on, stay as they are; below 0 all but so many."""
+    head_first: float = unasked(0.0)
+    """For this share of the training the encoder stays as it is, and only what the method adds to it learns. Where it
+    is not given, 0.1 with --init."""
     norms: str = unasked("follow")
     """What batch norms divide by: follow, the moments of each batch, which they also remember; or keep, what the
     weights came with. Where it is not given, keep with --init."""
@@ -68,15 +72,15 @@ class InitSettings:
     def __post_init__(self) -> None:
         if self.match not in MATCHES:
             raise unknown("match", self.match, MATCHES)
-        if self.freeze < 0:
-            raise InputError(f"freeze must be 0 or more, not {self.freeze}")
+        if not 0 <= self.head_first <= 0.9:
+            raise InputError(f"head_first must be in 0..0.9, not {self.head_first:g}")
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"layer_decay must be above 0 and at most 1, not {self.layer_decay}")
         if self.norms not in NORMS:
             raise unknown("norms", self.norms, NORMS)
         if not 0 <= self.mix <= 1:
             raise InputError(f"mix must be in 0..1, not {self.mix:g}")
-        for name in ("match", "partial_init", "norms", "mix"):
+        for name in ("match", "partial_init", "norms", "mix", "head_first"):
             if not self.init and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise InputError(f"{name} is for init, and no init is given")
 
@@ -240,6 +244,11 @@ def from_timm(name: str, channels: int, size: int, regions: int) -> nn.Module:
     return net
 
 
+def from_onnx(path: str, channels: int, size: int, regions: int) -> nn.Module:
+    """A model in an ONNX file, which cannot be trained."""
+    return OnnxFile(path)
+
+
 def create(name: str, channels: int, **options: Any) -> Any:
     """timm's `create_model`, without a classifier and without trained weights.
 
@@ -274,6 +283,8 @@ def find(name: str) -> Callable[[int, int, int], nn.Module]:
     """
     if name.startswith(TIMM):
         return partial(from_timm, name.removeprefix(TIMM))
+    if name.startswith(ONNX):
+        return partial(from_onnx, name.removeprefix(ONNX))
     if name not in ENCODERS:
         raise unknown("encoder", name, [*ENCODERS, f"{TIMM}NAME"])
     return ENCODERS[name]
@@ -305,7 +316,7 @@ def embedding_dim(name: str, channels: int, size: int, settings: EmbeddingSettin
 
 def has_regions(name: str) -> bool:
     """Whether the encoder of this name makes its embedding of maps, which can be averaged in regions."""
-    return not name.startswith(("vit_", TIMM))
+    return not name.startswith(("vit_", TIMM, ONNX))
 
 
 def trial(encoder: nn.Module, name: str, channels: int, height: int, width: int, advice: str = "") -> int:
