@@ -51,6 +51,7 @@ COMMANDS = {
     "photos-ablation": "what each choice of the defaults for photographs is worth, on other sets; --help says how",
     "transfer": "trained weights on photographs: as they are, gone on from, and as a teacher; --help says how",
     "init-ablation": "how to go on from trained weights without labels; --help says how",
+    "pictures": "the pictures of the README, from a run: its folder",
     "label-free": "which measure without labels ranks encoders as probes do; --help says how",
 }  # with arguments of their own
 MODULES = {
@@ -61,6 +62,7 @@ MODULES = {
     "transfer": "transfer.main",
     "init-ablation": "transfer.adapting",
     "label-free": "transfer.label_free",
+    "pictures": "pictures",
 }
 
 

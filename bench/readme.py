@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 README, RECIPE, METHODS_PAGE = ROOT / "README.md", ROOT / "docs" / "recipe.md", ROOT / "docs" / "methods.md"
 FINETUNING, SCALING = ROOT / "docs" / "fine-tune.md", ROOT / "docs" / "scaling.md"
 PHOTOGRAPHS = ROOT / "docs" / "photographs.md"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 TRAINED, DISTIL = ROOT / "docs" / "trained-weights.md", ROOT / "docs" / "distil.md"
 SPEEDRUN = ROOT / "docs" / "speedrun.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
@@ -58,7 +59,6 @@ def results(found: dict[str, dict[str, Any]]) -> str:
             accuracy = f"{spread(rows, 'linear_accuracy')} | {spread(rows, 'knn_accuracy')}"
             times = " | ".join(f"{mean(rows, key) / 60:.1f} min" for key in ("train_seconds", "whole_seconds"))
             lines.append(f"| {command} | {accuracy} | {times} | {rows[0]['pflop']:.3f} |")
-    lines.append("| the original project | 45.3 % | not given | not given | not given | not given |")
     where = {f"{r['device']}, torch {r['torch']}, commit {r['commit']}" for n, r in found.items() if n in RUNS}
     note = "Accuracy of a frozen encoder on the test images, mean ± standard deviation over seeds; chance 10 %. On:"
     return "\n".join([*lines, "", note, *(f"{line}." for line in sorted(where)), on_a_gpu(found)])
@@ -178,9 +178,9 @@ def pages(records: Path) -> dict[Path, str]:
     """Each page that holds tables, as it should be."""
     found = latest(records)
     plans, parts = map(markdown, scaling.tables())
-    readme = filled(README.read_text(encoding="utf-8"), "results", results(found))
     return {
-        README: filled(readme, "measurements", measurements(found)),
+        README: filled(README.read_text(encoding="utf-8"), "results", results(found)),
+        BENCHMARKS: filled(BENCHMARKS.read_text(encoding="utf-8"), "measurements", measurements(found)),
         RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", rows(found, "ablation")),
         FINETUNING: filled(FINETUNING.read_text(encoding="utf-8"), "finetuning", rows(found, "finetuning")),
         PHOTOGRAPHS: filled(

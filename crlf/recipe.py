@@ -53,16 +53,16 @@ class Recipe:
     drop_copies: bool = False
     """Learn from each image once, where others have the same pixels. All are embedded."""
     epochs: int = unasked(10)
-    """Passes over the training images; where they are files of one's own, and none is given, 1,000 steps or more; 0
+    """Passes over the training images. For your own files the default is enough for 1,000 steps or more; 0
     keeps the weights of --init."""
     minutes: float = 0.0
     """A time budget, in place of the epochs: as many steps as fit; 0 trains by epochs."""
     reserve: float = 0.0
-    """Minutes of the time budget that training leaves to what comes after it; for images of one's own `crlf run` finds
+    """Minutes of the time budget that training leaves to what comes after it; for your own images `crlf run` finds
     out how many."""
     batch_size: int = unasked(128)
-    """Images in a step; a last, smaller batch is left out. Where it is not given, all of a smaller set, and of files of
-    one's own 64."""
+    """Images in a step; a last, smaller batch is left out. The default for your own files is 64; a smaller set is one
+    batch."""
     micro_batch: int = 0
     """Images of each process that are in memory at a time, where the batch is larger; gradients are still those of the
     whole batch, for a second forward pass. 0 for all at once."""
@@ -128,7 +128,7 @@ class Recipe:
     def for_images(self, images: int) -> Recipe:
         """The recipe for so many training images, of which a batch that was not asked for may be all.
 
-        For files of one's own, what was not asked for is as crlf.defaults has it, and a small set gets enough steps.
+        For your own files, what was not asked for is as crlf.defaults has it, and a small set gets enough steps.
 
         Raises:
             InputError: it is one image, or none.
@@ -144,7 +144,7 @@ class Recipe:
         return dataclasses.replace(recipe, epochs=max(self.epochs, enough))
 
     def of_files(self) -> Recipe:
-        """The recipe for files of one's own, but for the epochs: what was not asked for is as crlf.defaults has it."""
+        """The recipe for your own files, but for the epochs: what was not asked for is as crlf.defaults has it."""
         recipe, views = filled(self, OF_FILES), self.augmentation
         if self.images.image_size < LARGE or not isinstance(views.resolution, Unasked):
             return recipe

@@ -62,14 +62,14 @@ def fill(
     wanted: Sequence[str],
     seeds: Sequence[int],
     path: Path,
-    find: Callable[[str], Callable[[str, int], Embedded]] = contestant,
+    find: Callable[[str], Callable[[str, int], Embedded]] | None = None,
 ) -> None:
     """Measure each row that the file does not hold, and append it.
 
     Args:
-        find: the function of a contestant's name.
+        find: the function of a contestant's name; that of this measurement if none is given.
     """
-    functions = {who: find(who) for who in wanted}  # a wrong name ends it before the first row
+    functions = {who: (find or contestant)(who) for who in wanted}  # a wrong name ends it before the first row
     done = {(row["set"], row["contestant"], row["seed"]) for row in results.read(path)}
     for name in sets:
         for who, embed in functions.items():

@@ -6,15 +6,17 @@ weights (bench.photos.imagenet):
 model SIZE         as it is, read by CRLF at SIZE pixels: `crlf pretrain PATH --init FILE --epochs 0`
 crlf MINUTES       SimCLR from random weights, with CRLF's defaults
 init MINUTES       SimCLR from the model, with the defaults of `--init`, at 128 px
+again MINUTES      SimCLR for so many minutes, and then once more, by --init, from what came out
 taught MINUTES     CRLF's default encoder, distilled from the model, which sees 128 px
 
-each of the last three with settings of recipe.json behind it, such as optim.lr=0.0001. A row is measured once.
+each of the last four with settings of recipe.json behind it, such as optim.lr=0.0001. A row is measured once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,10 +38,10 @@ from crlf.runtime.allocator import keep_freed_memory
 
 ROWS = Path(__file__).parent.parent / "transfer-rows.jsonl"
 SIZE = 128  # pixels of the images that the model sees
-ALL = (f"model {SIZE}", "crlf 3", "init 3", "taught 3")
+ALL = (f"model {SIZE}", "crlf 3", "init 3", "again 3", "taught 3")
 SETS = "foods,sky,things"
 NETWORK = "timm:tf_efficientnet_lite0"
-HELD = (("taught", "crlf"), ("init", "model"), ("init", "crlf"))  # what is held against what
+HELD = (("taught", "crlf"), ("init", "model"), ("init", "crlf"), ("again", "crlf"))  # what is held against what
 
 
 def from_model(**settings: Any) -> dict[str, Any]:
@@ -68,6 +70,15 @@ def gone_on(name: str, seed: int, minutes: float, settings: Sequence[str]) -> Em
     return trained(name, seed, minutes, settings, from_model(**nested(settings)))
 
 
+def again(name: str, seed: int, minutes: float, settings: Sequence[str]) -> Embedded:
+    listed = str(listing_of(folder_of(name)))
+    with tempfile.TemporaryDirectory() as folder:
+        first = crlf.pretrain(Recipe(data=listed, minutes=minutes, seed=seed), out=Path(folder) / "run", device="cpu")
+        asked = nested(settings)
+        start = {"init": str(first.path), **asked.pop("start", {})}
+        return trained(name, seed, minutes, settings, {**asked, "start": start})
+
+
 def taught(name: str, seed: int, minutes: float, settings: Sequence[str]) -> Embedded:
     asked = nested(settings)
     head = {"teacher": str(as_it_is(name).path), **asked.pop("head", {})}
@@ -77,6 +88,7 @@ def taught(name: str, seed: int, minutes: float, settings: Sequence[str]) -> Emb
 KINDS: dict[str, Callable[[str, int, float, Sequence[str]], Embedded]] = {
     "crlf": trained,
     "init": gone_on,
+    "again": again,
     "taught": taught,
 }
 

@@ -33,7 +33,7 @@ COMMANDS = {
     "search": ("crlf.inference.search", "find the images that are nearest to an image"),
     "probe": ("crlf.evaluation.probe", "measure the embeddings: linear classifier, nearest neighbours and more"),
     "finetune": ("crlf.evaluation.finetune", "make a classifier of a run's encoder and labelled images"),
-    "classify": ("crlf.inference.classify", "tell the classes of images"),
+    "classify": ("crlf.inference.classify", "classify images with a fine-tuned run"),
     "draw": ("crlf.visualization.figures", "draw the figures of a run"),
     "report": ("crlf.visualization.report", "write the report of a run, one HTML file"),
     "compare": ("crlf.evaluation.compare", "hold runs against each other: what differs, and what is noise"),
@@ -183,7 +183,7 @@ def with_data(words: list[Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_other_images(recipe: Any, values: dict[str, Any]) -> Any:
-    """A recipe for images of one's own without what it notes of them, where it is given a data set known by name."""
+    """A recipe for your own images without what it notes of them, where it is given a data set known by name."""
     from crlf.data import SOURCES, ImageSettings
 
     known = values.get(flags.DATA_FLAG) in SOURCES

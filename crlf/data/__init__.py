@@ -1,4 +1,4 @@
-"""Sources of images: by name, one file here and one line in `SOURCES` each; or by path, images of one's own."""
+"""Sources of images: by name, one file here and one line in `SOURCES` each; or by path, your own images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ UNLABELLED: dict[str, Callable[[str | Path | None], ImageSet]] = {
 
 
 def named(data: str) -> str:
-    """What a recipe calls its data: a name of `SOURCES` or hf:NAME, the whole path of images of one's own, or words for
+    """What a recipe calls its data: a name of `SOURCES` or hf:NAME, the whole path of your own images, or words for
     those that were given from Python (crlf.data.given).
 
     Raises:
@@ -66,9 +66,9 @@ def load(
     """The training and the test images of a source; the same set twice, where all are tested by cross-validation.
 
     Args:
-        data: one of `SOURCES`, or the path of images of one's own (crlf.data.files.folder).
+        data: one of `SOURCES`, or the path of your own images (crlf.data.files.folder).
         data_dir: where a data set known by name lies; by default the cache, which is filled if need be.
-        settings: how images of one's own are read.
+        settings: how your own images are read.
         subset: at most this many training and as many test images, the first ones; 0 for all.
 
     Raises:
@@ -108,7 +108,7 @@ def load_parts(
 
 
 def of_files(data: str) -> bool:
-    """Whether the images are files of one's own: in a folder, a list or a table, and not ready-made in an array."""
+    """Whether the images are your own files: in a folder, a list or a table, and not ready-made in an array."""
     known = data in SOURCES or given.is_given(data)
     return not known and Path(data).suffix.lower() not in arrays.SUFFIXES
 
@@ -123,7 +123,7 @@ def refuse(settings: ImageSettings | None, data: str) -> None:
     """Raise InputError when settings are given that a data set known by name would not heed."""
     given = [f.name for f in dataclasses.fields(ImageSettings) if settings and getattr(settings, f.name) != f.default]
     if given:
-        raise InputError(f"{given[0]} is for images of one's own, not for the data set {data!r}")
+        raise InputError(f"{given[0]} is for your own images, not for the data set {data!r}")
 
 
 def load_for_pretraining(

@@ -25,6 +25,7 @@ from crlf.evaluation import (
     few_labels,
     knn,
     linear,
+    plain,
     retrieval,
     robustness,
 )
@@ -48,13 +49,14 @@ PROBES: dict[str, Callable[[Embedded], Found]] = {
     "robustness": robustness.robustness,
     "pixels": baselines.pixels,
     "untrained": baselines.untrained,
+    "plain": plain.plain,
     "crops": crops.crops,
     "supervised": baselines.supervised,
     "fine_tuning": fine_tuning,
 }
 WITHOUT_LABELS = ("crops",)
 QUICK = ("linear", "calibration", "knn", "pixels", "untrained")
-OF_IMAGES = (*WITHOUT_LABELS, "pixels", "untrained")  # left out, with the reason, where the images are not there
+OF_IMAGES = (*WITHOUT_LABELS, "pixels", "untrained", "plain")  # left out, and why is said, without the images
 LONG = ("supervised", "fine_tuning")  # about as long as the training itself: asked for by name
 
 

@@ -80,7 +80,7 @@ def yaml(fields: dict[str, Any]) -> str:
 
 
 def data_name(recipe: Recipe) -> str:
-    """The data set's name; of images of one's own the last part of the path: the rest may be private."""
+    """The data set's name; of your own images the last part of the path: the rest may be private."""
     return Path(recipe.data).name
 
 
@@ -116,6 +116,7 @@ def settings(recipe: Recipe, scores: dict[str, Any]) -> str:
         "batch": f"{recipe.batch_size} images, {recipe.views} views each",
         "optimizer": f"{recipe.optim.optimizer}, learning rate {recipe.optim.lr:g}",
         "started from": origin(scores.get("started_from", {})),
+        "teacher": origin(scores.get("teacher", {})),
         "seed": recipe.seed,
         "training": f"{scores['train_seconds']:.0f} s on {scores['device']}" if "train_seconds" in scores else "",
         "compute": f"{scores['pflop']:.3g} PFLOP" if "pflop" in scores else "",

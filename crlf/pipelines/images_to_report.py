@@ -34,7 +34,7 @@ from crlf.visualization.figures import draw
 from crlf.visualization.report import report
 from crlf.visualization.summary import summary
 
-MINUTES = 20.0  # for images of one's own, where nothing else is asked for
+MINUTES = 20.0  # for your own images, where nothing else is asked for
 FIGURES = 15.0  # seconds of the figures and the report
 WHOLE = 1.5  # times as long as in the best trial an image takes among all: 1.5 to 2 times at 224 px
 MOST = 0.5  # of the minutes is kept for what comes after training

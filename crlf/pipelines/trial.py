@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from crlf.data import load_for_pretraining
 from crlf.errors import InputError
 from crlf.evaluation.crops import IMAGES
 from crlf.pipelines.advice import verdict
@@ -65,8 +64,7 @@ def trial(
     place = Place(recipe, models, folder, data_dir, device)
     images = Images(place)
     train, test = images.of(own(recipe))
-    count = len(load_for_pretraining(recipe.data, data_dir, recipe.images, recipe.subset))
-    by, everyone = folds(train, test), list(contestants(place, count))
+    by, everyone = folds(train, test), list(contestants(place, len(train)))
     marks: dict[Contestant, Judged] = {}
     seconds: dict[str, float] = dict(kept["seconds"])
     share, judging = 0.0, 0.0
@@ -89,11 +87,14 @@ def trial(
         write_json(folder / RESULTS, kept)
     told = verdict(marks)
     about = {
-        "data": recipe.data, "images": count, "classes": len(train.classes), "minutes": recipe.minutes or MINUTES,
+        "data": recipe.data,
+        "images": len(train) + (0 if test is train else len(test)),
+        "classes": len(train.classes),
+        "minutes": recipe.minutes or MINUTES,
         "tested": "each of them tested" if by is not None else f"{len(test):,} others tested",
         "searched": min(IMAGES, len(test) or len(train)),
         "seconds": {one.name: time_of(seconds.get(one.name, 0.0)) for one in everyone},
-    }  # fmt: skip
+    }
     write(folder / PAGE, marks, told, about, folder)
     result = {**kept, "advice": told.what, "why": told.why, "best": told.best.name, "train": told.train}
     write_json(folder / RESULTS, result)

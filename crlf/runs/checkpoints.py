@@ -1,4 +1,4 @@
-"""What a run needs to go on. The last checkpoint and the one before it are kept; either is whole, or noticed not to be.
+"""What a run needs to go on. It keeps the last checkpoint and the one before it, and notices when one is damaged.
 
 A checkpoint is written to a temporary name, synced, and renamed; it is checked when it is read (crlf.runs.files).
 """

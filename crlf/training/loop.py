@@ -101,6 +101,8 @@ def train(
     method, device = state.method.train(), state.device
     make_view, watch = Views(recipe.augmentation, recipe.normalisation), Watch(recipe, data.images, device)
     step = Step(recipe, method, state.optimizers, make_view, device)
+    if recipe.start.init and not state.step and distributed.rank() == 0:
+        watch.start(method)
 
     def rows_of(step_number: int) -> Tensor:
         data.require_unchanged()

@@ -57,6 +57,7 @@ LEAST = 20  # images asked about; fewer say nothing
 KNN_BATCH = 500
 KNN_SHARE = 0.015  # of the training time that kNN may take, after the first look
 
+LOST = 0.5  # of the RankMe that trained weights came with
 POINTS = 8  # looks in a run, where they fit in these shares
 APART = 8  # steps, at least, between two of them
 STEP = 3  # a step takes so long as the forward pass of its views, about
@@ -181,6 +182,13 @@ class Watch:
         self.seconds = self.last = 0.0  # that looking took
         self.judged = False
         self.collapse: Collapse | None = None  # what was found, for good
+        self.before: Method | None = None  # with the trained weights that it starts from
+        self.begun: float | None = None  # its RankMe
+        self.fell = False
+
+    def start(self, method: Method) -> None:
+        """Hold what follows against the embeddings of now, whose weights are trained ones."""
+        self.before = copy.deepcopy(method)
 
     def look(self, method: Method, step: int, seconds: float, progress: float | None = None) -> dict[str, Any]:
         """What the log shall hold, see `examine`.
@@ -198,14 +206,28 @@ class Watch:
             views = step / progress * self.recipe.batch_size * self.recipe.views
             self.images = self.images[: max(FEWEST, fitting(SHARE, views) // 2)]
         start = time.perf_counter()
-        stream = generator(self.images.device, "health", self.recipe.seed, "views")
-        health = examine(method, self.images, self.make_view, stream, self.recipe.batch_size)
+        if self.before is not None:
+            self.begun, self.before = self.examined(self.before)["h_rankme"], None
+        health = self.examined(method)
         self.last = time.perf_counter() - start
         self.seconds += self.last
         if settled:
             self.judged = True
             self.judge(diagnose(health))
+        self.hold(health.get("h_rankme", math.inf))
         return health
+
+    def examined(self, method: Method) -> dict[str, Any]:
+        stream = generator(self.images.device, "health", self.recipe.seed, "views")
+        return examine(method, self.images, self.make_view, stream, self.recipe.batch_size)
+
+    def hold(self, rank: float) -> None:
+        """Say once that trained weights have lost half of their dimensions; no labels are needed to see that."""
+        if self.begun is None or self.fell or rank >= LOST * self.begun:
+            return
+        self.fell = True
+        fell = f"RankMe fell from {self.begun:.0f}, of the weights it started from, to {rank:.0f} dimensions in use"
+        tqdm.write(f"warning: {fell}. Try: {OF_TRAINED}.", file=sys.stderr)
 
     def judge(self, found: Collapse | None) -> None:
         """Say a collapse, once; a run that it stops says it in its last line."""

@@ -129,7 +129,7 @@ def tell_choices(asked: Recipe, recipe: Recipe, images: ImageSet) -> None:
         steps = recipe.epochs * recipe.steps_per_epoch(len(images))
         chosen.append(f"{recipe.epochs:,} epochs, which are {steps:,} steps (--epochs, or --minutes)")
     if chosen:
-        print(f"chosen for {count} of one's own: {', '.join(chosen)}", file=sys.stderr)
+        print(f"chosen for these {count}: {', '.join(chosen)}", file=sys.stderr)
 
 
 def tell_start(run: Run, recipe: Recipe, state: State, weights: Weights | None) -> None:
@@ -137,7 +137,8 @@ def tell_start(run: Run, recipe: Recipe, state: State, weights: Weights | None) 
     if weights is None:
         return
     run.update_scores(started_from=weights.origin)
-    print(f"starts from {weights.source}: {state.match}", file=sys.stderr)
+    licence = f"; licence {weights.licence}, which binds what comes of them" if weights.licence else ""
+    print(f"starts from {weights.source}: {state.match}{licence}", file=sys.stderr)
     if not recipe.as_given:
         how = f"{recipe.optim.optimizer}, learning rate {recipe.optim.lr:g} (--optimizer, --lr)"
         more = ["batch norms keep what they remember (--norms)"] * (recipe.start.norms == "keep")

@@ -76,7 +76,9 @@ def teach(
         raise InputError(f"teacher {teacher.source!r} gives NaN or infinite features: its weights are damaged")
     if distributed.rank() == 0:
         what = f"{len(found):,} images of {side} px, {found.shape[1]:,} features each"
-        print(f"teacher {teacher.source}: {what}, in {duration(time.perf_counter() - begun)}", file=sys.stderr)
+        took = f"in {duration(time.perf_counter() - begun)}"
+        licence = f"; licence {teacher.licence}, which binds what it teaches" if teacher.licence else ""
+        print(f"teacher {teacher.source}: {what}, {took}{licence}", file=sys.stderr)
     return found
 
 

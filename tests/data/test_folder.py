@@ -1,4 +1,4 @@
-"""Images of one's own: every kind of file becomes the right pixels, in the right row, and only once."""
+"""Your own images: every kind of file becomes the right pixels, in the right row, and only once."""
 
 from __future__ import annotations
 
@@ -400,8 +400,8 @@ def test_bad_input_is_one_line(case: str, tmp_path: Path):
         (["photos", "--max-pixels", "0"], "max_pixels must be in 1..178956970, not 0"),
         (["photos", "--data", "cifar10"], "data is given twice"),
         (["photos", "--data-dir", "photos"], "data_dir is for data sets known by name"),
-        (["cifar10", "--image-size", "64"], "image_size is for images of one's own, not for the data set 'cifar10'"),
-        (["stl10", "--follow-links"], "follow_links is for images of one's own"),
+        (["cifar10", "--image-size", "64"], "image_size is for your own images, not for the data set 'cifar10'"),
+        (["stl10", "--follow-links"], "follow_links is for your own images"),
         (["cifar1"], "Did you mean 'cifar10'?"),
         (["photos", "--batch-size", "9"], "batch_size must be at most the 8 training images, not 9"),
     ],

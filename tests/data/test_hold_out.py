@@ -308,4 +308,4 @@ def test_a_recipe_of_ones_own_images_begins_a_run_of_a_known_data_set(tmp_path: 
     assert here(PIPES, *other).code == 0
     assert Run(tmp_path / "other").recipe.images == ImageSettings()
     shown = here(PIPES, *other[:-2], "--overwrite", "--white", "4095")
-    assert shown.code == 2 and "white is for images of one's own, not for the data set 'shapes'" in shown.text
+    assert shown.code == 2 and "white is for your own images, not for the data set 'shapes'" in shown.text

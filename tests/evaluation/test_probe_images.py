@@ -95,6 +95,25 @@ def test_the_untrained_encoder_has_the_runs_own_seed(embedded: Embedded, monkeyp
         np.testing.assert_allclose(rows, embed_images(encoder, part.images, embedded.recipe.normalisation), atol=1e-6)
 
 
+def test_the_plain_reading_is_the_last_stage_over_the_whole_image(embedded: Embedded, run: crlf.Run):
+    net = CNN(3, 1, (8, 16, 32), read=2).eval()
+    net.load_state_dict(run.tensors("encoder_simclr.pth"))
+    last: list[torch.Tensor] = []
+    net.stages[-1].register_forward_hook(lambda module, args, maps: last.append(maps.mean(dim=(2, 3))))
+    rows = []
+    for part in SETS:
+        embed_images(net, part.images, embedded.recipe.normalisation)
+        rows.append(torch.cat(last).numpy())
+        last.clear()
+    scores = PROBES["plain"](embedded).scores
+    assert rows[0].shape[1] == 32 and "32 numbers an image" in PROBES["plain"](embedded).protocol
+    assert scores["plain_linear_accuracy"] == embedded.accuracy(
+        linear(rows[0], embedded.train_lbl, rows[1]).predictions
+    )
+    other = dataclasses.replace(embedded, train=rows[0], test=rows[1])
+    assert scores["plain_knn_accuracy"] == embedded.accuracy(other.voted) != embedded.accuracy(embedded.voted)
+
+
 def test_pixels_are_the_images(embedded: Embedded):
     flat = [part.images.numpy().reshape(len(part), -1).astype(np.float32) for part in SETS]
     expected = embedded.accuracy(linear(flat[0], embedded.train_lbl, flat[1]).predictions)

@@ -420,6 +420,25 @@ def test_a_fall_below_the_start_is_said_while_it_trains(before: crlf.Run, tmp_pa
     assert [row["knn_accuracy"] for row in rows] == [0.7, 0.1, 0.1] and all(row["knn_at_start"] == 0.8 for row in rows)
 
 
+def test_a_loss_of_dimensions_is_said_without_labels(before: crlf.Run, tmp_path: Path, capsys, monkeypatch):
+    """Once, and held against the encoder as it was."""
+    found, seen = iter([40.0, 30.0, 12.0, 11.0]), []  # of the start, and of the looks
+
+    def examined(self: monitor.Watch, method: torch.nn.Module) -> dict[str, float]:
+        seen.append(next(method.encoder.parameters()).detach().clone())
+        return {"h_rankme": next(found)}
+
+    monkeypatch.setattr(monitor.Watch, "examined", examined)
+    recipe = Recipe(**TINY | {"epochs": 3, "subset": 128}, start=settings(before.path))
+    crlf.pretrain(recipe, out=tmp_path / "after", device="cpu")
+    said = capsys.readouterr().err
+    assert (
+        said.count("warning: RankMe fell from 40, of the weights it started from, to 12 dimensions in use. Try:") == 1
+    )
+    first = next(iter(before.tensors(ENCODER).values()))
+    assert len(seen) == 4 and torch.equal(seen[0], first) and not torch.equal(seen[3], first)
+
+
 def test_all_but_the_last_layers_stay():
     encoder = net("cnn")
     freeze(encoder, -1)

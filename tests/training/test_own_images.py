@@ -1,4 +1,4 @@
-"""What nobody asked for follows the images and their domain: sizes, batch and epochs of one's own files, and the views.
+"""What nobody asked for follows the images and their domain: sizes, batch and epochs for your own files, and the views.
 
 What somebody asked for stays, and so does everything of data sets known by name and of arrays.
 """
@@ -97,7 +97,7 @@ def test_the_run_keeps_what_was_chosen_and_says_it(tmp_path: Path):
     recipe = run.recipe
     assert (recipe.images.image_size, recipe.batch_size, recipe.epochs) == (64, 64, 1)
     assert recipe.augmentation.resolution == 0.5
-    assert "70 images of one's own: batches of 64 (--batch-size), views of 32 px (--resolution 0.5)\n" in said
+    assert "chosen for these 70 images: batches of 64 (--batch-size), views of 32 px (--resolution 0.5)\n" in said
     assert "images are read at 64 px, though half of them reach 96: --image-size 96 would take " in said
     assert crlf.embed(run, device="cpu").array("train_emb.npy").shape[0] == 70
 
@@ -109,7 +109,7 @@ def test_the_epochs_that_were_chosen_are_said(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("crlf.recipe.STEPS", 23)
     run, said = trained(tmp_path, tmp_path / "in", "--batch-size", "2", "--overwrite")
     assert run.recipe.epochs == 12
-    assert "chosen for 5 images of one's own: 12 epochs, which are 24 steps (--epochs, or --minutes)\n" in said
+    assert "chosen for these 5 images: 12 epochs, which are 24 steps (--epochs, or --minutes)\n" in said
 
 
 def test_with_a_time_the_price_of_larger_images_is_steps(tmp_path: Path):

@@ -1,1 +1,1 @@
-"""Images of one's own."""
+"""Your own images."""

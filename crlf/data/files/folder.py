@@ -1,4 +1,4 @@
-"""Images of one's own: a folder of files, a list of files, a table of images, or an array."""
+"""Your own images: a folder of files, a list of files, a table of images, or an array."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FORM = 3  # of what the cache holds; another number makes it anew
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """How images of one's own are read. The data sets known by name are as they are."""
+    """How your own images are read. The data sets known by name are as they are."""
 
     image_size: int = unasked(0)
     """Pixels a side; 0 takes 32, 64, 96, 128 or 224, the largest that half of the images reach; left out, no more than

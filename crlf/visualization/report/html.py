@@ -17,6 +17,8 @@ from crlf.text import percent
 NAMES = {
     "linear_accuracy": "Linear probe",
     "knn_accuracy": "Nearest neighbours (kNN)",
+    "plain_linear_accuracy": "Linear probe, read plainly",
+    "plain_knn_accuracy": "kNN, read plainly",
     "untrained_linear_accuracy": "Linear probe, untrained encoder",
     "untrained_knn_accuracy": "kNN, untrained encoder",
     "pixels_linear_accuracy": "Linear probe, raw pixels",

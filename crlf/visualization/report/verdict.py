@@ -60,7 +60,9 @@ def how_long(scores: dict[str, Any]) -> str:
     rest = sum(scores.get(f"{stage}_seconds") or 0 for stage in ("embed", "probe", "draw"))
     after = f" Embedding, probing and drawing took {duration(rest)}." if rest else ""
     how = "with" if scores.get("supervised") else "without"
-    return f"It learned {how} labels in {duration(scores['train_seconds'])}: {epochs}{views}{device}.{after}"
+    teacher = scores.get("teacher", {}).get("source")
+    of = f" from the teacher {teacher}" if teacher else ""
+    return f"It learned {how} labels{of} in {duration(scores['train_seconds'])}: {epochs}{views}{device}.{after}"
 
 
 def bars(scores: dict[str, Any]) -> list[tuple[str, float, bool]]:
