@@ -43,7 +43,7 @@ def screenshots(report: Path) -> dict[str, Image.Image]:
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for scheme in ("light", "dark"):
-            page = browser.new_page(viewport={"width": WIDE, "height": HIGH}, color_scheme=scheme)  # type: ignore[arg-type]
+            page = browser.new_page(viewport={"width": WIDE, "height": HIGH}, color_scheme=scheme)
             page.goto(report.resolve().as_uri())
             page.wait_for_timeout(1500)  # until the plots are drawn
             found[f"report-{scheme}"] = Image.open(io.BytesIO(page.screenshot()))

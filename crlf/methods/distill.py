@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crlf.errors import unknown
-from crlf.methods.base import TEMPERATURE, WIDTH, TaughtMethod, by_view, in_float32, mlp, out_dim, require, unit
+from crlf.methods.base import TEMPERATURE, WIDTH, TaughtMethod, by_view, cosine, in_float32, mlp, out_dim, require, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class DistillSettings:
     teacher_size: int = 0
     """Pixels a side of the images that the teacher sees; 0 for the size that it was trained on, where the images are
     files, and else for their own."""
-    agree: str = "cosine"
+    agree: str = "similarities"
     """What is compared: cosine, smooth-l1, similarities, or both (cosine and similarities)."""
     temperature: float = 0.1
     """Of similarities."""
@@ -89,6 +89,21 @@ def both(z: Tensor, taught: Tensor, temperature: float) -> Tensor:
     return cosine_loss(z, taught, temperature) + similarities(z, taught, temperature)
 
 
+@torch.no_grad()
+def agreement(z: Tensor, taught: Tensor) -> Tensor:
+    """The correlation of who resembles whom: of the cosines of all pairs of images by the encoder, float (B, T), with
+    those by the teacher, float (B, T). A scalar in -1..1; 0 where all are alike."""
+    one, other = off_mean(cosine(z, z)), off_mean(cosine(taught, taught))
+    return (one * other).sum() / (one.norm() * other.norm()).clamp_min(1e-12)
+
+
+def off_mean(square: Tensor) -> Tensor:
+    """(B, B) less the mean off its diagonal, which becomes 0."""
+    itself = torch.eye(len(square), dtype=torch.bool, device=square.device)
+    mean = square.masked_fill(itself, 0).sum() / (len(square) * (len(square) - 1))
+    return (square - mean).masked_fill(itself, 0)
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "cosine": cosine_loss,
     "smooth-l1": smooth_l1,
@@ -127,6 +142,4 @@ class Distill(TaughtMethod):
     def loss(self, z: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         taught = self.features[rows]  # (B, T)
         found = LOSSES[self.settings.agree](z, taught, self.settings.temperature)
-        with torch.no_grad():
-            agreement = (unit(z) * unit(taught)).sum(dim=-1).mean()
-        return found, {"teacher_agreement": agreement}
+        return found, {"teacher_agreement": agreement(z[0], taught)}

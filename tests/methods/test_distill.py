@@ -18,7 +18,7 @@ from crlf import cli
 from crlf.data import ImageSet
 from crlf.encoders import CNN, InitSettings
 from crlf.errors import InputError
-from crlf.methods.distill import LOSSES, Distill, DistillSettings, cosine_loss, similarities, smooth_l1
+from crlf.methods.distill import LOSSES, Distill, DistillSettings, agreement, cosine_loss, similarities, smooth_l1
 from crlf.recipe import Recipe
 from crlf.runs.run import ENCODER
 
@@ -61,6 +61,14 @@ def test_similarities_are_a_cross_entropy_over_the_others():
     assert similarities(z, taught, 0.2).item() == pytest.approx(total / 15, rel=1e-12)
     alike = torch.ones(2, 5, 4)
     assert similarities(alike, taught.float(), 0.1).item() == pytest.approx(math.log(4))
+
+
+def test_the_agreement_is_a_correlation_of_pairs():
+    z, taught = torch.randn(7, 4), torch.randn(7, 5)
+    pairs = ~torch.eye(7, dtype=torch.bool)
+    by = [F.cosine_similarity(rows[:, None], rows[None], dim=2)[pairs] for rows in (z, taught)]
+    assert agreement(z, taught).item() == pytest.approx(float(np.corrcoef(*by)[0, 1]), abs=1e-5)
+    assert agreement(taught, taught).item() == pytest.approx(1) and agreement(torch.ones(7, 4), taught) == 0
 
 
 def test_both_is_the_sum():
