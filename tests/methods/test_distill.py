@@ -148,14 +148,15 @@ def test_images_that_are_no_files_are_scaled(tmp_path: Path, narrow: None, capsy
 
 
 def test_a_run_teaches_and_what_was_learned_agrees_with_it(tmp_path: Path):
-    """The loss falls, and the projections come to point where the teacher's features do."""
+    """The loss falls, and images come to resemble each other as they do by the teacher."""
     recipe = Recipe(data="shapes", subset=96, batch_size=32, views=2, epochs=1)
     before = crlf.pretrain(recipe, out=tmp_path / "teacher", device="cpu")
     settings = DistillSettings(teacher=str(before.path), hidden=64)
-    recipe = Recipe(method="distill", data="shapes", subset=96, batch_size=32, views=2, epochs=12, head=settings)
+    recipe = Recipe(method="distill", data="shapes", subset=96, batch_size=32, views=2, epochs=24, head=settings)
     run = crlf.pretrain(recipe, out=tmp_path / "run", device="cpu")
-    rows = run.log()
-    assert rows[-1]["teacher_agreement"] > rows[0]["teacher_agreement"] + 0.2 and rows[-1]["loss"] < rows[0]["loss"]
+    rows = run.log()  # of one batch each, so that they scatter
+    agreements = [row["teacher_agreement"] for row in rows]
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and np.mean(agreements[-8:]) > np.mean(agreements[:4]) + 0.03
 
 
 def test_the_starting_weights_teach_where_no_other_does(tmp_path: Path, narrow: None):

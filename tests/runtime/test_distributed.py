@@ -127,7 +127,7 @@ def test_when_a_rank_dies_the_others_name_it_and_the_run_goes_on_alone(results, 
 
 PROGRAM = """
 import runpy, sys
-from crlf import pipeline
+from crlf.pipelines import images_to_report as pipeline
 for stage in ("embed", "probe", "draw", "report", "summary"):
     setattr(pipeline, stage, lambda *run, stage=stage, **settings: print(stage, "once"))
 sys.argv = sys.argv[1:]
