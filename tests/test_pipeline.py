@@ -21,8 +21,8 @@ from tiny_run import fake_run
 
 import crlf
 from crlf import cli
-from crlf.pipelines import images_to_report as pipeline
 from crlf.errors import InputError
+from crlf.pipelines import images_to_report as pipeline
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs.run import CHECKPOINT, ENCODER, REPORT, Run
 from crlf.runtime.interrupts import Interrupted

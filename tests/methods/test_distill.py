@@ -147,7 +147,7 @@ def test_images_that_are_no_files_are_scaled(tmp_path: Path, narrow: None, capsy
     assert "24 images of 64 px" in capsys.readouterr().err
 
 
-def test_a_run_teaches_and_what_was_learned_agrees_with_it(tmp_path: Path):
+def test_a_run_teaches_and_what_was_learned_agrees_with_it(tmp_path: Path, narrow: None):
     """The loss falls, and images come to resemble each other as they do by the teacher."""
     recipe = Recipe(data="shapes", subset=96, batch_size=32, views=2, epochs=1)
     before = crlf.pretrain(recipe, out=tmp_path / "teacher", device="cpu")

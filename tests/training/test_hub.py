@@ -18,6 +18,8 @@ from tiny_images import encoded, pixels
 import crlf
 from crlf.runs.run import ENCODER
 
+pytestmark = pytest.mark.long  # each in processes of its own
+
 MODEL, GATED = "someone/tiny", "someone/gated"
 COMMIT = "1234567890" * 4
 
