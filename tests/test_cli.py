@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import terminal
 import torch
-from terminal import EVERY, PIPES, PROGRAM, ROOT, Terminal, here, there
+from sampling import some
+from terminal import EVERY, FEW, PIPES, PROGRAM, ROOT, Terminal, here, there
 
 import crlf
 from crlf import cli
@@ -32,9 +33,9 @@ def command(*arguments: str) -> int:
     return cli.main(list(arguments))
 
 
-def refused(*arguments: str) -> str:
-    """The one line that a wrong command leaves, on every kind of terminal."""
-    return terminal.refused(*arguments, terminals=EVERY)
+def refused(*arguments: str, terminals: list[Terminal] = FEW) -> str:
+    """The one line that a wrong command leaves, on terminals of every kind."""
+    return terminal.refused(*arguments, terminals=terminals)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +85,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--nothing-like-it"], "flag '--nothing-like-it' is not known. `crlf pretrain --help` lists all."),
     ],
 )
-def test_bad_input_is_one_line(monkeypatch, tmp_path: Path, arguments: list[str], expected: str):
+@pytest.mark.parametrize("terminals", some([FEW, EVERY]), ids=["few", "every"])
+def test_bad_input_is_one_line(
+    monkeypatch, tmp_path: Path, arguments: list[str], expected: str, terminals: list[Terminal]
+):
     monkeypatch.chdir(tmp_path)
     known = ["--data", "shapes"] if "--data-dir" not in arguments else []
-    assert expected in refused("pretrain", *known, *arguments)
+    assert expected in refused("pretrain", *known, *arguments, terminals=terminals)
     assert list(tmp_path.iterdir()) == []  # nothing half-written
 
 

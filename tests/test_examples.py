@@ -29,6 +29,7 @@ def test_a_folder_becomes_a_scikit_learn_model(tmp_path: Path, narrow: None):
     assert 0 <= found["accuracy"] <= 1 and -1 <= found["rand_index"] <= 1
 
 
+@pytest.mark.long
 def test_a_method_of_ones_own_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, narrow: None, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(METHODS, "triplet", None)  # taken away again afterwards

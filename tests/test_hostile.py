@@ -208,6 +208,7 @@ def test_a_pickle_in_any_file_does_not_run(copy: Path, tmp_path: Path, name: str
     assert not trace.exists()
 
 
+@pytest.mark.long
 def test_links_in_a_run_folder_lead_nowhere(copy: Path, tmp_path: Path):
     """What a stage writes takes the place of a link; the file that it pointed to stays as it was."""
     victims = {}

@@ -148,6 +148,7 @@ def counted(patch: pytest.MonkeyPatch, stop_in: str = "") -> Iterator[list[str]]
         yield called
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("data", some(["my photos", "things"], ["things"]))
 def test_it_goes_on_from_the_stage_that_was_stopped(data: str, place: Path, tmp_path: Path, monkeypatch):
     """Ctrl-C in each stage after training, one after the other: what is whole stays, byte for byte."""

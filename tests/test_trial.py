@@ -218,6 +218,7 @@ def command(*words: str) -> int:
     return cli.main(["trial", *words, "--minutes", "0.01", "--device", "cpu"])
 
 
+@pytest.mark.long
 def test_a_trial_from_images_to_a_page(model: str, tmp_path: Path, short: None, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     photos(Path("photos"), 70)

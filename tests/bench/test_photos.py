@@ -270,6 +270,7 @@ def test_a_set_becomes_a_folder_of_class_folders(small, tmp_path):
     assert not folder.exists() and len(sets.images(small, 16).names) == 42
 
 
+@pytest.mark.long
 def test_an_ablation_keeps_the_encoder_and_reads_it_in_several_ways(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(ablation.SIZE, small, 16)
     rows, keep = tmp_path / "rows.jsonl", tmp_path / "kept"

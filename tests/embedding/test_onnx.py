@@ -67,6 +67,7 @@ def test_the_embeddings_are_what_the_file_gives(model: Path, photos: Path, tmp_p
     np.testing.assert_allclose(run.array("train_emb.npy"), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_all_that_follows_works_without_the_file(model: Path, photos: Path, tmp_path: Path, capsys):
     path, out = tmp_path / "m.onnx", tmp_path / "run"
     path.write_bytes(model.read_bytes())

@@ -182,6 +182,7 @@ def test_a_draw_takes_as_much_of_each_class(amount: float, each: int):
     assert set(rows) != set(draw(labels, amount, seed=4))
 
 
+@pytest.mark.long
 def test_more_labels_are_better_and_the_spread_is_over_draws():
     table = few_label(embedded()).scores["few_label"]
     assert list(table) == ["1 a class", "5 a class", "10 a class", "50 a class", "1 %", "10 %"]
