@@ -73,6 +73,10 @@ def test_each_is_trained_as_it_says(tmp_path: Path, model: str):
     assert recipes["start"].start == here.recipe.start and recipes["start"].method == "simclr"
     taught = recipe_of(Contestant("d", "distilled", model), here, 0.5)
     assert (taught.method, taught.head.teacher, taught.start.init) == ("distill", model, "")
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"")
+    taught = recipe_of(Contestant("d", "distilled", str(file)), here, 0.5)
+    assert taught.head.teacher == str(here.out / Contestant("weights.pth as it is", "model").folder)
     given = recipe_of(Contestant("m", "model", model), here, 0.5)
     assert given.as_given and given.encoder == "timm:test_resnet"
     assert own(here.recipe).encoder == "cnn" and own(here.recipe).start == InitSettings()

@@ -218,7 +218,7 @@ def recipe_of(contestant: Contestant, place: Place, minutes: float) -> Recipe:
     if contestant.kind != "distilled":
         return scratch
     teacher = contestant.source
-    if asked.match == "order" or asked.partial_init:  # only a run says how it was filled
+    if Path(teacher).is_file():  # it does not say of which network it is, nor how it fits: the run of it does
         teacher = str(place.out / Contestant(f"{called(teacher)} as it is", "model").folder)
     return dataclasses.replace(scratch, method="distill", head=DistillSettings(teacher=teacher))
 
