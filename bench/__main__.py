@@ -106,6 +106,13 @@ def command(name: str, words: list[str]) -> int:
         return 2
 
 
+def keep(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Append the record of a measurement that was called with --record."""
+    line = {"bench": name, "command": f"python -m bench {name} --record", **machine(), "rows": rows, **more}
+    with RECORDS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def machine() -> dict[str, Any]:
     """What a figure must be read beside."""
     import torch

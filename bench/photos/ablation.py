@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -198,7 +197,4 @@ def record(rows: Sequence[dict[str, Any]]) -> None:
     """Append the table to the records."""
     from bench import __main__ as bench
 
-    command = "python -m bench photos-ablation --record"
-    line = {"bench": "photos-ablation", "command": command, **bench.machine(), "rows": list(rows)}
-    with bench.RECORDS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    bench.keep("photos-ablation", list(rows))

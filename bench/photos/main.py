@@ -7,7 +7,6 @@ time and called again. The table is of all rows in the file.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,10 +99,7 @@ def record(found: results.Results) -> None:
     """Append the accuracies, without the single images, and the tables to the records; write them into the docs."""
     from bench import __main__ as bench
 
-    about = {"bench": "photos", "command": "python -m bench photos --record", **bench.machine()}
-    line = {**about, "rows": results.summary(found), "text": results.markdown(found)}
-    with bench.RECORDS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    bench.keep("photos", results.summary(found), text=results.markdown(found))
     readme.write(bench.RECORDS)
 
 

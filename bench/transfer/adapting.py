@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,7 +150,4 @@ def record(rows: Sequence[dict[str, Any]]) -> None:
     """Append the table to the records."""
     from bench import __main__ as bench
 
-    command = "python -m bench init-ablation --record"
-    line = {"bench": "init-ablation", "command": command, **bench.machine(), "rows": list(rows)}
-    with bench.RECORDS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    bench.keep("init-ablation", list(rows))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -150,7 +149,4 @@ def record(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> N
     """Append the correlations, and the rows that they are of, to the records."""
     from bench import __main__ as bench
 
-    about = {"bench": "label-free", "command": "python -m bench label-free --record", **bench.machine()}
-    line = {**about, "rows": list(lines), "encoders": list(rows)}
-    with bench.RECORDS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    bench.keep("label-free", list(lines), encoders=list(rows))

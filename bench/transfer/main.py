@@ -15,7 +15,6 @@ each of the last four with settings of recipe.json behind it, such as optim.lr=0
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -170,8 +169,5 @@ def record(found: results.Results, of_losses: str) -> None:
     """Append the accuracies and the tables to the records; write them into the docs."""
     from bench import __main__ as bench
 
-    about = {"bench": "transfer", "command": "python -m bench transfer --record", **bench.machine()}
-    line = {**about, "rows": results.summary(found), "text": markdown(found), "losses": of_losses}
-    with bench.RECORDS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    bench.keep("transfer", results.summary(found), text=markdown(found), losses=of_losses)
     readme.write(bench.RECORDS)
