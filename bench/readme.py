@@ -30,13 +30,14 @@ RUNS = {
     "cifar10-seed": "`python simclr_train.py --recipe seed` (the original project's settings, this network)",
 }
 
-GPU_TABLES = (
-    ("smoke", ""),
-    ("speed", "loop"),
-    ("record", "result"),
-    ("changes", ""),
-    ("search", "race"),
-    ("long", "result"),
+GPU_TABLES = (  # their names on the page, the part, its table
+    ("gpu-smoke", "smoke", ""),
+    ("gpu-speed", "speed", "loop"),
+    ("gpu-record", "record", "result"),
+    ("gpu-factors-resnet18", "factors", "resnet18 effects"),
+    ("gpu-factors-cnn", "factors", "cnn effects"),
+    ("gpu-search", "search", "race"),
+    ("gpu-long", "long", "result"),
 )
 SPEEDS = ("throughput", "views", "step", "loading", "loss-memory", "probes", "search", "memory", "newton-schulz")
 
@@ -140,8 +141,8 @@ def speedrun(records: Path, found: dict[str, dict[str, Any]]) -> str:
     """The page of the GPU records: the plan, the launches, and what each part of the GPU program found."""
     page = filled(SPEEDRUN.read_text(encoding="utf-8"), "plan", markdown(plan.table(measured_on_a_gpu(records))))
     page = filled(page, "launches", rows(found, "launches"))
-    for part, table in GPU_TABLES:
-        page = filled(page, f"gpu-{part}", gpu_table(records, part, table))
+    for name, part, table in GPU_TABLES:
+        page = filled(page, name, gpu_table(records, part, table))
     return page
 
 

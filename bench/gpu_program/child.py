@@ -15,7 +15,7 @@ from crlf.runtime.allocator import keep_freed_memory
 from crlf.runtime.devices import pick_device
 
 SHARES: dict[str, float | None] = {
-    "look": 20, "check": 60, "smoke": 20, "speed": 100, "record": 240, "changes": 100, "search": 60, "long": None,
+    "look": 20, "check": 60, "smoke": 20, "speed": 100, "record": 240, "factors": 400, "search": 60, "long": None,
 }  # fmt: skip
 
 

@@ -39,8 +39,10 @@ class Sizes:
     """With which the search begins."""
     pflop: float = 0.1
     """Of the longest run of the search."""
-    change: float = 2.5
-    """PFLOP of a run that tries one change of the record's recipe."""
+    change: float = 100.0
+    """PFLOP that a run of a design has at most."""
+    factors: tuple[str, ...] = ()
+    """Designs that are tried; () for all."""
 
 
 TINY = Sizes(
@@ -60,6 +62,7 @@ TINY = Sizes(
     candidates=3,
     pflop=2e-5,
     change=4e-6,
+    factors=("cnn",),
 )
 SIZES = {"full": Sizes(), "tiny": TINY}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu_program import tables
-from bench.gpu_program.changes import changed
 from bench.gpu_program.child import SHARES, part
 from bench.gpu_program.context import SIZES, rows_in
+from bench.gpu_program.factors import changed
 from bench.gpu_program.program import run
 from crlf.data import cache_dir
 from crlf.errors import InputError, unknown

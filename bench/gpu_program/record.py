@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import crlf
 from bench.gpu_program import compact, knn
-from bench.gpu_program.changes import changed
 from bench.gpu_program.context import Context
+from bench.gpu_program.factors import changed
 from crlf.data import ImageSet, load_for_pretraining
 from crlf.metrics.knn import HEADLINE, knn_predict
 from crlf.recipe import RECIPES, Recipe

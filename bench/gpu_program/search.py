@@ -68,18 +68,23 @@ def parted(data: str, count: int, subset: int = 0) -> tuple[ImageSet, ImageSet]:
 
 def setup() -> None:
     """Make the networks of the search known by name."""
-    for norm, white in itertools.product((False, True), repeat=2):
-        name = "cnn" + " norm" * norm + " white" * white
+    for norm, white, deep in itertools.product((False, True), repeat=3):
+        name = "cnn" + " norm" * norm + " white" * white + " deep" * deep
         if name not in ENCODERS:
-            ENCODERS[name] = functools.partial(variant, norm, white)
+            ENCODERS[name] = functools.partial(variant, norm, white, deep)
 
 
-def variant(norm: bool, white: bool, channels: int, size: int, regions: int) -> nn.Module:
-    """The light CNN, with norm and activation before the pool, and a whitened first convolution, or not."""
+def variant(norm: bool, white: bool, deep: bool, channels: int, size: int, regions: int) -> nn.Module:
+    """The light CNN, with norm and activation before the pool, a whitened first convolution, and a convolution more
+    in the last stage, or not."""
     network = CNN(channels, regions)
     if norm:
         for i, stage in enumerate(network.stages):
             network.stages[i] = norm_before_pool(i, stage)
+    if deep:
+        last: nn.Sequential = network.stages[-1]  # type: ignore[assignment]
+        width = last[0].out_channels
+        last.extend([nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.SiLU()])  # type: ignore[arg-type]
     return whiten(network) if white else network
 
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from planted_parts import dies, finds, hangs, raises, runs_out_of_memory
@@ -21,14 +22,16 @@ from sampling import some
 
 import crlf
 from bench import __main__ as bench
-from bench.gpu_program import changes, check, compact, keep, knn, many, record, search, speed, tables
+from bench.gpu_program import check, compact, factors, keep, knn, many, record, search, speed, tables
 from bench.gpu_program import main as command
 from bench.gpu_program.context import TINY, Clock, Context
 from bench.gpu_program.program import Part, Results, run
+from crlf.augmentation import Views
 from crlf.encoders import ENCODERS
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.metrics.knn import knn_predict
+from crlf.normalisation import Normalisation
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs.run import CHECKPOINT
 from crlf.runtime.interrupts import Interrupted
@@ -124,14 +127,14 @@ def test_the_whole_program_on_a_cpu(tmp_path: Path):
     """Tiny sizes; every part finds something, and the files are few and small."""
     seconds, start = 90.0, time.monotonic()
     out, words = tmp_path / "out", ["--device", "cpu", "--sizes", "tiny", "--state", str(tmp_path / "state")]
-    parts = "look=5,smoke=12,speed=12,record=24,changes=12,search=15,long"
+    parts = "look=5,smoke=12,speed=12,record=24,factors=25,search=15,long"
     ended = subprocess.run(
         [sys.executable, "-m", "bench", "gpu-program", "--out", str(out), "--seconds", "90", "--parts", parts, *words],
         cwd=HERE, capture_output=True, text=True, timeout=150,
     )  # fmt: skip
     assert time.monotonic() - start < seconds + 5, ended.stderr[-2000:]
     found = json.loads((out / "results.json").read_text())
-    assert {row["part"] for row in found["rows"]} == {"look", "smoke", "speed", "record", "changes", "search", "long"}
+    assert {row["part"] for row in found["rows"]} == {"look", "smoke", "speed", "record", "factors", "search", "long"}
     assert not [part for part, end in found["parts"].items() if end["state"] == "failed"], found["parts"]
     files = list(out.iterdir())
     assert len(files) <= 8 and all(file.stat().st_size < 16e6 for file in files)
@@ -149,7 +152,7 @@ def test_shares_are_read(capsys: pytest.CaptureFixture[str]):
     assert command.shares("smoke=20,long") == [("smoke", 20), ("long", None)]
     assert command.shares("record") == [("record", 240)]
     for words, message in (
-        (["--parts", "smok"], "part 'smok' is not known: choose from changes, check, long, look"),
+        (["--parts", "smok"], "part 'smok' is not known: choose from check, factors, long, look"),
         (["--parts", "smoke=x"], "whole numbers, not 'x'"),
         (["--seeds", "1,b"], "whole numbers, not 'b'"),
         (["--set", "epochs"], "set takes NAME=VALUE, not 'epochs'"),
@@ -242,10 +245,52 @@ def test_the_fastest_way_is_found(tmp_path: Path):
 
 def test_a_setting_of_the_record_is_changed():
     asked = command.settings(["epochs=160", "optim.lr=0.04", "method=mocov3", "head={}"])
-    recipe = changes.changed(RECIPES["speedrun-knn90"], asked)
+    recipe = factors.changed(RECIPES["speedrun-knn90"], asked)
     assert (recipe.epochs, recipe.optim.lr, recipe.method, recipe.views) == (160, 0.04, "mocov3", 4)
-    for settings in changes.CHANGES.values():
-        assert changes.changed(RECIPES["speedrun-knn90"], settings).encoder == "resnet18"
+
+
+@pytest.mark.parametrize("count", factors.FIRST_ROWS)
+def test_a_design_tells_its_factors_apart(count: int):
+    signs = np.array(factors.signs(count))
+    assert signs.shape == (count, count - 1)
+    assert (signs.T @ signs == count * np.eye(count - 1)).all()  # orthogonal, and each + in half of the runs
+
+
+@pytest.mark.parametrize("name", factors.DESIGNS)
+def test_the_effects_of_a_design_are_found(name: str):
+    design = factors.DESIGNS[name]
+    assert len(design.factors) < design.runs
+    worth = dict(zip(design.factors, [3.0, -2.0, 1.0], strict=False))
+    rows = [
+        (chosen, {"knn_%": 50 + sum(worth.get(c, 0.0) for c in chosen) + 0.01 * i, "ridge_%": 0.0})
+        for i, chosen in enumerate(factors.runs(design))
+    ]
+    found = factors.effects(design, rows)
+    for row in found:
+        assert row["knn_%"] == pytest.approx(worth.get(row["change"], 0.0), abs=0.1)
+        assert row["knn_%_error"] < 0.1
+    assert found[0]["change"] == next(iter(design.factors))
+
+
+@pytest.mark.parametrize("name", factors.DESIGNS)
+def test_every_run_of_a_design_is_a_recipe(name: str, named: None, tmp_path: Path):
+    design = factors.DESIGNS[name]
+    jobs = [factors.job_of(context([], tmp_path), design, chosen) for chosen in factors.runs(design)]
+    assert len({(job.recipe, job.views) for job in jobs}) == design.runs
+    assert min(job.recipe.batch_size for job in jobs) >= 16
+
+
+def test_clamped_views_lie_between_black_and_white():
+    by = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.25, 0.25, 0.25))
+    images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
+    wild = dataclasses.replace(RECIPES["default"].augmentation, brightness=0.8, contrast=0.8, jitter=1.0)
+    free, cut = (kind(wild, by)(images, torch.Generator().manual_seed(0), 2) for kind in (Views, factors.Clamped))
+    grey = torch.tensor(by.mean)[:, None, None]
+    inside = lambda x: x * 0.25 + grey  # noqa: E731
+    assert inside(free).min() < -0.1 and inside(free).max() > 1.1
+    assert inside(cut).min() > -1e-5 and inside(cut).max() < 1 + 1e-5
+    same = (inside(free) > 0) & (inside(free) < 1)
+    torch.testing.assert_close(cut[same], free[same])
 
 
 # The measures of the search
