@@ -301,13 +301,13 @@ NAMED: dict[str, Recipe] = {
     ),
     # For a GPU: docs/speedrun.md has the plan, and what came of it.
     "speedrun-knn90": Recipe(
-        encoder="resnet18", epochs=100, batch_size=512, views=4, compile="all",
+        encoder="resnet18", epochs=132, batch_size=512, views=4, compile="all",
         augmentation=ViewSettings(grayscale=0.1), embedding=EmbeddingSettings(regions=1, mirror=True),
-        head=SimCLRSettings(temperature=0.2, hidden=512),
+        head=SimCLRSettings(temperature=0.2, hidden=512), optim=OptimSettings(weight_decay=0.1),
     ),
     "r18-best": Recipe(
         method="mocov3", encoder="resnet18", epochs=400, batch_size=512, views=4, compile="all",
-        augmentation=ViewSettings(resolution=1.0, grayscale=0.1), optim=OptimSettings(weight_decay=0.01),
+        augmentation=ViewSettings(resolution=1.0, grayscale=0.1), optim=OptimSettings(weight_decay=0.1),
     ),
     "simclr-r50": published(
         "simclr", "resnet50", lars(1.0, 1e-4, trust=0.001), HALF,

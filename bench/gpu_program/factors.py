@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from bench.gpu_program import many
@@ -129,7 +130,7 @@ def job_of(c: Context, design: Design, chosen: Sequence[str]) -> Job:
     """The run with these factors; what the program's sizes say comes before them."""
     base = RECIPES[design.recipe]
     factors = [design.factors[name] for name in chosen]
-    batch = base.batch_size
+    batch = int(base.batch_size)
     settings: dict[str, Any] = {}
     for factor in factors:
         settings |= factor.settings
@@ -158,18 +159,19 @@ def signs(count: int) -> list[list[int]]:
 
 
 def effects(design: Design, rows: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """What each factor is worth: the mean of the runs with it less the mean of those without, the largest first.
+    """What each factor is worth, the largest first: least squares, which with all runs is the mean of those with the
+    factor less the mean of those without.
 
     Their standard error is Lenth's (Technometrics 31, 1989): the median effect is noise, whatever the large ones are.
     """
-    found = []
-    for name in design.factors:
-        row: dict[str, Any] = {"change": name}
-        for measure in MEASURES:
-            with_it = [float(row[measure]) for chosen, row in rows if name in chosen]
-            without = [float(row[measure]) for chosen, row in rows if name not in chosen]
-            row[measure] = statistics.mean(with_it) - statistics.mean(without) if with_it and without else 0.0
-        found.append(row)
+    names = list(design.factors)
+    chosen = np.array([[1.0, *(name in some for name in names)] for some, _ in rows])
+    scores = np.array([[float(row[measure]) for measure in MEASURES] for _, row in rows])
+    worth = np.linalg.lstsq(chosen, scores, rcond=None)[0][1:]
+    found: list[dict[str, Any]] = [
+        {"change": name, **dict(zip(MEASURES, values.tolist(), strict=True))}
+        for name, values in zip(names, worth, strict=True)
+    ]
     for measure in MEASURES:
         error = lenth([row[measure] for row in found])
         for row in found:

@@ -21,7 +21,7 @@ def rows_of(records: Path, part: str, table: str) -> list[dict[str, Any]]:
     lines = map(json.loads, records.read_text(encoding="utf-8").splitlines()) if records.exists() else []
     found = [record for record in lines if record["bench"] == f"gpu-program {part}"]
     return [
-        {**row, "record": i}
+        {**row, "record": i, "device": record["device"], "command": record["command"]}
         for i, record in enumerate(found)
         for row in record["rows"]
         if row.get("table", "") == table
@@ -45,15 +45,23 @@ def record(records: Path, axis: Axes) -> bool:
     rows, results = rows_of(records, "record", "curve"), rows_of(records, "record", "result")
     for colour, run in zip(PALETTE, dict.fromkeys((row["record"], row["seed"]) for row in rows), strict=False):
         points = [(row["train_seconds"], row["knn_train_%"]) for row in rows if (row["record"], row["seed"]) == run]
+        about = next(row for row in rows if (row["record"], row["seed"]) == run)
         ends = [row for row in results if (row["record"], row["seed"]) == run and "epochs" in row]
-        length = f", {ends[0]['epochs']} epochs: {ends[0]['knn_%']:.1f} % on the test images" if ends else ""
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=f"seed {run[1]}{length}")
+        end = f"{ends[0]['knn_%']:.1f} % of the test images" if ends else "stopped before its end"
+        label = f"{about['device'].split()[1]}, weight decay {weight_decay(about)}, seed {run[1]}: {end}"
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=label)
     axis.axhline(90, color="grey", linewidth=0.8, linestyle=":")
     axis.set_xlabel("seconds of training")
     axis.set_ylabel("kNN among training images (%)")
     axis.legend(frameon=False)
     axis.set_title("90 % kNN on CIFAR-10, one GPU")
     return bool(rows)
+
+
+def weight_decay(row: dict[str, Any]) -> str:
+    """Of a record's run. The first runs do not say: it is in their command, or 0."""
+    _, given, rest = row["command"].partition("optim.weight_decay=")
+    return f"{row['weight_decay']:g}" if "weight_decay" in row else rest.split()[0] if given else "0"
 
 
 def search(records: Path, axis: Axes) -> bool:

@@ -64,6 +64,7 @@ class Look:
         self.seconds += time.perf_counter() - start
         loss = self.state.losses[: self.state.step % len(self.state.losses) or None].mean().item()
         row = {"seed": self.seed, "share": share, "train_seconds": seconds, "loss": loss, "knn_train_%": 100 * found}
+        row["weight_decay"] = self.recipe.optim.weight_decay
         self.c.emit({"table": "curve", **row})
         for floor, least in FLOORS.items():
             if self.c.sizes.data == "cifar10" and floor <= share < floor + 1.5 / LOOKS and found < least:

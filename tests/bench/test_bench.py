@@ -197,7 +197,7 @@ def test_without_a_gpu_its_measurements_say_so(tmp_path, monkeypatch, capsys, na
 
 def test_the_plan_counts_a_resnet_18():
     fast, best = plan.table({})
-    assert fast["PFLOP"] < 50 and fast["minutes at 15% of the peak"] < 5  # the goals, on paper
+    assert fast["PFLOP"] < 50 and fast["minutes at 25% of the peak"] < 5  # the goals, on paper
     macs = 0.557e9 * (24 / 32) ** 2  # of a CIFAR ResNet-18
     assert fast["GFLOP a view"] == pytest.approx(6 * macs / 1e9, rel=0.01)
     assert best["minutes at 25% of the peak"] < 30
