@@ -341,7 +341,7 @@ def bad(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["one", "--image-size", "16"], "one' must have 2 training images or more, not 1"),
         (["notes.md"], "notes.md' must be a folder, a list (.txt), a table"),
         (["photos", "--data", "one"], "data is given twice, as 'photos' and with --data: give it once"),
-        (["photos", "one"], "'one' is one word too many: crlf run [DATA] [options]"),
+        (["photos", "one"], "'one' is one argument too many: crlf run [DATA] [options]"),
         (["photos", "--out", "old"], "output folder 'old' holds another run: --resume continues it, --overwrite"),
         (["photos", "--resume", "--out", "new"], "output folder 'new' holds no run to resume"),
         (["photos", "--out", "photos/run"], "photos/run' lies among the images of"),

@@ -59,7 +59,7 @@ def test_a_run_leaves_whole_lines_and_no_ruins_of_its_bar(columns: int, tmp_path
     assert bars and all(len(bar) <= columns for bar in bars)  # a longer one would stay, a line at each step
     assert any("loss" in bar and "left" in bar and bar.rstrip()[-1].isdigit() for bar in bars)  # whole even at 60
     rows = seen(said)
-    starts = ["estimate: ", "kNN while it trains: ", "epoch 1/2  loss ", "epoch 2/2  loss ", "next: crlf embed ", ""]
+    starts = ["estimate: ", "kNN during training: ", "epoch 1/2  loss ", "epoch 2/2  loss ", "next: crlf embed ", ""]
     assert len(rows) == len(starts) and all(row.startswith(start) for row, start in zip(rows, starts, strict=True))
 
 

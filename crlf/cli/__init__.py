@@ -1,6 +1,6 @@
 """The command line: the commands are functions of the same names and arguments.
 
-Bad input ends in one line on stderr and exit code 2; Ctrl-C in 130, SIGTERM in 143, a reader who went away in 141.
+Exit codes: 2 after bad input (with one line on stderr), 130 after Ctrl-C, 143 after SIGTERM, 141 after a closed pipe.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from crlf.runtime import terminal
 from crlf.runtime.allocator import keep_freed_memory
 
 COMMANDS = {
-    "run": ("crlf.pipelines.images_to_report", "all of it in one command, from images to a report: begin here"),
-    "trial": ("crlf.pipelines.trial", "find out whether it is worth training on these images at all"),
-    "pretrain": ("crlf.training.pretrain", "learn an encoder from images without labels"),
-    "embed": ("crlf.embedding.embed", "turn the images of a run, or new ones, into embeddings"),
-    "search": ("crlf.inference.search", "find the images that are nearest to an image"),
-    "probe": ("crlf.evaluation.probe", "measure the embeddings: linear classifier, nearest neighbours and more"),
-    "finetune": ("crlf.evaluation.finetune", "make a classifier of a run's encoder and labelled images"),
-    "classify": ("crlf.inference.classify", "classify images with a fine-tuned run"),
+    "run": ("crlf.pipelines.images_to_report", "do everything in one command, from images to a report: start here"),
+    "trial": ("crlf.pipelines.trial", "find out whether training on your images is worth it"),
+    "pretrain": ("crlf.training.pretrain", "train an encoder on images without labels"),
+    "embed": ("crlf.embedding.embed", "compute the embeddings of a run's images, or of new images"),
+    "search": ("crlf.inference.search", "find the nearest neighbours of an image"),
+    "probe": ("crlf.evaluation.probe", "evaluate the embeddings: linear classifier, nearest neighbours and more"),
+    "finetune": ("crlf.evaluation.finetune", "train a classifier from a run's encoder and labelled images"),
+    "classify": ("crlf.inference.classify", "classify images with a trained classifier"),
     "draw": ("crlf.visualization.figures", "draw the figures of a run"),
-    "report": ("crlf.visualization.report", "write the report of a run, one HTML file"),
-    "compare": ("crlf.evaluation.compare", "hold runs against each other: what differs, and what is noise"),
-    "doctor": ("crlf.evaluation.doctor", "look for reasons of a low score, and say what to try"),
-    "explore": ("crlf.visualization.explore", "open embeddings and their images in the browser, by embedding-atlas"),
-    "export": ("crlf.exporters.export", "write the encoder for timm, ONNX or torch.export, with a model card"),
-    "push": ("crlf.exporters.push", "export the encoder and upload it to the Hugging Face hub"),
-    "summary": ("crlf.visualization.summary", "print what a run reached and where its files lie"),
+    "report": ("crlf.visualization.report", "write the report of a run as one HTML file"),
+    "compare": ("crlf.evaluation.compare", "compare runs and separate differences from noise"),
+    "doctor": ("crlf.evaluation.doctor", "look for causes of a low score and suggest fixes"),
+    "explore": ("crlf.visualization.explore", "explore embeddings and images in the browser with embedding-atlas"),
+    "export": ("crlf.exporters.export", "export the encoder to timm, ONNX or torch.export, with a model card"),
+    "push": ("crlf.exporters.push", "export the encoder and upload it to the Hugging Face Hub"),
+    "summary": ("crlf.visualization.summary", "print a run's scores and the paths of its files"),
 }  # torch is imported with a command's module, not before
 NEXT = {
     "pretrain": "crlf embed {run}",
@@ -49,11 +49,11 @@ NEXT = {
     "probe": "crlf draw {run}",
     "draw": "crlf report {run}",
     "report": "crlf search {run} IMAGE",
-}  # what a command is followed by, as a rule
+}  # the usual next command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The `crlf` command: the exit code."""
+    """Run the `crlf` command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     prepare(arguments, argv)
     name = arguments[0] if arguments else "--help"
@@ -63,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command_line(function: Callable[..., Any] | str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Call a function with the arguments of a command line: its words are those that Python takes by position.
+    """Call a function with the arguments of a command line. Positional parameters become words, the others flags.
 
-    A parameter named `recipe` becomes its settings' flags; `--recipe NAME` or `--recipe FILE.json` is what they start
-    from, and with `--resume` it is the run's own.
+    A parameter named `recipe` becomes one flag per setting. The settings start from `--recipe NAME` or
+    `--recipe FILE.json`; with `--resume` they start from the run's own recipe.
 
     Args:
-        function: or the name of a command, whose module is imported when it is called.
+        function: a function, or the name of a command, whose module is imported when it is called.
 
     Returns:
         The exit code.
@@ -81,7 +81,7 @@ def command_line(function: Callable[..., Any] | str, argv: Sequence[str] | None 
 
 
 def prepare(arguments: list[str], argv: Sequence[str] | None) -> None:
-    """Spare a process that only prints help the import of torch; and let the hub's client tell nobody who uses it."""
+    """Skip the import of torch where only help is printed, and turn off the telemetry of the hub's client."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if argv is None and asks_for_help(arguments):
         stand_ins.install()
@@ -92,7 +92,7 @@ def asks_for_help(arguments: list[str]) -> bool:
 
 
 def ended(prog: str, action: Callable[[], object]) -> int:
-    """Do it, and say in one line why it failed: the exit code."""
+    """Call `action`, print one line if it fails, and return the exit code."""
     try:
         with terminal.outlets():
             try:
@@ -122,38 +122,38 @@ def greet(name: str) -> None:
 
 
 def overview() -> str:
-    """The help of the whole, as wide as the terminal."""
+    """The help of `crlf`, as wide as the terminal."""
     fill = partial(textwrap.fill, width=terminal.columns() - 2, subsequent_indent=" " * 13)
     rows = [fill(text, initial_indent=f"  {name:<10} ") for name, (_, text) in COMMANDS.items()]
     head = ["usage: crlf COMMAND [options]", "", "Learn from images without labels.", ""]
-    begin = ["to begin:", "  crlf run PATH", "", "commands:"]
+    begin = ["get started:", "  crlf run PATH", "", "commands:"]
     last = "PATH is a folder of images. crlf COMMAND --help lists the options of a command."
     return "\n".join([*head, *begin, *rows, "", fill(last, subsequent_indent="")])
 
 
 def stage(name: str, arguments: list[str]) -> None:
-    """Do a command, and say which one comes next."""
+    """Run a command, then print the usual next one."""
     run = call(command(name), arguments, f"crlf {name}", needs_data=name in ("run", "trial"))
     if name in NEXT and run is not None:
         terminal.say(f"next: {NEXT[name].format(run=shlex.quote(run))}")
 
 
 def require_data(arguments: list[str], values: dict[str, Any]) -> None:
-    """Raise InputError where nothing says what to learn from: the default would be fetched, unasked."""
+    """Raise InputError where no data are named: the default would be downloaded without being asked for."""
     said = {word.partition("=")[0] for word in arguments}
     if flags.DATA_FLAG not in values and not said & {"--recipe", "--resume"}:
-        what = "`crlf run PATH` learns from a folder of images, `crlf run cifar10` from a data set that is fetched"
+        what = "`crlf run PATH` learns from a folder of images, `crlf run cifar10` downloads a data set"
         raise InputError(f"DATA is missing: {what}")
 
 
 def call(function: Callable[..., Any], arguments: list[str], prog: str, needs_data: bool = False) -> str | None:
-    """Call a function with what the arguments say, or print its help.
+    """Call a function with the parsed arguments, or print its help.
 
     Args:
-        needs_data: whether a recipe must be told what to learn from.
+        needs_data: whether the command line must name the data.
 
     Returns:
-        The run folder, of a function that makes one or takes nothing else by place; else None.
+        The run folder if the function makes one or takes it as its only word, else None.
     """
     recipe, takes_recipe, given = None, flags.RECIPE in inspect.signature(function).parameters, arguments
     if takes_recipe:
@@ -176,14 +176,14 @@ def call(function: Callable[..., Any], arguments: list[str], prog: str, needs_da
 
 
 def with_data(words: list[Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The data of a recipe as its flag would give them: `crlf pretrain PATH` names what to learn from."""
+    """The word of `crlf pretrain PATH` as the value of the flag --data."""
     if words and flags.DATA_FLAG in values:
         raise InputError(f"data is given twice, as {words[0]!r} and with --data: give it once")
     return {flags.DATA_FLAG: words[0]} if words else {}
 
 
 def of_other_images(recipe: Any, values: dict[str, Any]) -> Any:
-    """A recipe for your own images without what it notes of them, where it is given a data set known by name."""
+    """Drop a recipe's image settings where it was made for your own files and --data names a data set."""
     from crlf.data import SOURCES, ImageSettings
 
     known = values.get(flags.DATA_FLAG) in SOURCES
@@ -191,7 +191,7 @@ def of_other_images(recipe: Any, values: dict[str, Any]) -> Any:
 
 
 def start(function: Callable[..., Any], arguments: list[str]) -> tuple[Any, list[str]]:
-    """The recipe that the flags start from, and the arguments without `--recipe`."""
+    """The recipe that the flags start from, and the arguments left after `--recipe` is removed."""
     from crlf.methods import METHODS
     from crlf.recipe import RECIPES
     from crlf.runs.run import RECIPE, read_recipe

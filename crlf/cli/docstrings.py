@@ -1,4 +1,4 @@
-"""What docstrings say of the arguments of a function and of the attributes of a class."""
+"""Help texts from docstrings: of a function's arguments and of a class's attributes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def paragraph(thing: Any) -> str:
 
 
 def argument_texts(function: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring of a function says of its arguments, under "Args:"."""
+    """The texts under "Args:" in a function's docstring, by argument."""
     lines = inspect.getdoc(function) or ""
     args = re.search(r"^Args:\n((?:(?: +.*)?\n)+)", f"{lines}\n", flags=re.MULTILINE)
     entries = re.findall(r"^    \*?(\w+): (.*(?:\n {5,}.*)*)", args[1] if args else "", flags=re.MULTILINE)
@@ -26,7 +26,7 @@ def argument_texts(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def attribute_texts(settings: type) -> dict[str, str]:
-    """The docstrings below the attributes of a class; none where Python has only its bytecode."""
+    """The docstrings below the attributes of a class, by attribute; empty if the source is not available."""
     with contextlib.suppress(OSError):
         [tree] = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
         body = tree.body if isinstance(tree, ast.ClassDef) else []

@@ -1,7 +1,7 @@
-"""The flags of a command: from the signature of its function, the dataclasses of its settings and their docstrings.
+"""The flags of a command, made from the signature of its function, its settings' dataclasses and their docstrings.
 
-What Python takes by position is a word on the command line, what it takes by name is a flag. argparse reads the flags
-and draws the help.
+Positional parameters become words on the command line, keyword-only parameters become flags. argparse parses the flags
+and formats the help.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from crlf.text import PYTHON_ONLY
 
 RECIPE = "recipe"  # the parameter whose settings are flags
 DATA_FLAG = f"{RECIPE}.data"
-START = "what the settings start from: one of crlf.recipe.RECIPES, or a recipe.json; flags change it"
+START = "the settings to start from: one of crlf.recipe.RECIPES, or a recipe.json; other flags override them"
 FIRST = "most used options"
 MOST_USED = (
     *("data", "out", "epochs", "minutes", "domain", "encoder", "method", "batch-size", "image-size"),
     *("device", "seed", "resume", "overwrite"),
 )
-RUN = "the run folder"  # where a docstring leaves the obvious out
+RUN = "the run folder"  # the text of a word that its docstring does not explain
 HELP = ("-h", "--help")
 Kind = Literal["needed", "optional", "many", "any", "spread"]
 
 
 @dataclass(frozen=True)
 class Flag:
-    """What is given by name."""
+    """A flag of the command line."""
 
     place: str
-    """Where its value goes: a parameter such as out, or a setting such as recipe.optim.lr."""
+    """The parameter or setting that it sets, such as out or recipe.optim.lr."""
     hint: Any
     default: Any
     text: str
     group: str
     about: str = ""
-    """What all of the group are for."""
+    """The description of its group."""
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class Flag:
 
     @property
     def help(self) -> str:
-        """For argparse: what it is for, with the names of the tables that this mentions, and its default."""
+        """The text for argparse: what the flag does, with the names from the tables it mentions, and its default."""
         value = " ".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
         default = "" if isinstance(value, bool) or value in (None, "") else f" (default: {value})"
         return (with_names(self.text) + default).strip().replace("%", "%%") or " "
@@ -64,11 +64,11 @@ class Flag:
 
 @dataclass(frozen=True)
 class Word:
-    """What is given by its place, without a flag."""
+    """A positional argument of the command line."""
 
     name: str
     kind: Kind
-    """many, any: all that are left, as one argument of the function; spread: each is one, as for `*others`."""
+    """many, any: all remaining words as one tuple; spread: all remaining words as separate arguments (`*others`)."""
     text: str
 
     @property
@@ -78,11 +78,11 @@ class Word:
         return name if self.kind in ("needed", "many") else f"[{name}]"
 
 
-DATA = Word("data", "optional", "what it is learned from, as --data says it")
+DATA = Word("data", "optional", "the images to learn from; the same as --data")
 
 
 def flags_of(function: Callable[..., Any], recipe: Any = None) -> list[Flag]:
-    """The flags of a function, then those of the recipe that it starts from."""
+    """The flags of a function, followed by those of its recipe."""
     texts, hints = argument_texts(function), get_type_hints(function)
     hidden = {name for name, hint in get_type_hints(function, include_extras=True).items() if python_only(hint)}
     named = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -96,12 +96,12 @@ def flags_of(function: Callable[..., Any], recipe: Any = None) -> list[Flag]:
 
 
 def python_only(hint: Any) -> bool:
-    """Whether a parameter is for Python alone: `Annotated[..., PYTHON_ONLY]`, since no word of a command can be it."""
+    """Whether a parameter is left out of the command line: `Annotated[..., PYTHON_ONLY]`."""
     return PYTHON_ONLY in getattr(hint, "__metadata__", ())
 
 
 def settings_of(settings: Any, place: str) -> Iterator[Flag]:
-    """The flags of a dataclass, those of its sections last."""
+    """The flags of a settings dataclass, its nested sections last."""
     texts, hints = attribute_texts(type(settings)), get_type_hints(type(settings))
     group, about = f"{place.rpartition('.')[2]} options", paragraph(type(settings))
     sections = []
@@ -116,7 +116,7 @@ def settings_of(settings: Any, place: str) -> Iterator[Flag]:
 
 
 def words_of(function: Callable[..., Any]) -> list[Word]:
-    """The words of a function; in the place of a recipe it is the data."""
+    """The positional arguments of a function; DATA stands in for a recipe."""
     texts, hints = argument_texts(function), get_type_hints(function)
     places = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     return [
@@ -136,7 +136,7 @@ def usage(function: Callable[..., Any], prog: str) -> str:
 
 
 def with_names(text: str) -> str:
-    """A text in which `crlf.methods.METHODS` became the names that this table holds."""
+    """The text with each table, such as `crlf.methods.METHODS`, replaced by the names it holds."""
 
     def names(found: re.Match[str]) -> str:
         return ", ".join(getattr(importlib.import_module(found[1]), found[2]))
@@ -147,13 +147,13 @@ def with_names(text: str) -> str:
 def read(
     function: Callable[..., Any], recipe: Any, arguments: list[str], prog: str
 ) -> tuple[list[Any], dict[str, Any]]:
-    """What a command line gives a function.
+    """Parse a command line for a function.
 
     Returns:
-        What is given by place, in order, and the values of the flags that are there, by their place.
+        The positional values in order, and the values of the flags that were given, by their `place`.
 
     Raises:
-        InputError: a flag that is not known, a value of the wrong type, a word too few or too many.
+        InputError: an unknown flag, a value of the wrong type, or a missing or surplus word.
     """
     flags = flags_of(function, recipe)
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -169,7 +169,7 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[dict[s
     """The values of the flags that a parser knows, and the other words.
 
     Raises:
-        InputError: a flag has no value, or a wrong one.
+        InputError: a flag with a missing or wrong value.
     """
     try:
         found, rest = parser.parse_known_args(arguments)
@@ -186,7 +186,11 @@ def stranger(word: str, flags: list[Flag], prog: str) -> InputError:
 
 
 def placed(words: list[Word], given: list[str], form: str) -> list[Any]:
-    """The arguments that words are."""
+    """The positional values from the given words.
+
+    Raises:
+        InputError: a word is missing, or there is one too many.
+    """
     values: list[Any] = []
     for word in words:
         if word.kind in ("needed", "many") and not given:
@@ -195,13 +199,13 @@ def placed(words: list[Word], given: list[str], form: str) -> list[Any]:
         taken, given = given[:some], given[some:]
         values += [tuple(taken)] if taken and word.kind in ("many", "any") else taken
     if given:
-        raise InputError(f"{given[0]!r} is one word too many: {form}")
+        raise InputError(f"{given[0]!r} is one argument too many: {form}")
     return values
 
 
 def spelt(arguments: list[str]) -> list[str]:
-    """Flags as argparse knows them: `--batch-size` for `--batch_size`; and `--lr=-1e-3` for `--lr -1e-3`, since of
-    negative numbers it knows only such as -1 and -0.5."""
+    """Flags as argparse expects them: `--batch-size` for `--batch_size`, and `--lr=-1e-3` for `--lr -1e-3`, since
+    argparse recognises negative numbers such as -0.5 but not -1e-3."""
     found: list[str] = []
     for word in arguments:
         if word.startswith("-") and is_number(word) and found and re.fullmatch(r"--[\w-]+", found[-1]):
@@ -219,7 +223,7 @@ def is_number(word: str) -> bool:
 
 
 def parser_of(flags: list[Flag], prog: str, words: Sequence[Word] = ()) -> argparse.ArgumentParser:
-    """What reads the flags, and draws the help of flags and words. It gives only what is there."""
+    """The parser of the flags, which also formats the help. It sets no defaults: a flag that is not given is absent."""
     form: Any = partial(argparse.HelpFormatter, width=columns() - 2)
     parser = argparse.ArgumentParser(
         prog, formatter_class=form, add_help=False, allow_abbrev=False, exit_on_error=False
@@ -238,7 +242,7 @@ def parser_of(flags: list[Flag], prog: str, words: Sequence[Word] = ()) -> argpa
 def add(group: Any, flag: Flag) -> None:
     names = [f"-{flag.name}"] * (len(flag.name) == 1) + [f"--{flag.name}"]
     common = {"dest": flag.place, "default": argparse.SUPPRESS}
-    if flag.hint is bool:  # help shows the one that changes something
+    if flag.hint is bool:  # help shows the one that changes the default
         for value, name in ((True, names), (False, [f"--no-{flag.name}"])):
             text = argparse.SUPPRESS if value == flag.default else flag.help
             group.add_argument(*name, action="store_const", const=value, help=text, **common)
@@ -249,7 +253,7 @@ def add(group: Any, flag: Flag) -> None:
 
 
 def kind_of(hint: Any) -> tuple[str, Callable[[str], Any]]:
-    """How help shows a value of this type, and what makes one of a word."""
+    """The metavar of a type, and the function that converts a word to it."""
     if hint is int:
         return "INT", partial(converted, int, "a whole number")
     if hint is float:
@@ -281,7 +285,7 @@ def help_of(function: Callable[..., Any], recipe: Any, prog: str) -> str:
 
 
 def changed(settings: Any, values: dict[str, Any], place: str = RECIPE) -> Any:
-    """A dataclass with what flags say in place of what it holds.
+    """A copy of a settings dataclass with the values of the flags.
 
     Raises:
         InputError: a setting is out of its range.

@@ -1,4 +1,4 @@
-"""How far a run is: by its steps, or by the clock. The learning rate follows from that alone."""
+"""The progress of a run, measured in steps or by the clock. The learning rate depends on this progress alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from crlf.recipe import Recipe
 from crlf.runtime import distributed
 
 LOG_EVERY = 20  # steps, at least
-LOG_LINES = 500  # of a run that is known to be long, beside those of its epochs: each waits for the device
-LOOK_EVERY = 1.0  # seconds between two looks at the clock
-WINDOW = 8  # looks whose mean is the pace
+LOG_LINES = 500  # at most, in a long run, besides one per epoch: each one waits for the device
+LOOK_EVERY = 1.0  # seconds between two readings of the clock
+WINDOW = 8  # readings over which the pace is averaged
 
 
 class BySteps:
@@ -25,19 +25,19 @@ class BySteps:
         return step >= self.total
 
     def steps(self, step: int) -> float:
-        """Steps of the whole run."""
+        """The number of steps of the whole run."""
         return self.total
 
     def share(self, step: float) -> float:
-        """The share of the run that is done after so many steps, 0..1."""
+        """The share of the run that is done after `step` steps, in 0..1."""
         return step / self.total
 
     def due(self, step: int) -> bool:
-        """Whether to read the losses, and so to wait for the device, after so many steps."""
+        """Whether to read the losses after `step` steps, which waits for the device."""
         return step % self.every == 0
 
     def look(self, step: int, seconds: float) -> None:
-        """Learn how many seconds of training the steps so far took."""
+        """Take in how many seconds the steps so far took."""
 
     def left(self, step: int, seconds: float) -> float:
         """Seconds to the end."""
@@ -45,22 +45,22 @@ class BySteps:
 
 
 class ByClock:
-    """A run of a known number of seconds. Its steps are as many as fit, and are counted anew as the speed changes.
+    """A run of a known number of seconds, with as many steps as fit.
 
-    Between two looks at the clock each step advances the share that is done by the same amount; a look sets that amount
-    so that the rest of the steps, at the pace of the last seconds, ends at 1. Then a machine that slows down gets fewer
-    steps, and a learning rate that still falls to its end.
+    Between two readings of the clock, each step advances the run by the same share. A reading sets this share so that
+    the remaining steps, at the recent pace, end at 1. A machine that slows down therefore takes fewer steps, and the
+    learning rate still falls to its final value.
 
     Args:
         budget: seconds of training.
-        step, share: what a resumed run has done.
-        seconds: of the budget that it used.
+        step, share: the progress of a resumed run.
+        seconds: how much of the budget a resumed run has used.
     """
 
     def __init__(self, budget: float, step: int = 0, share: float = 0.0, seconds: float = 0.0):
         self.budget = budget
         self.start = step
-        self.step, self.done = step, share  # at the last look
+        self.step, self.done = step, share  # at the last reading
         self.stride = 0.0  # share of the run in a step; none in the first, which measures the speed
         self.looks = deque([(step, seconds)], maxlen=WINDOW)
         self.next_look = 0.0
@@ -91,7 +91,7 @@ class ByClock:
         self.done = 1.0 if self.ended else self.done
         self.stride = (1 - self.done) / max(1.0, steps)
         self.next_look = time.perf_counter() + min(LOOK_EVERY, pace * steps / 4)
-        if first_look:  # one step says little: the next one is looked at too, and until then little is counted as done
+        if first_look:  # one step is a poor estimate: read the clock again after the next step, with a small stride
             self.stride, self.next_look = min(self.stride, 0.01), 0.0
 
     def left(self, step: int, seconds: float) -> float:
@@ -102,11 +102,12 @@ Course = BySteps | ByClock
 
 
 def course_of(recipe: Recipe, steps: int, step: int, share: float, seconds: float, started: float | None) -> Course:
-    """How far a run is to go: as many minutes as its recipe says, or as many epochs of so many steps.
+    """The course of a run: by the clock if its recipe sets a time budget, else by its epochs.
 
     Args:
-        step, share, seconds: what a resumed run has done.
-        started: when the run did, on the clock of `time.perf_counter`; a time budget counts from then.
+        steps: number of steps in an epoch.
+        step, share, seconds: the progress of a resumed run.
+        started: the start of the run on the clock of `time.perf_counter`, from which a time budget counts.
     """
     if not recipe.budget:
         return BySteps(recipe.epochs * steps)

@@ -1,7 +1,7 @@
-"""torch.compile of a step's parts: the views, what a method projects, its loss, and the backward passes of both.
+"""torch.compile for the parts of a step: the views, the projections, the loss and their backward passes.
 
-Between them stand what no graph holds: random numbers that depend on (seed, step), and what several processes tell each
-other. It takes long at the first step (half a minute and more), and again when a shape changes.
+Random numbers, which depend on (seed, step), and communication between processes stay outside of the compiled parts.
+The first step takes half a minute or more, and so does the first step after a shape changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GRAPHS = ("graphs", "all")  # the modes that replay a step (crlf.training.graphs
 
 
 def require_compilable(recipe: Recipe, device: torch.device) -> None:
-    """Raise InputError where a step is to be replayed as a CUDA graph and cannot be."""
+    """Raise InputError if the recipe asks for CUDA graphs and they cannot be used here."""
     if recipe.compile not in GRAPHS:
         return
     asked = f"compile {recipe.compile!r}"
@@ -43,10 +43,10 @@ def require_compilable(recipe: Recipe, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def compiled(method: Method, views: Views, mode: str) -> Iterator[None]:
-    """Within this block the method and its views are compiled; what they compute is the same but for rounding.
+    """Compile the method and its views within this block. Results are the same up to rounding.
 
     Args:
-        mode: one of devices.MODES: kernels and all fuse what follows on each other; the others leave all as it is.
+        mode: one of devices.MODES. "kernels" and "all" compile; the other modes change nothing.
     """
     if mode not in KERNELS:
         yield

@@ -1,4 +1,4 @@
-"""What a run will cost, before it begins: time, memory and disk, from a trial of a few images."""
+"""Estimates the time, memory and disk space of a run before it starts, from a trial on a few images."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ REPORT = 8_000_000  # bytes of the figures and the report
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run will cost."""
+    """The estimated cost of a run."""
 
     seconds: float
-    """Of training."""
+    """Training time."""
     epochs: float
-    """That fit in a time budget, or that were asked for."""
+    """The epochs asked for, or those that fit in the time budget."""
     memory: int
-    """Bytes at the peak; on a GPU, of its memory."""
+    """Peak memory in bytes; on a GPU, of its memory."""
     disk: int
-    """Bytes of the run folder when all is done."""
+    """Final size of the run folder in bytes."""
 
     def __str__(self) -> str:
         plural = "" if self.epochs == 1 else "s"
@@ -50,10 +50,10 @@ class Estimate:
 def estimate(
     recipe: Recipe, data: ImageSet, method: Method, optimizers: list[torch.optim.Optimizer], done: float = 0.0
 ) -> Estimate:
-    """The cost of training `method`, on the device where it is, by a trial on copies: nothing changes.
+    """Estimate the cost of training `method` on its device. The trial uses copies, so nothing changes.
 
     Args:
-        done: the share of the run that is done.
+        done: the share of the run that is done, in 0..1.
     """
     device = next(method.parameters()).device
     method, optimizers = copy.deepcopy((method.train(), optimizers))
@@ -90,7 +90,7 @@ def estimate(
 
 
 def embedding_bytes(recipe: Recipe, data: ImageSet) -> int:
-    """Of the file of the training images' embeddings."""
+    """Size in bytes of the file of training embeddings."""
     _, channels, *sides = data.images.shape
     return 4 * len(data) * encoders.embedding_dim(recipe.encoder, channels, min(sides), recipe.embedding)
 
@@ -107,13 +107,13 @@ def forward(recipe: Recipe, data: ImageSet, method: Method, images: int, device:
 
 
 def saved_bytes(compute: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of what `compute` computes."""
+    """Bytes that autograd saves for the backward pass of `compute`."""
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, torch.nn.Parameter):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor.detach()  # what a node keeps of its own result would keep the node, for good
+        return tensor.detach()  # a node that saves its own output would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         compute()
@@ -121,12 +121,12 @@ def saved_bytes(compute: Callable[[], Tensor]) -> int:
 
 
 def fastest(act: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of a few calls: what else the machine does only slows them."""
+    """Seconds of the fastest of `REPEATS` calls: other load can only make a call slower."""
     return min(timed(act, device) for _ in range(REPEATS))
 
 
 def timed(act: Callable[[], object], device: torch.device) -> float:
-    """Seconds."""
+    """Seconds that one call takes."""
     wait_for(device)
     start = time.perf_counter()
     act()

@@ -1,10 +1,10 @@
-"""From the views of a batch to the gradients of its loss: at once, or in parts where the batch is larger than memory.
+"""Computes the gradients of a batch's loss, in one pass or in parts if the batch does not fit in memory.
 
-In parts the gradients are those of the whole batch (Gao, Zhang, Han and Callan 2021, Scaling Deep Contrastive Learning
-Batch Size under Memory Limited Setup, section 3: GradCache). What a loss compares is small, and it meets nothing but
-that: so the parts are projected one after another and only their projections are kept; the loss of all projections
-gives a gradient to each; and each part is projected once more to take its own further down, to the weights. That costs
-a second forward pass, and the memory of one part.
+Computed in parts, the gradients equal those of the whole batch (Gao, Zhang, Han and Callan 2021, Scaling Deep
+Contrastive Learning Batch Size under Memory Limited Setup, section 3: GradCache). The loss depends on the projections
+alone, which are small. So each part is projected without keeping its activations, the loss of all projections gives the
+gradient of each projection, and a second forward pass over each part takes these gradients to the weights. The price is
+that second forward pass; the memory needed is that of one part.
 
 Shapes: V views, B images of this process, P projection.
 """
@@ -37,14 +37,14 @@ def gradients(
     """Add the gradients of the batch's loss to those of the method's weights.
 
     Args:
-        views_of: makes the views of some of the batch's images, each float (b, C, h, w); the same ones each time.
+        views_of: makes the views of a part's images, each float (b, C, h, w); repeated calls give the same views.
         parts: the images of this process, in parts that are projected one at a time.
-        told: int64 (B,), what the method is told of this process's images, see `compare`; None where it is nothing.
-        precision: the autocast of the forward passes.
-        frozen: batch norm divides by what it remembers of earlier batches, and not by the moments of each part.
+        told: int64 (B,), the indices or labels of this process's images, see `compare`; None if the method needs none.
+        precision: the autocast context of the forward passes.
+        frozen: whether batch norm uses its running statistics and not those of each part.
 
     Returns:
-        The loss and what else the method logs, detached: those of the batch of all processes.
+        The loss and the method's other statistics for the batch of all processes, detached.
     """
     with FrozenNorms(method, passes=1 + (len(parts) > 1)) if frozen else joined():
         if len(parts) == 1:
@@ -95,7 +95,7 @@ def in_parts(
 
 @contextlib.contextmanager
 def remembering(method: nn.Module, share: float) -> Iterator[None]:
-    """Let batch norms remember a share of what they would of a batch: after n parts of 1 / n each, it is a batch's."""
+    """Scale the momentum of batch norms so that n parts with `share` 1 / n update them as one batch does."""
     norms = [module for module in method.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -108,7 +108,7 @@ def remembering(method: nn.Module, share: float) -> Iterator[None]:
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Of the generators that dropout draws from."""
+    """The state of the generators that dropout draws from, on the CPU and on a GPU."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 

@@ -1,9 +1,9 @@
-"""A step replayed as one CUDA graph.
+"""Replays a training step as one CUDA graph.
 
-A step of a small network is hundreds of launches, each of some microseconds of the host: a GPU waits for them.
-Replayed, the whole step is one launch. A graph repeats the same kernels on the same memory, so what changes from step
-to step must be in tensors: the images, the random numbers of their views, the learning rates. What follows the weights
-by a schedule (`Method.after_step`) stays outside.
+A step of a small network launches hundreds of kernels. Each launch takes the host some microseconds, and the GPU waits.
+A CUDA graph launches the whole step at once. It repeats the same kernels on the same memory, so everything that changes
+from step to step must be in tensors: the images, the random numbers of their views, the learning rates. Updates that
+follow a schedule (`Method.after_step`) stay outside.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from crlf.optim import keep_rates_in_tensors
 from crlf.training.compile import GRAPHS
 from crlf.training.gradients import Loss
 
-WARM = 3  # steps before the graph is recorded: libraries choose their kernels, optimizers make their state
+WARM = 3  # steps before the graph is recorded, in which libraries choose kernels and optimizers make their state
 
 
 class Take(Protocol):
-    """What takes a step, such as crlf.training.loop.Step."""
+    """Takes a step, as crlf.training.loop.Step does."""
 
     warm: int
 
@@ -31,20 +31,20 @@ class Take(Protocol):
 
 
 class Plain(Take, Protocol):
-    """A step that is taken as it is."""
+    """A step that is taken without a graph."""
 
     method: Method
     optimizers: Sequence[torch.optim.Optimizer]
 
 
 class CudaGraph:
-    """What a function does on the GPU, recorded once, and done again at each replay."""
+    """The GPU work of a function, recorded once and repeated at each replay."""
 
     def __init__(self, device: torch.device):
         self.device, self.graph = device, torch.cuda.CUDAGraph()
 
     def record(self, function: Callable[[], Any]) -> Any:
-        """Record without doing: what the function returns is filled by the first replay."""
+        """Record a function without running it. The first replay fills what it returns."""
         with torch.cuda.graph(self.graph):
             return function()
 
@@ -53,10 +53,11 @@ class CudaGraph:
 
 
 class Replayed:
-    """A step that is taken a few times as it is, and from then on replayed.
+    """A step that runs a few times directly and is replayed from then on.
 
     Args:
-        recorder: makes what records and replays, such as `CudaGraph`.
+        step: the step.
+        recorder: makes a recorder such as `CudaGraph`.
     """
 
     warm = WARM + 1
@@ -69,7 +70,7 @@ class Replayed:
         self.found: Loss | None = None
 
     def __call__(self, images: Tensor, numbers: Tensor, told: Tensor | None, measured: bool = False) -> Loss:
-        """As `Step`; what it returns is written over by the next step."""
+        """As `Step`. The next step overwrites the returned tensors."""
         inputs = (images, numbers, told)
         if self.taken < WARM:
             self.taken += 1
@@ -87,8 +88,8 @@ class Replayed:
         return self.found
 
     def whole(self) -> Loss:
-        """The step on the inputs that are kept. A buffer that it replaced, a queue's rows say, is put back where it was
-        with the new values: the next replay reads it there."""
+        """Take the step on the kept inputs. If it replaces a buffer, such as a queue, the new values are copied into
+        the old one: the next replay reads that memory."""
         images, numbers, told = self.inputs
         assert images is not None and numbers is not None
         places = [
@@ -104,7 +105,7 @@ class Replayed:
 
 
 def aside(device: torch.device, function: Callable[[], Loss]) -> Loss:
-    """Call a function on a stream of its own, as what comes before a recording must be; on a CPU just call it."""
+    """Call a function on a side stream, as CUDA graphs require before a recording; on a CPU, just call it."""
     if device.type != "cuda":
         return function()
     now, other = torch.cuda.current_stream(device), torch.cuda.Stream(device)
@@ -116,7 +117,7 @@ def aside(device: torch.device, function: Callable[[], Loss]) -> Loss:
 
 
 def replayed(step: Plain, mode: str, device: torch.device) -> Take:
-    """The step as the recipe's `compile` wants it: taken as it is, or replayed as a graph.
+    """The step as the recipe's `compile` asks for it: taken directly, or replayed as a graph.
 
     Args:
         mode: one of crlf.runtime.devices.MODES.

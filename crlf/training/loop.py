@@ -32,13 +32,13 @@ from crlf.training.results import finish, mean
 from crlf.training.state import State
 from crlf.training.trackers import tracked
 
-LIKELY = "a learning rate that is too high, a temperature that is too low, or images that are not finite"
+LIKELY = "the learning rate is too high, the temperature is too low, or the images are not finite"
 
 
 class Step:
-    """A step: views, loss, backward pass, and a move of the weights."""
+    """A training step: views, loss, backward pass and update of the weights."""
 
-    warm = 1  # steps that take longer than the others, where they are compiled
+    warm = 1  # number of first steps that are slow if compiled
 
     def __init__(
         self,
@@ -50,19 +50,19 @@ class Step:
     ):
         self.recipe, self.method, self.optimizers, self.make_view = recipe, method, optimizers, make_view
         self.precision = autocast(recipe.precision, device)
-        self.parts = distributed.parts_of(recipe.batch_size, recipe.micro_batch)  # as a rule one, the whole batch
+        self.parts = distributed.parts_of(recipe.batch_size, recipe.micro_batch)  # usually one, the whole batch
 
     def __call__(self, images: Tensor, numbers: Tensor, told: Tensor | None, measured: bool = False) -> Loss:
         """Take a step.
 
         Args:
-            images: uint8 (B, C, H, W), of this process.
-            numbers: float (n, B V), see `Views.numbers`, of the batch of all processes.
-            told: int64 (B,), what the method is told of the batch, see `crlf.methods.base.compare`.
-            measured: whether the log shall have the norm of the gradient.
+            images: uint8 (B, C, H, W), the images of this process.
+            numbers: float (n, B V), the random numbers of the batch of all processes, see `Views.numbers`.
+            told: int64 (B,), the indices or labels of the batch, see `crlf.methods.base.compare`.
+            measured: whether to measure the norm of the gradient for the log.
 
         Returns:
-            The loss, a scalar, and what else the method logs, detached.
+            The loss, a scalar, and the method's other statistics, detached.
         """
 
         def views_of(part: range) -> Sequence[Tensor]:
@@ -74,6 +74,9 @@ class Step:
         loss, stats = gradients(self.method, views_of, self.parts, told, self.precision, self.recipe.frozen_norm)
         if measured:
             stats["gradient_norm"] = gradient_norm(self.method.parameters())
+        if self.recipe.optim.loss_scale != 1:
+            scale = self.recipe.optim.loss_scale
+            torch._foreach_mul_([p.grad for p in self.method.parameters() if p.grad is not None], scale)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -92,9 +95,9 @@ def train(
     """The loop: batch, views, learning rate, loss, backward, step, after_step, log, save.
 
     Args:
-        started: when the run did, on the clock of `time.perf_counter`; a time budget counts from then.
+        started: the start of the run on the clock of `time.perf_counter`, from which a time budget counts.
         track: one of crlf.training.trackers.TRACKERS.
-        knn: what looks at the encoder now and then, and alone has the labels.
+        knn: evaluates the encoder from time to time; nothing else here sees the labels.
     """
     steps = len(state.losses)  # in an epoch
     course = course_of(recipe, steps, state.step, state.share, state.seconds, started)
@@ -110,7 +113,7 @@ def train(
         return rows[step.parts[0].start : step.parts[-1].stop]  # this process's
 
     def told(step_number: int) -> Tensor | None:
-        """What the method is told of the batch: which images it has, or their labels, which no other has in reach."""
+        """The indices of the batch, or its labels; only supervised methods get labels."""
         if isinstance(method, IndexedMethod):
             return rows_of(step_number).to(device, non_blocking=True)
         if data.labels is None or not isinstance(method, SupervisedMethod):
@@ -164,12 +167,12 @@ def train(
 
 
 def stream_of(recipe: Recipe, state: State) -> torch.Generator:
-    """What the views of the next step are drawn from: a function of the seed and the step."""
+    """The generator of the next step's views, a function of the seed and the step."""
     return generator(state.device, "views", recipe.seed, state.step)
 
 
 def looks(watch: Watch, knn: KnnCurve | None, step: Step, state: State, point: bool) -> dict[str, Any]:
-    """What a line of the log says of the features, at one of the `POINTS` of a run or at the end of an epoch."""
+    """Measures of the features for a row of the log, at one of the `POINTS` of a run or at the end of an epoch."""
     progress = state.share if point else None
     with step.precision:
         found = watch.look(step.method, state.step, state.seconds, progress)
@@ -185,7 +188,7 @@ def lr(optimizers: list[torch.optim.Optimizer]) -> float:
 
 
 def require_finite(losses: Tensor, first_step: int, run: Run) -> None:
-    """Stop when one of these losses, of the steps from `first_step` on, is NaN or infinite."""
+    """Raise InputError if a loss is NaN or infinite; `losses` are those of the steps from `first_step` on."""
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = first_step + int(bad[0])
@@ -193,7 +196,7 @@ def require_finite(losses: Tensor, first_step: int, run: Run) -> None:
 
 
 def require_finite_weights(method: torch.nn.Module, step: int, run: Run) -> None:
-    """Stop when a weight or a statistic is NaN or infinite: a loss can be a number and its gradient not."""
+    """Raise InputError if a weight or a running statistic is NaN or infinite, which a finite loss does not rule out."""
     values = {name: value for name, value in method.state_dict().items() if value.is_floating_point()}
     sound = torch.stack([value.isfinite().all() for value in values.values()]).tolist()  # waits for the device once
     if not all(sound):
@@ -203,4 +206,4 @@ def require_finite_weights(method: torch.nn.Module, step: int, run: Run) -> None
 
 def what_is_saved(run: Run) -> str:
     where = f"the last good checkpoint is in {str(run.path)!r}"
-    return where if checkpoints.kept(run) else "no epoch was finished"
+    return where if checkpoints.kept(run) else "there is no checkpoint, since no epoch was finished"

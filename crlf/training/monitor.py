@@ -1,11 +1,11 @@
-"""What is looked at while a run trains, now and then: whether its features are sound, and kNN on a sample.
+"""Evaluations during training: the health of the features, and kNN on a sample.
 
-Whether they are sound is told without a label (crlf.metrics.geometry). kNN is asked on a sample of the training images,
-whose labels nothing else of the run is given. It tells how training goes, not how good the encoder is: the sample is
-small, the encoder is taken without the regions and mirror images of `crlf embed`, and the images that are asked about
-were trained on, if without their labels. Test images that are held out stay unseen for `crlf probe`.
+The health of the features needs no labels (crlf.metrics.geometry). kNN uses a sample of the training images; nothing
+else in the run sees their labels. It shows how training progresses, not how good the encoder is: the sample is small,
+the encoder is used without the regions and mirror images of `crlf embed`, and the encoder was trained on the queries,
+though without labels. Held-out test images stay unseen for `crlf probe`.
 
-Shapes: N training images, n of the sample that vote and m that are asked about, D embedding, P projection.
+Shapes: N training images, n voters and m queries of the kNN sample, D embedding, P projection.
 """
 
 from __future__ import annotations
@@ -47,43 +47,43 @@ from crlf.runtime import distributed
 from crlf.runtime.seeding import generator
 from crlf.text import percent
 
-SAMPLE = 512  # images, of which two views each are embedded
-FEWEST = 128  # of these in a short run
-SHARE = 0.02  # of the training time that measuring them may take, after the first epoch's
+SAMPLE = 512  # images; two views of each are embedded
+FEWEST = 128  # images in a short run
+SHARE = 0.02  # of the training time that measuring may take, after the first measurement
 
-VOTERS, ASKED = 2000, 1000  # images of kNN
-FEWEST_VOTERS = 400  # in a short run, and half as many that are asked about
-LEAST = 20  # images asked about; fewer say nothing
+VOTERS, ASKED = 2000, 1000  # images that vote in kNN, and images that are classified
+FEWEST_VOTERS = 400  # in a short run, which classifies half as many
+LEAST = 20  # images to classify; with fewer, kNN is left out
 KNN_BATCH = 500
-KNN_SHARE = 0.015  # of the training time that kNN may take, after the first look
+KNN_SHARE = 0.015  # of the training time that kNN may take, after the first evaluation
 
-LOST = 0.5  # of the RankMe that trained weights came with
-POINTS = 8  # looks in a run, where they fit in these shares
-APART = 8  # steps, at least, between two of them
-STEP = 3  # a step takes so long as the forward pass of its views, about
+LOST = 0.5  # of the initial RankMe; a run from trained weights that loses more is warned about
+POINTS = 8  # evaluations in a run, where they fit in these shares
+APART = 8  # steps, at least, between two evaluations
+STEP = 3  # a step takes about this many times as long as the forward pass of its views
 
 
 # The features
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The length of the gradient of all parameters together, a scalar; those without one do not count."""
+    """The norm of the gradient of all parameters together, a scalar. Parameters without a gradient are left out."""
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def measure(
     method: Method, images: Tensor, make_view: Callable[..., Tensor], stream: torch.Generator, batch: int = SAMPLE
 ) -> dict[str, float]:
-    """Every measure of the embeddings h and, where the method has a projector, of its projections z, as `h_rankme`, ….
+    """Every measure of the embeddings h and, if the method has a projector, of the projections z: `h_rankme`, ….
 
-    Of h, which is what is kept, the rank matters; of z, which is what the loss compares, alignment, uniformity and
-    spread. Nothing of the method changes.
+    For h, which is kept, the rank matters; for z, which the loss compares, alignment, uniformity and spread matter. The
+    method does not change.
 
     Args:
         images: uint8 (N, C, H, W), on the method's device; two or more.
-        make_view: as `crlf.augmentation.Views`.
-        stream: what the views are drawn from.
-        batch: images at a time; they decide which views are drawn.
+        make_view: makes the views, as `crlf.augmentation.Views` does.
+        stream: the generator of the views.
+        batch: images per batch; which views are drawn depends on it.
     """
     return {k: v for k, v in examine(method, images, make_view, stream, batch).items() if isinstance(v, float)}
 
@@ -91,8 +91,8 @@ def measure(
 def examine(
     method: Method, images: Tensor, make_view: Callable[..., Tensor], stream: torch.Generator, batch: int
 ) -> dict[str, Any]:
-    """As `measure`, and what is more than a number: `h_spectrum`, see `spectrum`, and `positive_histogram` and
-    `negative_histogram` of the cosines of what the loss compares, see `similarities`."""
+    """As `measure`, with three lists in addition: `h_spectrum`, see `spectrum`, and `positive_histogram` and
+    `negative_histogram` of the cosines that the loss compares, see `similarities`."""
     pairs = embed_pairs(method, images, make_view, stream, batch)
     values = {name: singular_values(centred(a)) for name, (a, _) in pairs.items()}
     found: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def examine(
 def embed_pairs(
     method: Method, images: Tensor, make_view: Callable[..., Tensor], stream: torch.Generator, batch: int
 ) -> dict[str, Tensor]:
-    """{"h": float32 (2, N, D), "z": float32 (2, N, P)}: two views of each image, in evaluation mode; see `measure`."""
+    """Embed two views of each image in evaluation mode: {"h": float32 (2, N, D), "z": float32 (2, N, P)}."""
     projector = getattr(method, "projector", None)
     rows: list[Tensor] = []
     with evaluating(method):
@@ -121,7 +121,7 @@ def embed_pairs(
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each part's own again."""
+    """Switch to evaluation mode, and afterwards restore the mode of each submodule."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -132,15 +132,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def affordable(spent: float, last: float, most: float, seconds: float, progress: float | None) -> bool:
-    """Whether there is time for another look.
+    """Whether there is time for another evaluation.
 
     Args:
-        spent: seconds that looking took so far; the first look is always taken.
-        last: seconds that the last look took.
-        most: share of the training time that looking may take.
-        seconds: of training so far.
-        progress: share of the run that is done, at one of its `POINTS`, whose time is given in advance; the last one is
-            always taken. None for a look in between.
+        spent: seconds that evaluations took so far; the first one is always made.
+        last: seconds that the last evaluation took.
+        most: share of the training time that evaluations may take.
+        seconds: training time so far.
+        progress: share of the run that is done, at one of its `POINTS`, whose time is budgeted in advance; the last
+            point is always evaluated. None for an evaluation in between.
     """
     if progress is None:
         return not spent or spent + last <= most * seconds
@@ -148,18 +148,18 @@ def affordable(spent: float, last: float, most: float, seconds: float, progress:
 
 
 def fitting(most: float, views: float) -> int:
-    """Images in each of the `POINTS` looks at a run of so many views, if all of them take this share of its time."""
+    """Images for each of the `POINTS` evaluations, if all of them take a share `most` of a run over `views` views."""
     return int(min(most * STEP * views / POINTS, 2**62))
 
 
 class Points:
-    """When the features are looked at: `POINTS` times in a run, however few its epochs are."""
+    """Decides when to evaluate the features: `POINTS` times in a run, even if it has fewer epochs."""
 
     def __init__(self, step: int, share: float):
         self.step, self.count = step, int(POINTS * share)
 
     def passed(self, step: int, share: float, last: bool) -> bool:
-        """Whether it is time after this step, which is the last of an epoch or not, and this share of the run."""
+        """Whether to evaluate after this step, at this share of the run; `last`: the step ends an epoch."""
         if int(POINTS * share) <= self.count or (not last and step - self.step < APART):
             return False
         self.step, self.count = step, int(POINTS * share)
@@ -167,42 +167,43 @@ class Points:
 
 
 class Watch:
-    """Measures a run's method now and then, on one sample of its training images, and says once when it collapses.
+    """Measures the features of a method during training on a fixed sample of the images, and warns of a collapse once.
 
     Args:
-        pixels: the training images, uint8 (N, C, H, W), anywhere.
-        device: the method's.
+        recipe: the settings of the run.
+        pixels: the training images, uint8 (N, C, H, W), on any device.
+        device: the device of the method.
     """
 
     def __init__(self, recipe: Recipe, pixels: Tensor, device: torch.device | str = "cpu"):
         order = torch.randperm(len(pixels), generator=generator("cpu", "health", recipe.seed))
         self.recipe = recipe
-        self.images = pixels[order[:SAMPLE].to(pixels.device)].to(device)  # not the first: those may be of one class
+        self.images = pixels[order[:SAMPLE].to(pixels.device)].to(device)  # at random: the first may be of one class
         self.make_view = Views(recipe.augmentation, recipe.normalisation)
-        self.seconds = self.last = 0.0  # that looking took
+        self.seconds = self.last = 0.0  # time of all evaluations, and of the last one
         self.judged = False
-        self.collapse: Collapse | None = None  # what was found, for good
-        self.before: Method | None = None  # with the trained weights that it starts from
-        self.begun: float | None = None  # its RankMe
+        self.collapse: Collapse | None = None  # the first collapse found
+        self.before: Method | None = None  # a copy with the trained weights that the run starts from
+        self.begun: float | None = None  # RankMe of that copy
         self.fell = False
 
     def start(self, method: Method) -> None:
-        """Hold what follows against the embeddings of now, whose weights are trained ones."""
+        """Keep the current method, which has trained weights, to compare later ones with."""
         self.before = copy.deepcopy(method)
 
     def look(self, method: Method, step: int, seconds: float, progress: float | None = None) -> dict[str, Any]:
-        """What the log shall hold, see `examine`.
+        """The measures for the log, see `examine`.
 
-        Nothing when another look would take more than `SHARE` of the time, see `affordable`. The first look after
-        `SETTLED` steps, from where on a collapse is one, is always taken.
+        Empty if another evaluation would take more than `SHARE` of the time, see `affordable`. The first evaluation
+        after `SETTLED` steps is always made; from there on a collapse is diagnosed.
         """
         if distributed.rank() > 0:
-            return {}  # all processes have the same weights: the first one looks
+            return {}  # all processes have the same weights: the first one evaluates
         settled = step >= SETTLED
         needed = settled and not self.judged
         if not needed and not affordable(self.seconds, self.last, SHARE, seconds, progress):
             return {}
-        if progress and not self.seconds:  # of a short run fewer images, so that it has as many points
+        if progress and not self.seconds:  # a short run uses fewer images, so that it has as many points
             views = step / progress * self.recipe.batch_size * self.recipe.views
             self.images = self.images[: max(FEWEST, fitting(SHARE, views) // 2)]
         start = time.perf_counter()
@@ -222,38 +223,39 @@ class Watch:
         return examine(method, self.images, self.make_view, stream, self.recipe.batch_size)
 
     def hold(self, rank: float) -> None:
-        """Say once that trained weights have lost half of their dimensions; no labels are needed to see that."""
+        """Warn once if the features use less than half of the dimensions that the trained weights used."""
         if self.begun is None or self.fell or rank >= LOST * self.begun:
             return
         self.fell = True
-        fell = f"RankMe fell from {self.begun:.0f}, of the weights it started from, to {rank:.0f} dimensions in use"
+        fell = f"RankMe (dimensions in use) fell from {self.begun:.0f} at the start to {rank:.0f}"
         tqdm.write(f"warning: {fell}. Try: {OF_TRAINED}.", file=sys.stderr)
 
     def judge(self, found: Collapse | None) -> None:
-        """Say a collapse, once; a run that it stops says it in its last line."""
+        """Warn of a collapse, once. A run that stops because of it says so in its last line."""
         if found and not self.collapse:
             self.collapse = found
             if not self.recipe.stop_on_collapse:
                 tqdm.write(f"warning: {found}", file=sys.stderr)
 
     def stop(self, run: Run) -> None:
-        """Raise InputError when the run has collapsed and is to stop then."""
+        """Raise InputError if the run has collapsed and its recipe asks to stop then."""
         if self.recipe.stop_on_collapse and distributed.highest(self.collapse is not None) == [1]:  # all processes end
-            raise InputError(f"{self.collapse}; stopped, and the checkpoint is in {str(run.path)!r}")
+            raise InputError(f"{self.collapse}; training stopped, the checkpoint is in {str(run.path)!r}")
 
 
 # kNN
 
 
 class KnnCurve:
-    """The accuracy of kNN on one sample, now and then.
+    """Measures the accuracy of kNN on a fixed sample during training.
 
     Args:
-        images: uint8 (N, C, H, W), in memory or mapped; the sample is read when it is looked at.
-        labels: int64 (n + m,), of the sample alone.
-        rows: int64 (n + m,), where the sample lies: first those that vote.
-        asked: m.
-        device: the encoder's.
+        recipe: the settings of the run.
+        images: uint8 (N, C, H, W), in memory or mapped; the sample is read at each evaluation.
+        labels: int64 (n + m,), the labels of the sample alone.
+        rows: int64 (n + m,), the rows of the sample, voters first.
+        asked: m, the number of images that are classified.
+        device: the device of the encoder.
     """
 
     def __init__(
@@ -262,40 +264,40 @@ class KnnCurve:
         self.recipe, self.device = recipe, device
         self.images, self.labels, self.rows = images, labels.numpy(), rows
         self.voters = len(rows) - asked
-        self.seconds = self.last = 0.0  # that looking took
-        self.before: nn.Module | None = None  # the encoder with the trained weights that it starts from
-        self.begun: float | None = None  # its accuracy
+        self.seconds = self.last = 0.0  # time of all evaluations, and of the last one
+        self.before: nn.Module | None = None  # a copy with the trained weights that the run starts from
+        self.begun: float | None = None  # accuracy of that copy
         self.fell = False
 
     @property
     def protocol(self) -> str:
         asked = len(self.rows) - self.voters
         return (
-            f"kNN while it trains: {self.voters:,} training images vote on {asked:,} others (k = {HEADLINE}, cosine); "
+            f"kNN during training: {self.voters:,} training images vote on {asked:,} others (k = {HEADLINE}, cosine); "
             "their labels are for this evaluation only"
         )
 
     def shorten(self, voters: int) -> None:
-        """Take the first of those that vote, and as large a share of those that are asked about."""
+        """Keep the first `voters` voters, and the same share of the images that are classified."""
         if voters < self.voters:
             asked = round((len(self.rows) - self.voters) * voters / self.voters)
             kept = torch.cat([torch.arange(voters), torch.arange(self.voters, self.voters + asked)])
             self.rows, self.labels, self.voters = self.rows[kept], self.labels[kept.numpy()], voters
 
     def start(self, encoder: nn.Module) -> None:
-        """Hold what follows against this encoder, whose weights are trained ones."""
+        """Keep this encoder, which has trained weights, to compare later ones with."""
         self.before = copy.deepcopy(encoder)
 
     def look(self, encoder: nn.Module, seconds: float, step: int = 0, progress: float | None = None) -> dict[str, Any]:
-        """What the log shall hold: `knn_accuracy`, 0..1, and its protocol. Nothing of the encoder changes.
+        """The values for the log: `knn_accuracy`, in 0..1, and its protocol. The encoder does not change.
 
-        Nothing when another look would take more than `KNN_SHARE` of the time, see `affordable`; the first says on the
-        terminal what it is.
+        Empty if another evaluation would take more than `KNN_SHARE` of the time, see `affordable`. The first call
+        prints the protocol.
         """
         if distributed.rank() > 0 or not affordable(self.seconds, self.last, KNN_SHARE, seconds, progress):
-            return {}  # all processes have the same weights: the first one looks
+            return {}  # all processes have the same weights: the first one evaluates
         if not self.seconds:
-            if progress:  # of a short run fewer images, so that it has as many points
+            if progress:  # a short run uses fewer images, so that it has as many points
                 views = step / progress * self.recipe.batch_size * self.recipe.views
                 self.shorten(max(FEWEST_VOTERS, 2 * fitting(KNN_SHARE, views) // 3))
             tqdm.write(self.protocol, file=sys.stderr)
@@ -310,20 +312,20 @@ class KnnCurve:
         return {"knn_accuracy": accuracy, **begun, "knn_protocol": self.protocol}
 
     def accuracy(self, encoder: nn.Module) -> float:
-        """0..1, of the sample's images that are asked about."""
+        """The accuracy on the sample's queries, in 0..1."""
         rows, n = self.embed(encoder), self.voters
         found = knn_predict(rows[:n].numpy(), self.labels[:n], rows[n:].numpy(), HEADLINE)
         return float((found == self.labels[n:]).mean())
 
     def hold(self, accuracy: float) -> None:
-        """Say once that trained weights have become worse, by more than two standard errors of the difference."""
+        """Warn once if kNN is worse than at the start by more than two standard errors of the difference."""
         if self.begun is None or self.fell:
             return
         asked = len(self.rows) - self.voters
         error = math.sqrt((self.begun * (1 - self.begun) + accuracy * (1 - accuracy)) / asked)
         if accuracy < self.begun - 2 * error:
             self.fell = True
-            fell = f"kNN fell from {percent(self.begun)}, of the weights it started from, to {percent(accuracy)}"
+            fell = f"kNN fell from {percent(self.begun)} at the start to {percent(accuracy)}"
             tqdm.write(f"warning: {fell}. Try: {OF_TRAINED}.", file=sys.stderr)
 
     @torch.no_grad()
@@ -338,10 +340,10 @@ class KnnCurve:
 
 
 def knn_curve(recipe: Recipe, data: ImageSet, device: torch.device | str) -> KnnCurve | None:
-    """The evaluation of a run, or None where there is nothing to tell.
+    """The kNN evaluation of a run, or None.
 
-    That is so without labels, with less than `LEAST` images to ask about, with one class, and when the method is
-    supervised: it has learned the labels that would be asked for.
+    It is None without labels, with fewer than `LEAST` images to classify, with a single class, and for supervised
+    methods, which have learned the labels.
     """
     if data.labels is None or issubclass(METHODS[recipe.method], SupervisedMethod):
         return None

@@ -1,4 +1,4 @@
-"""What a run learns from, and the recipe as these images settle it."""
+"""Loads the images of a run and fills in the settings of the recipe that depend on them."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ class Fitted(NamedTuple):
     """A recipe and its images."""
 
     asked: Recipe
-    """As it was asked for."""
+    """The recipe as given."""
     recipe: Recipe
-    """As a run keeps it: every value is set."""
+    """The recipe that the run keeps, with every value set."""
     images: ImageSet
     weights: Weights | None
-    """What the encoder starts from, if not from random weights."""
+    """The trained weights that the encoder starts from; None for random weights."""
     teacher: Weights | None
-    """Whose features a `TaughtMethod` learns."""
+    """The teacher of a `TaughtMethod`."""
 
 
 def fitted(recipe: Recipe, data: Given | None, data_dir: str | Path | None, before: Run | None = None) -> Fitted:
-    """The images that a recipe learns from, and the recipe with what nobody asked for as suits them.
+    """Load the images of a recipe, and set the values of the recipe that were not given to suit them.
 
     Args:
-        data: images in memory, in place of those that the recipe names.
-        data_dir: where a data set known by name lies.
-        before: the run to resume, whose values are taken where the recipe asks for none.
+        recipe: the recipe as given.
+        data: images in memory, used in place of those that the recipe names.
+        data_dir: the folder of the named data sets.
+        before: the run to resume, which provides the values that the recipe does not give.
 
     Raises:
-        InputError: there are no such images, too few, or none that tell apart; or they do not suit the recipe.
+        InputError: the images are missing, too few or all the same, or do not suit the recipe.
     """
     weights = starting(recipe, before)
     recipe = of_weights(as_before(recipe, before) if before else recipe, weights)
@@ -65,29 +66,30 @@ def fitted(recipe: Recipe, data: Given | None, data_dir: str | Path | None, befo
 
 
 def starting(recipe: Recipe, before: Run | None = None) -> Weights | None:
-    """The trained weights that a recipe starts from; none where a checkpoint of the run to resume holds all weights."""
+    """The trained weights that a recipe starts from; None if the run to resume has a checkpoint with all weights."""
     if not recipe.start.init or (before and checkpoints.kept(before)):
         return None
     return read(recipe.start.init)
 
 
 def of_weights(recipe: Recipe, weights: Weights | None) -> Recipe:
-    """The recipe with what trained weights say of themselves, where nobody asked for anything else: their network, the
-    mean and the deviation that they were trained with, and where nothing is trained the size of their images. An
-    optimizer that would make new weights of them in a few steps gives way to a gentle one.
+    """Set the values of a recipe that were not given to those of its trained weights.
+
+    These are the network, the mean and standard deviation and, if nothing is trained, the image size. The default
+    optimizer, which would overwrite trained weights in a few steps, is replaced by a gentler one.
 
     Raises:
-        InputError: the network is not known.
+        InputError: the network of the weights is not known.
     """
     if weights is None:
         return recipe
     if not weights.encoder and isinstance(recipe.encoder, Unasked):
-        how = f"`crlf pretrain PATH --encoder {TIMM}NAME --init {weights.source}` does"
-        raise InputError(f"weights {weights.source!r} do not say which network they are of: {how}")
+        how = f"`crlf pretrain PATH --encoder {TIMM}NAME --init {weights.source}`"
+        raise InputError(f"weights {weights.source!r} do not name their network: name it with {how}")
     if weights.encoder and isinstance(recipe.encoder, Unasked):
         recipe = dataclasses.replace(recipe, encoder=weights.encoder)
     if recipe.encoder.startswith(ONNX) and not recipe.as_given:
-        how = "--epochs 0 uses it as it is, --method distill --teacher learns from it"
+        how = "--epochs 0 uses it unchanged, --method distill --teacher learns from it"
         raise InputError(f"weights {weights.source!r} are an ONNX file, which cannot be trained: {how}")
     if isinstance(recipe.optim.optimizer, Unasked):
         recipe = dataclasses.replace(recipe, optim=filled(recipe.optim, OF_INIT))
@@ -102,7 +104,7 @@ def of_weights(recipe: Recipe, weights: Weights | None) -> Recipe:
 
 
 def usual(encoder: str) -> Normalisation:
-    """What timm says that trained weights of this network were trained with; nothing of other networks."""
+    """The mean and standard deviation that timm lists for a network's trained weights; empty for other networks."""
     if not encoder.startswith(TIMM):
         return Normalisation()
     import timm  # slow to import
@@ -112,13 +114,13 @@ def usual(encoder: str) -> Normalisation:
 
 
 def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None) -> tuple[Recipe, ImageSet]:
-    """The images to learn from, and the recipe that says which."""
+    """The images to learn from, and the recipe with their name and how they were read."""
     if data is None:
         found = load_for_pretraining(recipe.data, data_dir, asked_of(recipe), recipe.subset)
         share = found.hold_out if found.hold_out >= 0 else recipe.images.hold_out
         if share == 0 and supervised(recipe) and found.hold_out == 0:
-            why = "what it learned cannot test it: --hold-out 0.1 holds a tenth out"
-            raise InputError(f"method {recipe.method!r} learns from labels, so hold_out must not be 0, for {why}")
+            why = "images it learned from cannot test it: --hold-out 0.1 holds out a tenth"
+            raise InputError(f"hold_out must not be 0 for method {recipe.method!r}, which learns from labels: {why}")
         size = recipe.images.image_size
         side = min(found.images.shape[2:]) if found.reach and isinstance(size, Unasked) else size
         white = recipe.images.white or found.white
@@ -129,7 +131,7 @@ def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None)
 
 
 def asked_of(recipe: Recipe) -> ImageSettings:
-    """How the images are read: where their labels are learned some are held out, however few there are."""
+    """The image settings; a supervised method on your own files always holds images out."""
     if of_ones_own(recipe) and supervised(recipe) and recipe.images.hold_out < 0:
         return dataclasses.replace(recipe.images, hold_out=HELD_OUT)
     return recipe.images
@@ -144,8 +146,8 @@ def supervised(recipe: Recipe) -> bool:
 
 
 def as_before(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe with what the run to resume has, where it asks for nothing: values that the images set, and the share
-    of them that is held out."""
+    """Set the values that the recipe does not give to those of the run to resume: values that depend on the images, and
+    the share of them that is held out."""
     if not run.file(RECIPE).is_file():
         return recipe
     before = run.recipe
@@ -156,28 +158,28 @@ def as_before(recipe: Recipe, run: Run) -> Recipe:
 
 
 def without_copies(recipe: Recipe, data: ImageSet) -> ImageSet:
-    """The images to learn from: each once, where the recipe asks for that."""
+    """The images to learn from, without copies if the recipe asks for that."""
     found = data.without_copies() if recipe.drop_copies else data
     if len(found) < len(data) and distributed.rank() == 0:
-        print(f"copies that are left out: {len(data) - len(found):,} of {len(data):,} images", file=sys.stderr)
+        print(f"copies left out: {len(data) - len(found):,} of {len(data):,} images", file=sys.stderr)
     return found
 
 
 def resolved(recipe: Recipe, data: ImageSet, before: Run | None) -> Recipe:
-    """The recipe with a mean and a deviation: those that the run to resume has, else those of `Recipe.resolved`."""
+    """The recipe with mean and standard deviation: those of the run to resume, else those of `Recipe.resolved`."""
     if before and not recipe.normalisation.known and before.file(RECIPE).is_file():
         recipe = dataclasses.replace(recipe, normalisation=before.recipe.normalisation)
     return recipe.resolved(data)
 
 
 def require_labels(recipe: Recipe, data: ImageSet) -> None:
-    """Raise InputError when the method is given labels and the images have none."""
+    """Raise InputError if the method learns from labels and the images have none."""
     if supervised(recipe) and data.labels is None:
         raise InputError(f"method {recipe.method!r} learns from labels, but the data set {recipe.data!r} has none")
 
 
 def require_difference(recipe: Recipe, data: ImageSet) -> None:
-    """Raise InputError when all images are one: to tell them apart is all that there is to learn."""
+    """Raise InputError if all images are the same: there is nothing to learn from them."""
     first = data.images[:1]
     if all(torch.equal(part, first.expand_as(part)) for part in data.images.split(100)):
         raise InputError(f"images of {recipe.data!r} must differ, but all {len(data):,} are the same")

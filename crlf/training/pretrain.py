@@ -41,30 +41,31 @@ def pretrain(
     overwrite: bool = False,
     track: str = "none",
 ) -> Run:
-    """Train an encoder without labels; under torchrun on all of its processes, each of which calls this.
+    """Train an encoder without labels. Under torchrun, every process calls this function.
 
     Args:
-        recipe: every setting of the run.
-        data: images in memory, in place of those that the recipe names: an `ImageSet`, or an array (crlf.data.given).
-        out: the run folder, made if need be.
-        data_dir: where a data set known by name lies; by default the cache.
-        device: "cpu", "cuda", "mps", or "auto" for the first that is there of cuda, mps and cpu.
-        resume: continue the run in `out` from its checkpoint.
-        overwrite: remove the run in `out` first.
-        track: what the log goes to as well: tensorboard, wandb or mlflow; on this machine, see trackers.py.
+        recipe: the settings of the run.
+        data: images in memory, used in place of those that the recipe names: an `ImageSet` or an array
+            (crlf.data.given).
+        out: the run folder; it is created if needed.
+        data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
+        device: cpu, cuda, mps, or auto for the first available of cuda, mps and cpu.
+        resume: continue the run in --out from its checkpoint.
+        overwrite: replace the run in --out.
+        track: also send the log to tensorboard, wandb or mlflow, which store it on this machine.
 
     Returns:
-        The run; its folder now holds the encoder, the losses, the log, the recipe and the checkpoint.
+        The run. Its folder holds the encoder, the losses, the log, the recipe and the checkpoint.
 
     Raises:
-        InputError: a wrong setting, data set or folder, a loss that is not finite, or a collapse that the recipe asks
-            to stop at; nothing is lost.
+        InputError: a wrong setting, data set or folder, a loss that is not finite, or a collapse if the recipe asks to
+            stop at it. The last checkpoint stays.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     started = time.perf_counter()
     require_tracker(track)
     place = distributed.own_device(pick_device(device))
-    # Before the images are decoded, which may take long; `claim` looks again.
+    # Checked before the images are decoded, which may take long; `claim` checks again.
     distributed.by_first(lambda: require_place(out, resume, overwrite))
     if resume and data is None:
         require_there(recipe.data)
@@ -73,7 +74,7 @@ def pretrain(
         distributed.require_share(recipe.batch_size, place)
         require_compilable(recipe, place)
         features = teach(recipe, teacher, images, data_dir, place) if teacher else None
-        state = State(recipe, images, place, weights, features)  # it may refuse the images: no folder is claimed yet
+        state = State(recipe, images, place, weights, features)  # may refuse the images, before a folder is claimed
     space = 5 * embedding_bytes(recipe, images) // 2
     run = distributed.by_first(lambda: claimed(out, recipe, resume, overwrite, space, images))
     try:
@@ -99,8 +100,8 @@ def pretrain(
 
 
 def claimed(out: str | Path, recipe: Recipe, resume: bool, overwrite: bool, space: int, images: ImageSet) -> Run:
-    """The folder as the place of the run, see `claim`. A run to resume may have its images elsewhere by now: where they
-    are the same, its recipe says so from here on."""
+    """Claim the run folder, see `claim`. If the images of a resumed run were moved and are the same, note the new path
+    in its recipe."""
     moved = resume and has_moved(Run(out), recipe.data, images)
     same = {"data": recipe.data} if moved else {}
     run = claim(out, recipe.to_dict(), resume, overwrite, space, lambda there: completed(there) | same)
@@ -110,13 +111,13 @@ def claimed(out: str | Path, recipe: Recipe, resume: bool, overwrite: bool, spac
 
 
 def tell_choices(asked: Recipe, recipe: Recipe, images: ImageSet) -> None:
-    """Say what nobody asked for and the images set."""
+    """Print the settings that were chosen to suit the images."""
     batch, count = recipe.batch_size, f"{len(images):,} images"
     if images.hold_out == 0:
-        tested = f"every one of the {count} is tested, by cross-validation"
-        print(f"{tested} (--hold-out 0.1 holds a tenth out)", file=sys.stderr)
+        tested = f"all {count} will be tested by cross-validation"
+        print(f"{tested} (--hold-out 0.1 holds out a tenth instead)", file=sys.stderr)
     if batch == len(images) < asked.batch_size:
-        print(f"a batch is all {count}: --batch-size sets another", file=sys.stderr)
+        print(f"each batch holds all {count} (--batch-size sets another size)", file=sys.stderr)
     if recipe.as_given:
         return
     chosen = []
@@ -127,45 +128,47 @@ def tell_choices(asked: Recipe, recipe: Recipe, images: ImageSet) -> None:
         chosen.append(f"views of {side} px (--resolution {recipe.augmentation.resolution:g})")
     if recipe.epochs != asked.epochs:
         steps = recipe.epochs * recipe.steps_per_epoch(len(images))
-        chosen.append(f"{recipe.epochs:,} epochs, which are {steps:,} steps (--epochs, or --minutes)")
+        chosen.append(f"{recipe.epochs:,} epochs = {steps:,} steps (--epochs or --minutes)")
     if chosen:
         print(f"chosen for these {count}: {', '.join(chosen)}", file=sys.stderr)
 
 
 def tell_start(run: Run, recipe: Recipe, state: State, weights: Weights | None) -> None:
-    """Say, and note, which trained weights the encoder starts from, and how it goes on from them."""
+    """Print and record which trained weights the encoder starts from, and how it is trained further."""
     if weights is None:
         return
     run.update_scores(started_from=weights.origin)
-    licence = f"; licence {weights.licence}, which binds what comes of them" if weights.licence else ""
+    licence = f"; licence {weights.licence}, which also covers the trained encoder" if weights.licence else ""
     print(f"starts from {weights.source}: {state.match}{licence}", file=sys.stderr)
     if not recipe.as_given:
         how = f"{recipe.optim.optimizer}, learning rate {recipe.optim.lr:g} (--optimizer, --lr)"
-        more = ["batch norms keep what they remember (--norms)"] * (recipe.start.norms == "keep")
-        more += [f"the encoder lies {percent(recipe.start.mix)} of the way from them (--mix)"] * (recipe.start.mix < 1)
-        print("; ".join([f"goes on from them by {how}", *more]), file=sys.stderr)
+        more = ["batch norms keep their statistics (--norms)"] * (recipe.start.norms == "keep")
+        more += [f"final weights {percent(recipe.start.mix)} of the way to the trained ones (--mix)"] * (
+            recipe.start.mix < 1
+        )
+        print("; ".join([f"trains with {how}", *more]), file=sys.stderr)
 
 
 def tell_cost(state: State, data: ImageSet) -> None:
-    """Say what the encoder chose and what the run will take, and when that is more memory than there is."""
+    """Print what the encoder chose and what the run will cost; warn if it needs more memory than there is."""
     if state.share >= 1 or state.recipe.as_given:
         return
     if choice := getattr(state.method.encoder, "choice", ""):
         print(f"encoder {state.recipe.encoder}: {choice}", file=sys.stderr)
     if FLOOR in state.recipe.normalisation.std:
-        print(f"warning: a channel of the images hardly varies: it is divided by {FLOOR} all the same", file=sys.stderr)
+        print(f"warning: a channel hardly varies in the images; its deviation is set to {FLOOR}", file=sys.stderr)
     cost = estimate(state.recipe, data, state.method, state.optimizers, state.share)
     print(cost, file=sys.stderr)
     if 0 < (side := data.images.shape[3]) < data.reach:
         print(larger(cost, side, data.reach, state.recipe), file=sys.stderr)
     there = memory_there(state.device)
     if there and cost.memory > there:
-        advice = "a smaller --batch-size or fewer --views need less"
-        print(f"warning: that is more memory than the {size(there)} that are there: {advice}", file=sys.stderr)
+        advice = "lower --batch-size or --views to need less"
+        print(f"warning: that is more memory than the {size(there)} available: {advice}", file=sys.stderr)
 
 
 def larger(cost: Estimate, side: int, reach: int, recipe: Recipe) -> str:
-    """What images of the size that half of them reach would cost, in words: products grow with the pixels."""
+    """What training at the size that half of the images reach would cost: the cost grows with the number of pixels."""
     times = (reach / side) ** 2
-    price = f"get {times:.0f} times fewer steps" if recipe.minutes else f"take {duration(times * cost.seconds)}"
-    return f"images are read at {side} px, though half of them reach {reach}: --image-size {reach} would {price}"
+    price = f"make {times:.0f} times fewer steps" if recipe.minutes else f"take {duration(times * cost.seconds)}"
+    return f"images are read at {side} px; half of them have {reach} or more: --image-size {reach} would {price}"

@@ -1,4 +1,4 @@
-"""What a run says while it trains: a bar on the terminal, and one JSON object a logged step in log.jsonl."""
+"""The progress bar of a training run, and its log: one JSON object per logged step in log.jsonl."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from crlf.training.trackers import Write
 
 
 class Progress:
-    """The bar and the log of a run. On a terminal the bar moves; elsewhere each epoch leaves one line."""
+    """The progress bar and the log of a run. Only a terminal shows the bar; each epoch also prints one line."""
 
     def __init__(self, run: Run, course: BySteps | ByClock, steps: int, batch_size: int, done: int, send: Write):
         self.run, self.course, self.steps, self.batch_size = run, course, steps, batch_size
         self.done = done  # steps
-        self.send = send  # a row of the log, to a tracker
+        self.send = send  # sends a row of the log to a tracker
         if distributed.rank() == 0:
-            kept = [row for row in run.log() if row.get("step", 0) <= done]  # a resumed run goes on from its checkpoint
+            kept = [row for row in run.log() if row.get("step", 0) <= done]  # a resumed run repeats what came later
             write_bytes(run.file(LOG), "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.bar = tqdm(
             total=course.total * batch_size if isinstance(course, BySteps) else None,
@@ -41,13 +41,17 @@ class Progress:
         )
 
     def log(self, step: int, losses: Tensor, seconds: float, lr: float, stats: dict[str, Any]) -> None:
-        """Say how far the run is; of several processes the first one does.
+        """Write a row of the log and update the bar, on the first process only.
 
         Args:
-            step: steps done.
-            losses: those of this epoch so far; the new ones are its end.
-            seconds: of training so far.
-            stats: what else the row shall hold; scalars may be tensors.
+            step: number of steps done.
+            losses: the losses of this epoch so far; those since the last call are at the end.
+            seconds: training time so far.
+            lr: the learning rate of the last step.
+            stats: further values for the row; scalars may be tensors.
+
+        Raises:
+            InputError: log.jsonl cannot be written.
         """
         if distributed.rank() > 0:
             return
@@ -77,11 +81,9 @@ class Progress:
         self.bar.update(step * self.batch_size - self.bar.n)
         if step % self.steps == 0:
             knn = f"kNN {percent(row['knn_accuracy'])}  " if "knn_accuracy" in row else ""
-            line = (
-                f"{epoch}  loss {losses.double().mean().item():.4f}  {knn}"
-                f"{rate:,.0f} images/s  {duration(seconds)} passed  {duration(left)} left"
-            )
-            tqdm.write(line, file=sys.stderr)
+            clock = f"{duration(seconds)} in all" if self.course.over(step) else f"{duration(left)} left"
+            line = f"{epoch}  loss {losses.double().mean().item():.4f}  {knn}{rate:,.0f} images/s  {clock}"
+            tqdm.write(line, file=sys.stderr)  # at most 80 columns
 
     def __enter__(self) -> Progress:
         return self

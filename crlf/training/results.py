@@ -1,4 +1,4 @@
-"""What a trained run is known by: weights, losses, views and scores."""
+"""Writes the results of training: weights, losses, views and scores."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from crlf.training.state import State
 
 
 def mean(losses: Tensor) -> float:
-    """In float64, on the CPU: Apple's GPUs have none."""
+    """The mean in float64, computed on the CPU because Apple's GPUs have no float64."""
     return losses.cpu().double().mean().item()
 
 
 def save_views(run: Run, recipe: Recipe, data: ImageSet, images: int = 10) -> None:
-    """Write the first images, in the size of a view, beside views of them: uint8 (n, 1 + V, C, h, w)."""
+    """Save the first images, resized to the size of a view, and views of each: uint8 (n, 1 + V, C, h, w)."""
     first = data.images[:images]
     stream = generator("cpu", "views", recipe.seed, "sample")
     make_view = Views(recipe.augmentation, recipe.normalisation)
@@ -39,9 +39,9 @@ def save_views(run: Run, recipe: Recipe, data: ImageSet, images: int = 10) -> No
 
 
 def finish(run: Run, recipe: Recipe, data: ImageSet, state: State) -> None:
-    """Write what a trained run is known by; of one that trained nothing that is little."""
+    """Write the encoder, the losses and the scores of a run. A run that trained nothing has no losses."""
     save_tensors(run.file(ENCODER), state.kept())
-    part = state.step % len(state.losses)  # of an epoch that the clock cut short
+    part = state.step % len(state.losses)  # steps of an epoch that the time budget cut short
     losses = state.epoch_losses + [mean(state.losses[:part])] * (part > 0)
     if losses:
         save_array(run.file(LOSS), np.array(losses, dtype=np.float64))

@@ -1,4 +1,4 @@
-"""What changes while a run trains, and so what a checkpoint holds."""
+"""The state of a training run, which a checkpoint stores."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from crlf.training.weights.layers import begin_late, freeze, slow
 from crlf.training.weights.matching import load
 from crlf.training.weights.sources import Weights
 
-CHEAP = 0.25  # seconds of a checkpoint that is written after every epoch
-SHARE = 0.05  # of the time that others may take
+CHEAP = 0.25  # seconds; a checkpoint that takes less is written after every epoch
+SHARE = 0.05  # of the training time that slower checkpoints may take
 
 
 def completed(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an older run; what was not a setting yet was as the default is."""
+    """The settings of an older run; settings that did not exist yet get their defaults."""
     return Recipe.from_dict(recipe).to_dict()
 
 
 def has_moved(run: Run, data: str, images: ImageSet) -> bool:
-    """Whether these are the training images of a run, which its recipe looks for elsewhere: its checkpoint knows them.
+    """Whether these are a run's training images under a new path, by the fingerprint in its checkpoint.
 
     Raises:
         InputError: the checkpoint cannot be read.
@@ -49,14 +49,14 @@ def has_moved(run: Run, data: str, images: ImageSet) -> bool:
 
 
 def note_move(run: Run, data: str) -> None:
-    """Let the recipe of a run say where its images lie now."""
-    say(f"the images of {run.settings.get('data')!r} are now those of {data!r}: they are the same")
+    """Write the new path of a run's images into its recipe."""
+    say(f"the images of {run.settings.get('data')!r} are the same as in {data!r}: the run uses the new path")
     write_json(run.file(RECIPE), run.settings | {"data": data})
 
 
 def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> None:
-    """Raise InputError unless the encoder takes the images, as they are embedded in the end, and their views."""
-    normalise(data.images[:1], recipe.normalisation)  # refuses statistics of another number of channels
+    """Raise InputError unless the encoder accepts the images, at the size they are embedded at, and their views."""
+    normalise(data.images[:1], recipe.normalisation)  # raises if the number of channels differs
     _, channels, height, width = data.images.shape
     if recipe.augmentation.turn and height != width:
         why = f"turn must be 0, not {recipe.augmentation.turn:g}, for images of {height} × {width} px"
@@ -70,7 +70,7 @@ def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> Non
 
 
 class State:
-    """What changes while a run trains, and so what a checkpoint holds."""
+    """The method, its optimizers and the progress of a training run, which a checkpoint stores."""
 
     def __init__(
         self,
@@ -83,8 +83,11 @@ class State:
         """Make the encoder, the method around it and its optimizers.
 
         Args:
-            weights: what the encoder starts from, if not from random weights.
-            features: a teacher's, float32 (N, T), for a `TaughtMethod`.
+            recipe: the settings of the run.
+            data: the training images.
+            device: where to train.
+            weights: the trained weights that the encoder starts from; None for random weights.
+            features: a teacher's features, float32 (N, T), for a `TaughtMethod`.
         """
         _, channels, height, width = data.images.shape
         with torch.random.fork_rng(devices=[]):
@@ -118,7 +121,7 @@ class State:
         self.epoch_losses: list[float] = []  # the mean of each whole epoch
 
     def save(self, run: Run, at_once: bool = True) -> None:
-        """Write a checkpoint: now, or only where that is cheap beside the training since the last one."""
+        """Write a checkpoint: at once, or only if that is cheap compared with the training since the last one."""
         begun = time.perf_counter()
         if not at_once and self.save_took > CHEAP and begun - self.saved < self.save_took / SHARE:
             return
@@ -137,8 +140,8 @@ class State:
         self.save_took = self.saved - begun
 
     def kept(self) -> dict[str, Tensor]:
-        """The weights of the encoder that is kept, on the CPU: on the way from the start to the end, see
-        `InitSettings.mix` (Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv 2109.01903)."""
+        """The encoder's final weights, on the CPU: interpolated between the start and the end by `InitSettings.mix`
+        (Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv 2109.01903)."""
         end = {name: value.cpu() for name, value in self.method.encoder.state_dict().items()}
         if self.start is None:
             return end
@@ -153,7 +156,7 @@ class State:
         values = checkpoints.load(run)
         where = f"the checkpoint in {str(run.path)!r}"
         try:
-            moved = values["recipe"].get("data") != self.recipe.data  # then names may be others, and pixels are proof
+            moved = values["recipe"].get("data") != self.recipe.data  # then names may differ, and the pixels decide
             same = values.get("fingerprint") == self.fingerprint or (moved and values.get("pixels") == self.pixels)
             for name, here, there in difference(self.recipe.to_dict(), completed(values["recipe"])):
                 if name != "data" or not same:

@@ -1,4 +1,4 @@
-"""What a frozen teacher gives for each image, before a `TaughtMethod` learns it."""
+"""Computes the features of a frozen teacher for each image, which a `TaughtMethod` learns to reproduce."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def taught(recipe: Recipe) -> bool:
 
 
 def teacher_of(recipe: Recipe, start: Weights | None) -> Weights | None:
-    """The teacher's weights; none where the method needs none.
+    """The teacher's weights; None if the method needs no teacher.
 
     Args:
-        start: what the encoder starts from, which teaches where no other teacher is named.
+        start: the weights that the encoder starts from, which are the teacher if no other is named.
 
     Raises:
-        InputError: there is no teacher, or it does not say which network it is.
+        InputError: no teacher is named, or its network is not known.
     """
     if not taught(recipe):
         return None
@@ -51,19 +51,19 @@ def teacher_of(recipe: Recipe, start: Weights | None) -> Weights | None:
         return found
     if not source:
         return dataclasses.replace(found, encoder=recipe.encoder, normalisation=recipe.normalisation)
-    how = f"`crlf pretrain PATH --encoder timm:NAME --init {source} --epochs 0` makes a run, which can teach"
-    raise InputError(f"teacher {source!r} does not say which network it is: {how}")
+    how = f"`crlf pretrain PATH --encoder timm:NAME --init {source} --epochs 0` makes a run that can teach"
+    raise InputError(f"teacher {source!r} does not name its network: {how}")
 
 
 def teach(
     recipe: Recipe, teacher: Weights, data: ImageSet, data_dir: str | Path | None, device: torch.device
 ) -> Tensor:
-    """The teacher's features of all training images: float32 (N, T) on the CPU, row i of image i.
+    """The teacher's features of all training images: float32 (N, T) on the CPU, row i for image i.
 
-    Each image is seen once, whole. Files are read again at the size that the teacher wants; others are scaled.
+    Each image is embedded once, uncropped. Image files are read again at the teacher's size; other images are resized.
 
     Raises:
-        InputError: the teacher does not take such images.
+        InputError: the teacher does not accept such images.
     """
     begun = time.perf_counter()
     side = wanted_side(recipe, teacher, data)
@@ -77,13 +77,13 @@ def teach(
     if distributed.rank() == 0:
         what = f"{len(found):,} images of {side} px, {found.shape[1]:,} features each"
         took = f"in {duration(time.perf_counter() - begun)}"
-        licence = f"; licence {teacher.licence}, which binds what it teaches" if teacher.licence else ""
+        licence = f"; licence {teacher.licence}, which also covers the trained encoder" if teacher.licence else ""
         print(f"teacher {teacher.source}: {what}, {took}{licence}", file=sys.stderr)
     return found
 
 
 def wanted_side(recipe: Recipe, teacher: Weights, data: ImageSet) -> int:
-    """Pixels along the shorter side of the images that the teacher sees."""
+    """Pixels along the shorter side of the teacher's images."""
     own = min(data.images.shape[2:])
     if recipe.head.teacher_size:
         return int(recipe.head.teacher_size)
@@ -93,7 +93,7 @@ def wanted_side(recipe: Recipe, teacher: Weights, data: ImageSet) -> int:
 def at_size(
     recipe: Recipe, data: ImageSet, data_dir: str | Path | None, side: int
 ) -> tuple[Tensor, Sequence[int] | None]:
-    """The same images, of a larger size where their files have it, and which of them is each; None for all in order."""
+    """The same images, read at a larger size where possible, and their row order; None if the order is the same."""
     own = min(data.images.shape[2:])
     if side <= own or not of_files(recipe.data):
         return data.images, None
@@ -103,8 +103,8 @@ def at_size(
         return larger.images, None
     rows = {name: row for row, name in enumerate(larger.ids)}
     if missing := [name for name in data.ids if name not in rows]:
-        how = f"--teacher-size {own} shows it as the encoder sees it"
-        raise InputError(f"image {missing[0]!r} cannot be read at the {side} px that the teacher wants: {how}")
+        how = f"--teacher-size {own} uses the encoder's size"
+        raise InputError(f"image {missing[0]!r} cannot be read at the teacher's {side} px: {how}")
     return larger.images, [rows[name] for name in data.ids]
 
 
@@ -113,7 +113,7 @@ def network(recipe: Recipe, teacher: Weights, channels: int, side: int) -> nn.Mo
     try:
         net = encoders.build(teacher.encoder, channels, side)
     except InputError as error:
-        raise InputError(f"teacher {teacher.source!r}: {error} (--teacher-size sets what it sees)") from error
+        raise InputError(f"teacher {teacher.source!r}: {error} (--teacher-size sets the size of its images)") from error
     asked = (
         recipe.start if not recipe.head.teacher else dataclasses.replace(recipe.start, match="name", partial_init=False)
     )

@@ -1,7 +1,7 @@
-"""Tracking: what goes to log.jsonl goes to TensorBoard, Weights & Biases or MLflow as well, if asked.
+"""Sends the rows of log.jsonl to TensorBoard, Weights & Biases or MLflow as well.
 
-Nothing leaves the machine unless the tracker's own variables say so: WANDB_MODE=online, MLFLOW_TRACKING_URI. The
-numbers are those of the log, read when they are logged, so training is the same bits with and without.
+Nothing leaves the machine unless the tracker's own variables ask for it: WANDB_MODE=online, MLFLOW_TRACKING_URI. The
+trackers get the numbers of the log, so training gives the same bits with and without them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def tracked(tracker: str, run: Run, done: int) -> Iterator[Write]:
 
     Args:
         tracker: one of `TRACKERS`.
-        run: its recipe is sent along; what the tracker writes lies in its folder.
-        done: steps that the run has done already; later ones that the tracker holds are replaced, where it can.
+        run: the run; its recipe is sent along, and the tracker writes into its folder.
+        done: steps already done; the tracker replaces later ones that it holds, if it can.
 
     Raises:
         InputError: the tracker is not installed, or cannot start.
     """
     require_tracker(tracker)
-    tracker = "none" if distributed.rank() else tracker  # of several processes the first one tells
+    tracker = "none" if distributed.rank() else tracker  # only the first process reports
     with contextlib.ExitStack() as stack:
         try:
             write = stack.enter_context(TRACKERS[tracker](run, done))
@@ -43,7 +43,7 @@ def tracked(tracker: str, run: Run, done: int) -> Iterator[Write]:
 
 
 def require_tracker(tracker: str) -> None:
-    """Raise InputError when no tracker has that name, or its library is missing."""
+    """Raise InputError if the tracker is unknown or its library is not installed."""
     if tracker not in TRACKERS:
         raise unknown("tracker", tracker, TRACKERS)
     if tracker != "none":
@@ -66,7 +66,7 @@ def tensorboard(run: Run, done: int) -> Iterator[Write]:
         def write(row: dict[str, Any]) -> None:
             for name, value in numbers(row).items():
                 writer.add_scalar(name, value, row["step"])
-            writer.flush()  # a run that is watched is read while it writes
+            writer.flush()  # TensorBoard reads the file during the run
 
         yield write
 
@@ -104,7 +104,7 @@ def mlflow(run: Run, done: int) -> Iterator[Write]:
         client.log_batch(id, params=[Param(name, str(value)) for name, value in flat(run.settings).items()])
 
     def write(row: dict[str, Any]) -> None:
-        now = int(1000 * row["seconds"])  # ms of training: what MLflow draws against time
+        now = int(1000 * row["seconds"])  # ms of training, the time axis in MLflow
         client.log_batch(id, metrics=[Metric(k, v, now, row["step"]) for k, v in numbers(row).items()])
 
     status = "FAILED"
@@ -116,7 +116,7 @@ def mlflow(run: Run, done: int) -> Iterator[Write]:
 
 
 def mlflow_run(client: Any, run: Run) -> tuple[str, bool]:
-    """The id of MLflow's run for this one, and whether it was made now: a resumed run goes on in its own."""
+    """The id of the MLflow run, and whether it is new; a resumed run continues the old one."""
     found = client.get_experiment_by_name(PROJECT)
     experiment = found.experiment_id if found else client.create_experiment(PROJECT)
     tag = identity(run)
@@ -128,13 +128,13 @@ def mlflow_run(client: Any, run: Run) -> tuple[str, bool]:
 
 
 def identity(run: Run) -> str:
-    """A name for the run in a tracker, the same when it is resumed: of its folder and its settings."""
+    """An id for the run in a tracker, made from its folder and settings, so that a resumed run keeps it."""
     text = f"{run.path.absolute()} {sorted(flat(run.settings).items())}"
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Settings by one name each, such as optim.lr."""
+    """Settings as a flat dict with names such as optim.lr."""
     found: dict[str, Any] = {}
     for name, value in recipe.items():
         found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -142,7 +142,7 @@ def flat(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:
-    """What of a row of the log a tracker can draw: every number but the step."""
+    """The numbers in a row of the log, without the step."""
     return {k: float(v) for k, v in row.items() if k != "step" and isinstance(v, int | float)}
 
 

@@ -182,7 +182,7 @@ def test_an_older_run_held_a_tenth_out():
 def test_every_image_is_tested_from_the_folder_to_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run, N = pretrained(put(tmp_path / "photos"), tmp_path / "run"), 3 * EACH
     said = capsys.readouterr().err
-    assert f"every one of the {N} images is tested, by cross-validation (--hold-out 0.1 holds a tenth out)" in said
+    assert f"all {N} images will be tested by cross-validation (--hold-out 0.1 holds out a tenth instead)" in said
     assert json.loads((run / "recipe.json").read_text())["images"]["hold_out"] == 0
     assert cli.main(["embed", str(run)]) == 0
     assert scores(run)["cross_validated"] is True

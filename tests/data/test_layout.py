@@ -261,7 +261,7 @@ def test_pretraining_on_splits_ends_in_their_embeddings(tmp_path: Path, narrow: 
     path, run = put(tmp_path / "pets", [*in_classes("train", "test"), *several("unlabeled")]), str(tmp_path / "run")
     tiny = ("--epochs", "1", "--views", "2", "--image-size", "16", "--device", "cpu")
     code, said = here(PIPES, "pretrain", str(path), "--out", run, *tiny)
-    assert code == 0 and "a batch is all 12 images: --batch-size sets another" in said
+    assert code == 0 and "each batch holds all 12 images (--batch-size sets another size)" in said
     assert here(PIPES, "embed", run).code == 0
     rows = pq.read_table(f"{run}/embeddings.parquet").to_pylist()
     told = [(row["split"], row["class"]) for row in rows]

@@ -109,7 +109,7 @@ def test_what_cannot_be_a_run_is_one_line(tmp_path: Path, capsys: pytest.Capture
     images, path = photos(tmp_path / "photos"), tmp_path / "weights.pth"
     torch.save({"a": torch.ones(1)}, path)
     for words, message in (
-        (["--model", str(path)], "do not say which network they are of: `crlf pretrain"),
+        (["--model", str(path)], "do not name their network: name it with `crlf pretrain"),
         (["--model", "nowhere"], "weights 'nowhere' are not there: they must be timm:NAME"),
     ):
         assert cli.main(["embed", str(images), *words, "--out", str(tmp_path / "run")]) == 2

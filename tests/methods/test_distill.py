@@ -208,7 +208,7 @@ def test_what_cannot_teach_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "weights 'nowhere' are not there: they must be timm:NAME" in refused(
         capsys, out, "shapes", "--teacher", "nowhere"
     )
-    assert "does not say which network it is" in refused(capsys, out, "shapes", "--teacher", str(path))
+    assert "does not name its network" in refused(capsys, out, "shapes", "--teacher", str(path))
     said = refused(capsys, out, "shapes", "--teacher", f"local-dir:{fixed}", "--teacher-size", "30")
     assert (
         "encoder 'timm:test_vit' does not take 30 × 30 px" in said

@@ -166,7 +166,7 @@ def test_a_file_does_not_say_its_network(tmp_path: Path, capsys: pytest.CaptureF
     torch.save(net().state_dict(), tmp_path / "weights.pth")
     words = ["shapes", "--init", str(tmp_path / "weights.pth"), "--out", str(tmp_path / "run")]
     assert cli.main(["pretrain", *words]) == 2
-    assert "do not say which network they are of: `crlf pretrain PATH --encoder" in capsys.readouterr().err
+    assert "do not name their network: name it with `crlf pretrain PATH --encoder" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -223,7 +223,7 @@ def test_a_run_goes_on_from_another_one(before: crlf.Run, tmp_path: Path, capsys
     recipe = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, lr=1e-9, vector_lr=1e-9))
     run = crlf.pretrain(recipe, out=tmp_path / "after", device="cpu")
     said = capsys.readouterr().err
-    assert f"starts from {before.path}" in said and "goes on from them by adamw, learning rate 1e-09" in said
+    assert f"starts from {before.path}" in said and "trains with adamw, learning rate 1e-09" in said
     assert crlf.recipe.Recipe(**TINY).optim.optimizer == "muon" and run.recipe.optim.optimizer == "adamw"
     assert run.recipe.normalisation == before.recipe.normalisation
     one, other = (r.tensors(ENCODER) for r in (before, run))

@@ -1,4 +1,4 @@
-"""kNN while a run trains: the number is scikit-learn's, the labels reach nothing else, and it costs next to nothing."""
+"""kNN during training: the number is scikit-learn's, the labels reach nothing else, and it costs next to nothing."""
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ def test_each_row_says_what_it_is(run: crlf.Run):
     rows = [row for row in run.log() if "knn_accuracy" in row]
     assert len(rows) == 6 and rows[-1]["knn_accuracy"] > rows[0]["knn_accuracy"] - 0.05
     assert rows[-1]["knn_accuracy"] > 0.5  # chance: 1/6
-    said = "kNN while it trains: 400 training images vote on 200 others (k = 10, cosine); their labels are for this"
+    said = "kNN during training: 400 training images vote on 200 others (k = 10, cosine); their labels are for this"
     assert all(row["knn_protocol"] == f"{said} evaluation only" for row in rows)
 
 
 def test_the_report_draws_it_against_epochs_and_seconds(run: crlf.Run):
     section, plots = curves(run)
     first, *_, last = [row["knn_accuracy"] for row in run.log() if "knn_accuracy" in row]
-    assert f"kNN while it trains: knn accuracy {first:.3g} at epoch 1, then {last:.3g} at epoch 6" in section.html
+    assert f"kNN during training: knn accuracy {first:.3g} at epoch 1, then {last:.3g} at epoch 6" in section.html
     assert "labels serve this only" in section.html
     drawn = json.dumps(plots["curve-knn"])
     assert all(f'"{column}"' in drawn for column in ("value", "epochs", "seconds"))
@@ -139,7 +139,7 @@ def test_the_report_draws_it_against_epochs_and_seconds(run: crlf.Run):
 def test_it_is_said_before_the_first_number(tmp_path, capsys: pytest.CaptureFixture[str]):
     crlf.pretrain(recipe(), out=tmp_path, device="cpu")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("kNN while it trains: 400 ") and lines[0].endswith("for this evaluation only")
+    assert lines[0].startswith("kNN during training: 400 ") and lines[0].endswith("for this evaluation only")
     assert lines[1].startswith("epoch 1/1  loss ") and "  kNN " in lines[1]
 
 

@@ -29,7 +29,7 @@ def put(folder: Path, count: int, first: int = 0) -> Path:
 @pytest.mark.parametrize("count", [2, 5, 63])
 def test_the_batch_follows_a_small_set(count: int, tmp_path: Path):
     code, said = here(PIPES, "pretrain", str(put(tmp_path / "in", count)), "--out", str(tmp_path / "run"), *TINY)
-    assert code == 0 and f"a batch is all {count} images: --batch-size sets another" in said
+    assert code == 0 and f"each batch holds all {count} images (--batch-size sets another size)" in said
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["batch_size"] == count
 
 
@@ -53,7 +53,7 @@ def test_copies_are_learned_from_once_where_that_is_asked_for(tmp_path: Path):
     for i in (0, 0, 4):
         shutil.copy(folder / f"{i}.png", folder / f"copy {i} {len(list(folder.iterdir()))}.png")
     code, said = here(PIPES, "pretrain", str(folder), "--out", str(run), *TINY, "--drop-copies")
-    assert code == 0 and "copies that are left out: 3 of 9 images\n" in said
+    assert code == 0 and "copies left out: 3 of 9 images\n" in said
     assert json.loads((run / "recipe.json").read_text())["batch_size"] == 6  # all that are left
     folder = folder.rename(tmp_path / "moved")
     assert here(PIPES, "embed", str(run), "--data", str(folder), "--device", "cpu").code == 0
@@ -61,7 +61,7 @@ def test_copies_are_learned_from_once_where_that_is_asked_for(tmp_path: Path):
     again = ("--out", str(run), *TINY, "--drop-copies", "--resume")
     assert here(PIPES, "pretrain", str(folder), *again).code == 0
     code, said = here(PIPES, "pretrain", str(folder), "--out", str(tmp_path / "all"), *TINY)
-    assert code == 0 and "left out" not in said and "a batch is all 9 images" in said
+    assert code == 0 and "left out" not in said and "each batch holds all 9 images" in said
 
 
 def test_a_set_without_copies_keeps_its_order_labels_and_names():

@@ -98,7 +98,7 @@ def test_the_run_keeps_what_was_chosen_and_says_it(tmp_path: Path):
     assert (recipe.images.image_size, recipe.batch_size, recipe.epochs) == (64, 64, 1)
     assert recipe.augmentation.resolution == 0.5
     assert "chosen for these 70 images: batches of 64 (--batch-size), views of 32 px (--resolution 0.5)\n" in said
-    assert "images are read at 64 px, though half of them reach 96: --image-size 96 would take " in said
+    assert "images are read at 64 px; half of them have 96 or more: --image-size 96 would take " in said
     assert crlf.embed(run, device="cpu").array("train_emb.npy").shape[0] == 70
 
 
@@ -109,12 +109,12 @@ def test_the_epochs_that_were_chosen_are_said(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("crlf.recipe.STEPS", 23)
     run, said = trained(tmp_path, tmp_path / "in", "--batch-size", "2", "--overwrite")
     assert run.recipe.epochs == 12
-    assert "chosen for these 5 images: 12 epochs, which are 24 steps (--epochs, or --minutes)\n" in said
+    assert "chosen for these 5 images: 12 epochs = 24 steps (--epochs or --minutes)\n" in said
 
 
 def test_with_a_time_the_price_of_larger_images_is_steps(tmp_path: Path):
     _, said = trained(tmp_path, put(tmp_path / "in", 70, 130), "--minutes", "0.02")
-    assert "though half of them reach 128: --image-size 128 would get 4 times fewer steps\n" in said
+    assert "half of them have 128 or more: --image-size 128 would make 4 times fewer steps\n" in said
 
 
 def test_a_run_goes_on_and_is_repeated_as_it_was(tmp_path: Path):
