@@ -1,4 +1,4 @@
-"""What mkdocs fills in when it builds the site, as the code has it: commands, settings, public names, two root pages."""
+"""What mkdocs adds when it builds the site: commands, settings and public names from the code, and two root pages."""
 
 from __future__ import annotations
 

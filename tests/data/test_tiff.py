@@ -49,6 +49,17 @@ def clear(colours: np.ndarray) -> np.ndarray:
     return np.where(OPACITY[..., None] == 0, 255, colours)
 
 
+def of_odd_widths() -> dict[str, tuple[bytes, np.ndarray]]:
+    """Samples that are no whole bytes. imagecodecs packs them since 2026.3.6, which needs Python 3.11."""
+    try:
+        four = tiff(GRAY >> 4, bitspersample=4, photometric="minisblack")
+        twelve = tiff(WIDE >> 4, bitspersample=12, photometric="minisblack")
+    except NotImplementedError:
+        return {}
+    gray_of_twelve = gray(np.rint((WIDE >> 4) / (4095 / 255)))
+    return {"four bits": (four, gray((GRAY >> 4) * 17)), "twelve bits, packed": (twelve, gray_of_twelve)}
+
+
 PLANES = RGB.transpose(2, 0, 1)
 TABLE = np.random.default_rng(4).integers(0, 65536, (3, 256), dtype=np.uint16)
 LAYOUTS: dict[str, tuple[bytes, np.ndarray]] = {
@@ -72,9 +83,7 @@ LAYOUTS: dict[str, tuple[bytes, np.ndarray]] = {
                                            gray(to_8(WIDE))),
     "white is zero, one bit": (tiff(GRAY < 99, photometric="miniswhite"), gray(np.where(GRAY < 99, 0, 255))),
     "one bit": (tiff(GRAY > 99, photometric="minisblack"), gray(np.where(GRAY > 99, 255, 0))),
-    "four bits": (tiff(GRAY >> 4, bitspersample=4, photometric="minisblack"), gray((GRAY >> 4) * 17)),
-    "twelve bits, packed": (tiff(WIDE >> 4, bitspersample=12, photometric="minisblack"),
-                            gray(np.rint((WIDE >> 4) / (4095 / 255)))),
+    **of_odd_widths(),
     "16 bits": (tiff(WIDE), gray(to_8(WIDE))),
     "16 bits, big endian": (tiff(WIDE, byteorder=">"), gray(to_8(WIDE))),
     "16 bits, rgb": (tiff(WIDE_RGB, photometric="rgb"), to_8(WIDE_RGB)),
@@ -193,7 +202,7 @@ WITHOUT = {"rgb": True, "lzw": True, "pillow, group4": True, "white is zero, 16 
            "16 bits, predictor": False, "four bits": True, "webp": True}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WITHOUT)
+@pytest.mark.parametrize("name", [name for name in WITHOUT if name in LAYOUTS])
 def test_without_imagecodecs_a_file_is_the_same_or_says_why(name: str, monkeypatch: pytest.MonkeyPatch):
     from tifffile import tifffile as inner
 
