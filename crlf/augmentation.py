@@ -9,9 +9,10 @@ image; whatever is linear in colour (brightness, contrast, saturation, hue, gray
 A quarter turn is a flip, which the matrices hold, and a transpose of what they give.
 
 Parameters follow the distributions of torchvision's RandomResizedCrop, RandomHorizontalFlip, RandomVerticalFlip,
-ColorJitter, RandomGrayscale and GaussianBlur. The pixels equal those of its functions but for two things: nothing is
-clamped to [0, 1] between two colour steps, and hue is a rotation about the grey axis of RGB, where torchvision goes
-through HSV.
+ColorJitter, RandomGrayscale and GaussianBlur. The pixels equal those of its functions but for three things: they are
+clamped to [0, 1] once at the end, not after each colour step; hue is a rotation about the grey axis of RGB, where
+torchvision goes through HSV; and a view that is blurred is blurred before its colours change, so that contrast takes
+the mean of the blurred view.
 
 Shapes: B images, C channels, H and W their height and width, h and w those of the view.
 """
@@ -70,6 +71,8 @@ class ViewSettings:
     """Its smallest standard deviation, in pixels."""
     blur_max: float = unasked(2.0)
     """Its largest standard deviation, in pixels."""
+    clamp: bool = True
+    """Cut what the colours make darker than black or brighter than white, as torchvision does."""
 
     def __post_init__(self) -> None:
         for name in ("crop_min", "flip", "vertical_flip", "turn", "jitter", "grayscale", "blur"):
@@ -190,8 +193,8 @@ def _crop_boxes(H: int, W: int, smallest: float, u: Tensor) -> tuple[Tensor, Ten
     width = torch.where(found, width.gather(0, first)[0], float(min(W, round(H * 4 / 3))))
     height = torch.where(found, height.gather(0, first)[0], float(min(H, round(W * 4 / 3))))
     top, left = u[20] * (H - height + 1), u[21] * (W - width + 1)
-    top = torch.where(found, top.floor(), ((H - height) / 2).round())
-    left = torch.where(found, left.floor(), ((W - width) / 2).round())
+    top = torch.where(found, top, (H - height) / 2).floor()
+    left = torch.where(found, left, (W - width) / 2).floor()
     return top, left, height, width
 
 
@@ -213,7 +216,11 @@ def apply(images: Tensor, p: Parameters, settings: ViewSettings, normalisation: 
         x = torch.where(p.turned[:, None, None, None], x.mT, x)
     x = x.flatten(2)  # (B V, C, h w)
     matrix, offset = colour_matrix(p, x.mean(dim=2) / 255, normalisation)
-    x = torch.baddbmm(offset[:, :, None], matrix / 255, x).view(B, -1, C, h, w)  # (B, V, C, h, w)
+    x = torch.baddbmm(offset[:, :, None], matrix / 255, x)
+    if settings.clamp:
+        for c, (mean, std) in enumerate(zip(*normalisation.numbers(C), strict=True)):
+            x[:, c].clamp_((0 - mean) / std, (1 - mean) / std)  # by numbers: tensors of bounds take fifty times as long
+    x = x.view(B, -1, C, h, w)  # (B, V, C, h, w)
     return x.permute(1, 0, 3, 4, 2).contiguous().flatten(0, 1).permute(0, 3, 1, 2)  # (V B, C, h, w)
 
 
@@ -288,7 +295,7 @@ def colour_matrix(p: Parameters, average: Tensor, normalisation: Normalisation) 
         [
             _scale(p.brightness, eye),
             _scale(p.contrast, eye),
-            _scale(p.saturation, eye) + _scale(1 - p.saturation, gray),
+            _scale(p.saturation, eye) + _scale(1 - p.saturation, gray) if C == 3 else eye.expand(B, C, C),
             hue_matrix(p.hue) if C == 3 else eye.expand(B, C, C),
         ],
         dim=1,

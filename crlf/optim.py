@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crlf.defaults import unasked
+from crlf.defaults import Unasked, unasked
 from crlf.errors import InputError, unknown
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steepest slope at 0 that still ends in 0.7..1.2 (Jordan et al. 2024)
@@ -35,14 +35,23 @@ class OptimSettings:
     """With sgd and lars: the images in a batch that lr is for; a run takes lr × batch_size / this. 0: lr as it is."""
     vector_lr: float = 3e-3
     """With Muon: the peak learning rate of biases and norms, which AdamW moves."""
-    momentum: float = 0.95
-    """Of Muon, SGD and LARS."""
-    weight_decay: float = 0.0
-    """For matrices only; biases and norms are never decayed. Decoupled, but for adam, sgd and lars."""
+    momentum: float = unasked(0.95)
+    """Of Muon, SGD and LARS; 0.9 is the default of these two, as in the papers."""
+    nesterov: bool = False
+    """With sgd: Nesterov's momentum. Muon's always is."""
+    weight_decay: float = unasked(0.1)
+    """For matrices only, unless decay_all; 0 is the default of all but muon. Decoupled, but for adam, sgd and lars."""
+    decay_all: bool = False
+    """Decay biases and norms too, as a plain torch optimizer does."""
     final_weight_decay: float = 1.0
     """What the weight decay is multiplied by at the end of a cosine; 1 keeps it constant (DINO: 10, of 0.04)."""
     trust: float = 0.001
     """With lars: the length of a step, at a learning rate of 1, as a share of the weights' own."""
+    lars: str = "paper"
+    """With lars: whose; one of: paper, simclr, barlow, solo-learn."""
+    loss_scale: float = 1.0
+    """What the gradients are multiplied by: published rates belong to losses that are a multiple of those here. SGD
+    feels it, and so do the biases and norms of LARS."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises linearly from 0."""
     final_lr: float = 0.0
@@ -51,7 +60,14 @@ class OptimSettings:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
-        for name in ("lr", "vector_lr", "trust"):
+        if self.lars not in LARS_OF:
+            raise unknown("lars", self.lars, LARS_OF)
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, value in OF_OPTIMIZER.get(self.optimizer, {}).items():
+            held = getattr(self, name)
+            if isinstance(held, Unasked) and held == defaults[name]:  # a domain or --init may have another
+                object.__setattr__(self, name, unasked(value))
+        for name in ("lr", "vector_lr", "trust", "loss_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
         for name in ("weight_decay", "final_weight_decay", "lr_per"):
@@ -69,9 +85,10 @@ class OptimSettings:
         SGD and LARS follow the linear rule (Goyal et al. 2017, section 2.1), in which papers state their rates per 256
         images. The others take a step whose length does not depend on the gradient's, and there is no such rule.
         """
-        if self.optimizer not in LINEAR or self.lr_per == 0:
-            return replace(self, lr=float(self.lr))  # a plain number, which torch saves and loads
-        return replace(self, lr=self.lr * batch_size / self.lr_per, lr_per=0)
+        scaled = self.optimizer in LINEAR and self.lr_per > 0
+        lr = self.lr * batch_size / self.lr_per if scaled else float(self.lr)
+        momentum, decay = float(self.momentum), float(self.weight_decay)  # plain numbers, which torch saves and loads
+        return replace(self, lr=lr, lr_per=0, momentum=momentum, weight_decay=decay)
 
 
 def schedule(progress: float, warmup: float, final: float = 0.0) -> float:
@@ -192,16 +209,39 @@ def add_scaled(p: Tensor, direction: Tensor, lr: float | Tensor, factor: float) 
         p.add_(direction, alpha=lr * factor)
 
 
+@dataclass(frozen=True)
+class LarsKind:
+    """In what the published codes of LARS differ."""
+
+    rate_inside: bool
+    """Whether the learning rate scales what enters the momentum, or the momentum; the same while it is constant."""
+    of_sum: bool
+    """Whether the step is a share of |w| / |g + decay w|, or of |w| / (|g| + decay |w|)."""
+    clipped: bool
+    """Whether that share is at most the learning rate, so that the step is never longer than SGD's."""
+
+
+LARS_OF = {
+    "paper": LarsKind(True, False, False),  # You et al. 2017, equation 6 and algorithm 1
+    "simclr": LarsKind(True, True, False),  # lars_optimizer.py of google-research/simclr; optax.lars, which BYOL took
+    "barlow": LarsKind(False, True, False),  # main.py of facebookresearch/barlowtwins; VICReg's too
+    "solo-learn": LarsKind(False, False, True),  # solo/utils/lars.py with clip_lr, as in all of its recipes
+}
+
+
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step is, weight by weight, a share of that weight's length.
 
-    You, Gitman and Ginsburg 2017, https://arxiv.org/abs/1708.03888, equation 6 and algorithm 1, with the learning rate
-    outside of the momentum, as in the code of SimCLR, BYOL and Barlow Twins. A group with `trust` 0 is plain SGD: so
-    norms and biases, as these papers advise.
+    You, Gitman and Ginsburg 2017, https://arxiv.org/abs/1708.03888, equation 6 and algorithm 1. A group with `trust` 0
+    is plain SGD: so norms and biases, as SimCLR, BYOL and Barlow Twins have it.
+
+    Args:
+        kind: one of LARS_OF.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float):
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float, kind: str = "paper"):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "trust": 0.0})
+        self.kind = LARS_OF[kind]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -210,18 +250,26 @@ class LARS(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                gradient = p.grad.add(p, alpha=group["weight_decay"])
+                direction = p.grad.add(p, alpha=group["weight_decay"])
                 if group["trust"]:
-                    gradient = gradient * group["trust"] * trust_ratio(p, p.grad, group["weight_decay"])
+                    direction = direction * self.share(p, p.grad, direction, group)
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                buffer.mul_(group["momentum"]).add_(gradient)
-                add_scaled(p, buffer, group["lr"], -1.0)
+                buffer.mul_(group["momentum"])
+                if self.kind.rate_inside:
+                    add_scaled(buffer, direction, group["lr"], 1.0)
+                    p.sub_(buffer)
+                else:
+                    buffer.add_(direction)
+                    add_scaled(p, buffer, group["lr"], -1.0)
 
-
-def trust_ratio(weight: Tensor, gradient: Tensor, weight_decay: float) -> Tensor:
-    """|w| / (|g| + weight_decay |w|) (LARS, equation 6): a scalar; 1 where either length is 0."""
-    w, g = weight.norm(), gradient.norm()
-    return torch.where((w > 0) & (g > 0), w / (g + weight_decay * w), 1.0)
+    def share(self, weight: Tensor, gradient: Tensor, direction: Tensor, group: dict[str, Any]) -> Tensor:
+        """What a weight's direction is multiplied by: a scalar; 1 where the weight or what divides it is 0."""
+        w, g = weight.norm(), gradient.norm()
+        length = direction.norm() if self.kind.of_sum else g + group["weight_decay"] * w
+        found = torch.where((w > 0) & (g > 0), group["trust"] * w / length, 1.0)
+        if self.kind.clipped:
+            found = torch.where((w > 0) & (g > 0), (found / group["lr"]).clamp(max=1.0), 1.0)
+        return found
 
 
 def muon(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.optim.Optimizer]:
@@ -252,12 +300,12 @@ def adamw(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch
 
 
 def sgd(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.optim.Optimizer]:
-    return [torch.optim.SGD(_groups(named, s), lr=s.lr, momentum=s.momentum, nesterov=s.momentum > 0)]
+    return [torch.optim.SGD(_groups(named, s), lr=s.lr, momentum=s.momentum, nesterov=s.nesterov and s.momentum > 0)]
 
 
 def lars(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.optim.Optimizer]:
     matrices, vectors = _groups(named, s)
-    return [LARS([{**matrices, "trust": s.trust}, vectors], lr=s.lr, momentum=s.momentum)]
+    return [LARS([{**matrices, "trust": s.trust}, vectors], lr=s.lr, momentum=s.momentum, kind=s.lars)]
 
 
 def split(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -272,9 +320,10 @@ def _is_matrix(p: Tensor) -> bool:
 
 def _groups(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[dict[str, Any]]:
     matrices, vectors = split(named)
+    of_vectors = s.weight_decay if s.decay_all else 0.0
     return [
         {"params": matrices, "base_lr": s.lr, "weight_decay": s.weight_decay, "base_decay": s.weight_decay},
-        {"params": vectors, "base_lr": s.lr, "weight_decay": 0.0, "base_decay": 0.0},
+        {"params": vectors, "base_lr": s.lr, "weight_decay": of_vectors, "base_decay": of_vectors},
     ]
 
 
@@ -286,6 +335,12 @@ OPTIMIZERS: dict[str, Callable[..., list[torch.optim.Optimizer]]] = {
     "lars": lars,
 }
 LINEAR = ("sgd", "lars")  # whose learning rate is proportional to the batch
+OF_OPTIMIZER: dict[str, dict[str, float]] = {  # where nobody asked for a value
+    "adam": {"lr": 3e-3, "weight_decay": 0.0},
+    "adamw": {"lr": 3e-3, "weight_decay": 0.0},  # docs/recipe.md has what it gives
+    "sgd": {"lr": 0.06, "momentum": 0.9, "weight_decay": 0.0},  # dkobak/simclr-cifar10, for 100 epochs
+    "lars": {"lr": 1.0, "momentum": 0.9, "weight_decay": 0.0},  # SimCLR for CIFAR-10, appendix B.9
+}
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], lr: float, decay: float, late: float | None = None) -> None:

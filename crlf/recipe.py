@@ -271,9 +271,13 @@ HALF = ViewSettings(resolution=1.0, crop_min=0.08)  # SimCLR's colours at half s
 MILD = ViewSettings(resolution=1.0, crop_min=0.08, saturation=0.2)  # solo-learn's for CIFAR, without solarisation
 
 
-def lars(lr: float, weight_decay: float, trust: float = 0.02) -> OptimSettings:
+def lars(lr: float, weight_decay: float, loss_scale: float, kind: str = "solo-learn") -> OptimSettings:
     """As for 1000 epochs, the first ten of which warm up; lr is per 256 images."""
-    return OptimSettings(optimizer="lars", lr=lr, momentum=0.9, weight_decay=weight_decay, trust=trust, warmup=0.01)
+    trust = 0.02 if kind == "solo-learn" else 0.001
+    return OptimSettings(
+        optimizer="lars", lars=kind, lr=lr, momentum=0.9, weight_decay=weight_decay, trust=trust, warmup=0.01,
+        loss_scale=loss_scale,
+    )  # fmt: skip
 
 
 def published(method: str, encoder: str, optim: OptimSettings, views: ViewSettings, **others: Any) -> Recipe:
@@ -295,9 +299,9 @@ NAMED: dict[str, Recipe] = {
     # What follows is published for CIFAR-10 and serves CIFAR-100 as well; docs/recipe.md names the sources.
     "simclr-r18": published(
         "simclr", "resnet18",
-        OptimSettings(optimizer="sgd", lr=0.06, momentum=0.9, weight_decay=5e-4, warmup=0.1),
+        OptimSettings(optimizer="sgd", lr=0.06, momentum=0.9, weight_decay=5e-4, decay_all=True, warmup=0.0),
         ViewSettings(resolution=1.0, grayscale=0.1),
-        epochs=100, batch_size=512, head=SimCLRSettings(temperature=0.2, hidden=512),
+        epochs=100, batch_size=512, head=SimCLRSettings(temperature=0.5, hidden=1024, projector_norms="none"),
     ),
     # For a GPU: docs/speedrun.md has the plan, and what came of it.
     "speedrun-knn90": Recipe(
@@ -310,19 +314,21 @@ NAMED: dict[str, Recipe] = {
         augmentation=ViewSettings(resolution=1.0, grayscale=0.1), optim=OptimSettings(weight_decay=0.1),
     ),
     "simclr-r50": published(
-        "simclr", "resnet50", lars(1.0, 1e-4, trust=0.001), HALF,
-        epochs=1000, batch_size=1024, head=SimCLRSettings(temperature=0.5, hidden=2048),
+        "simclr", "resnet50", lars(1.0, 1e-4, loss_scale=2.0, kind="simclr"), HALF,
+        epochs=1000, batch_size=1024,
+        head=SimCLRSettings(temperature=0.5, hidden=2048, projector_layers=3, projector_norms="all"),
     ),
     "simclr-vit": published(
         "simclr", "vit_tiny",
         OptimSettings(optimizer="adamw", lr=3e-4, weight_decay=0.1, warmup=0.1), HALF,
         epochs=200, batch_size=512, head=SimCLRSettings(temperature=0.2, hidden=2048, projection=256),
     ),
-    "mocov3-r18": published("mocov3", "resnet18", lars(0.3, 1e-6), MILD, epochs=1000, batch_size=256),
-    "byol-r18": published("byol", "resnet18", lars(1.0, 1e-5), MILD, epochs=1000, batch_size=256),
-    "barlow-r18": published("barlow", "resnet18", lars(0.3, 1e-4), MILD, epochs=1000, batch_size=256),
+    "mocov3-r18": published("mocov3", "resnet18", lars(0.3, 1e-6, loss_scale=2.0), MILD, epochs=1000, batch_size=256),
+    "byol-r18": published("byol", "resnet18", lars(1.0, 1e-5, loss_scale=2.0), MILD, epochs=1000, batch_size=256),
+    "barlow-r18": published("barlow", "resnet18", lars(0.3, 1e-4, loss_scale=0.1), MILD, epochs=1000, batch_size=256),
     "vicreg-r18": published(
-        "vicreg", "resnet18", lars(0.3, 1e-4), ViewSettings(resolution=1.0, saturation=0.2), epochs=1000, batch_size=256
+        "vicreg", "resnet18", lars(0.3, 1e-4, loss_scale=1.0), ViewSettings(resolution=1.0, saturation=0.2),
+        epochs=1000, batch_size=256,
     ),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from crlf import encoders
 from crlf.errors import InputError
-from crlf.optim import LARS, OPTIMIZERS, Muon, OptimSettings, orthogonalise, rates, schedule, set_rates, split
+from crlf.optim import LARS, LARS_OF, OPTIMIZERS, Muon, OptimSettings, orthogonalise, rates, schedule, set_rates, split
 
 
 def test_schedule_in_closed_form():
@@ -138,19 +138,85 @@ def test_lars_leaves_norms_and_biases_undecayed():
     assert weight[0, 0] < 1 - 1e-5 and torch.equal(bias, torch.ones(2))
 
 
+@pytest.mark.parametrize("kind", LARS_OF)
+def test_each_lars_is_that_of_its_code(kind: str):
+    """Written from the formulas of each code; the rate falls, so that inside and outside of the momentum differ."""
+    g = torch.Generator().manual_seed(0)
+    weights = [nn.Parameter(scale * torch.randn(4, 3, generator=g)) for scale in (0.0, 0.01, 1.0, 100.0)]
+    optimizer = LARS([{"params": weights, "trust": 0.02, "weight_decay": 0.1}], lr=0.5, momentum=0.9, kind=kind)
+    expected = [w.detach().clone() for w in weights]
+    momenta = [torch.zeros(4, 3) for _ in weights]
+    for step in range(4):
+        rate = 0.5 / (step + 1)
+        for i, w in enumerate(weights):
+            w.grad = torch.randn(4, 3, generator=g)
+            direction, length = w.grad + 0.1 * expected[i], expected[i].norm()
+            divided_by = {
+                "paper": w.grad.norm() + 0.1 * length, "simclr": direction.norm(), "barlow": direction.norm(),
+                "solo-learn": w.grad.norm() + 0.1 * length,
+            }[kind]  # fmt: skip
+            share = 0.02 * length / divided_by if length > 0 else torch.tensor(1.0)
+            if kind == "solo-learn":
+                share = min(share / rate, torch.tensor(1.0)) if length > 0 else share
+            if kind in ("paper", "simclr"):
+                momenta[i] = 0.9 * momenta[i] + rate * share * direction
+                expected[i] = expected[i] - momenta[i]
+            else:
+                momenta[i] = 0.9 * momenta[i] + share * direction
+                expected[i] = expected[i] - rate * momenta[i]
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    for w, e in zip(weights, expected, strict=True):
+        torch.testing.assert_close(w.detach(), e)
+
+
+def test_a_weight_of_norm_0_takes_the_whole_gradient():
+    weight = nn.Parameter(torch.zeros(2, 2))
+    optimizer = LARS([{"params": [weight], "trust": 0.001}], lr=0.5, momentum=0.0)
+    weight.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert torch.equal(weight, torch.full((2, 2), -0.5))
+
+
+def test_decay_all_reaches_biases_and_norms():
+    bias = nn.Parameter(torch.ones(2))
+    settings = OptimSettings(optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.5, decay_all=True)
+    (optimizer,) = OPTIMIZERS["sgd"]([("bias", bias)], settings)
+    bias.grad = torch.zeros(2)
+    optimizer.step()
+    torch.testing.assert_close(bias.detach(), torch.full((2,), 0.95))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "momentum", "decay"),
+    [("muon", 0.02, 0.95, 0.1), ("adamw", 3e-3, 0.95, 0.0), ("sgd", 0.06, 0.9, 0.0), ("lars", 1.0, 0.9, 0.0)],
+)
+def test_each_optimizer_has_defaults_of_its_own(optimizer: str, lr: float, momentum: float, decay: float):
+    settings = OptimSettings(optimizer=optimizer)
+    assert (settings.lr, settings.momentum, settings.weight_decay) == (lr, momentum, decay)
+    asked = OptimSettings(optimizer=optimizer, lr=0.5, momentum=0.5)
+    assert (asked.lr, asked.momentum) == (0.5, 0.5)
+
+
+def test_an_unknown_lars_is_refused():
+    with pytest.raises(InputError, match="lars 'mine' is not known: choose from barlow, paper, simclr, solo-learn"):
+        OptimSettings(lars="mine")
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_sgd_is_nesterovs(momentum: float):
-    """v <- m v + g, w <- w - lr (g + m v); Sutskever et al. 2013, as torch writes it. Its decay is in g."""
+def test_sgd_is_plain_or_nesterovs(momentum: float, nesterov: bool):
+    """v <- m v + g, w <- w - lr v or w - lr (g + m v); Sutskever et al. 2013, as torch writes it. Its decay is in g."""
     g = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(4, 3, generator=g))
     expected, v = weight.detach().clone(), torch.zeros(4, 3)
-    settings = OptimSettings(optimizer="sgd", lr=0.1, momentum=momentum, weight_decay=0.2)
+    settings = OptimSettings(optimizer="sgd", lr=0.1, momentum=momentum, weight_decay=0.2, nesterov=nesterov)
     (optimizer,) = OPTIMIZERS["sgd"]([("weight", weight)], settings)
     for _ in range(3):
         weight.grad = torch.randn(4, 3, generator=g)
         gradient = weight.grad + 0.2 * expected
         v = momentum * v + gradient
-        expected = expected - 0.1 * (gradient + momentum * v)
+        expected = expected - 0.1 * (gradient + momentum * v if nesterov else v)
         optimizer.step()
     torch.testing.assert_close(weight.detach(), expected)
 

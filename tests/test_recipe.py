@@ -23,14 +23,14 @@ DEFAULT: dict[str, object] = {
     "augmentation": {
         "resolution": 0.75, "crop_min": 0.2, "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4,
         "saturation": 0.4, "hue": 0.1, "grayscale": 0.2, "blur": 0.0,
-        "blur_kernel": 3, "blur_min": 0.1, "blur_max": 2.0,
+        "blur_kernel": 3, "blur_min": 0.1, "blur_max": 2.0, "clamp": True,
     },
     "optim": {
-        "optimizer": "muon", "lr": 0.02, "lr_per": 256, "vector_lr": 0.003, "momentum": 0.95, "weight_decay": 0.0,
-        "warmup": 0.1, "final_lr": 0.0,
+        "optimizer": "muon", "lr": 0.02, "lr_per": 256, "vector_lr": 0.003, "momentum": 0.95, "weight_decay": 0.1,
+        "decay_all": False, "loss_scale": 1.0, "warmup": 0.1, "final_lr": 0.0,
     },
     "embedding": {"regions": 2, "mirror": True},
-    "head": {"temperature": 0.2, "hidden": 256, "projection": 128},
+    "head": {"temperature": 0.2, "hidden": 256, "projection": 128, "projector_layers": 2, "projector_norms": "hidden"},
 }  # fmt: skip
 
 

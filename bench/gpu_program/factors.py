@@ -16,14 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from bench.gpu_program import many
 from bench.gpu_program.context import Context
 from bench.gpu_program.many import Job
 from bench.gpu_program.search import graphs, parted, setup
-from crlf.augmentation import Parameters, Views, ViewSettings, apply
-from crlf.normalisation import Normalisation, constants
 from crlf.recipe import RECIPES, Recipe
 
 MEASURES = ("knn_%", "ridge_%")
@@ -43,13 +40,11 @@ class Factor:
         settings: "optim.lr" -> 0.04.
         batch: what the batch is multiplied by.
         network: a word that names a variant of the light CNN (`bench.gpu_program.search.variant`).
-        clamp: whether the views are cut to 0..1.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     batch: float = 1.0
     network: str = ""
-    clamp: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,8 @@ class Design:
     runs: int
     pflop: float
     factors: Mapping[str, Factor]
+    before: Mapping[str, Any] = field(default_factory=lambda: {"augmentation.clamp": False, "optim.weight_decay": 0.0})
+    """The recipe's settings as they were before the design told what they are worth."""
 
 
 STRONG = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
@@ -73,7 +70,7 @@ DESIGNS = {
         "crops of at least 0.1": Factor({"augmentation.crop_min": 0.1}),
         "8 views of half as many images": Factor({"views": 8}, batch=0.5),
         "half the batch": Factor(batch=0.5),
-        "views cut to 0..1": Factor(clamp=True),
+        "views cut to 0..1": Factor({"augmentation.clamp": True}),
         "twice the colour jitter": Factor({f"augmentation.{k}": v for k, v in STRONG.items()}),
     }),
     "cnn": Design("default", 20, 0.05, {
@@ -89,7 +86,7 @@ DESIGNS = {
         "rate of vectors 0.006": Factor({"optim.vector_lr": 0.006}),
         "temperature 0.1": Factor({"head.temperature": 0.1}),
         "crops of at least 0.1": Factor({"augmentation.crop_min": 0.1}),
-        "views cut to 0..1": Factor(clamp=True),
+        "views cut to 0..1": Factor({"augmentation.clamp": True}),
         "grayscale 0.1": Factor({"augmentation.grayscale": 0.1}),
         "momentum 0.9": Factor({"optim.momentum": 0.9}),
         "projection to 256": Factor({"head.projection": 256}),
@@ -128,7 +125,7 @@ def measure(c: Context) -> None:
 
 def job_of(c: Context, design: Design, chosen: Sequence[str]) -> Job:
     """The run with these factors; what the program's sizes say comes before them."""
-    base = RECIPES[design.recipe]
+    base = changed(RECIPES[design.recipe], design.before)
     factors = [design.factors[name] for name in chosen]
     batch = int(base.batch_size)
     settings: dict[str, Any] = {}
@@ -141,7 +138,7 @@ def job_of(c: Context, design: Design, chosen: Sequence[str]) -> Job:
     if c.sizes.small.get("encoder", base.encoder) == base.encoder:
         recipe = dataclasses.replace(recipe, encoder=encoder)
     pflop = min(design.pflop, c.sizes.change)
-    return Job(graphs(c, recipe), pflop, ", ".join(chosen), Clamped if any(f.clamp for f in factors) else Views)
+    return Job(graphs(c, recipe), pflop, ", ".join(chosen))
 
 
 def runs(design: Design) -> Iterator[list[str]]:
@@ -184,24 +181,6 @@ def lenth(values: Sequence[float]) -> float:
     sizes = [abs(value) for value in values]
     first = 1.5 * statistics.median(sizes)
     return 1.5 * statistics.median([size for size in sizes if size <= 2.5 * first] or [0.0])
-
-
-class Clamped(Views):
-    """Views cut to 0..1 after the colours, as torchvision's are after each of its steps."""
-
-    def __init__(self, settings: ViewSettings, normalisation: Normalisation):
-        super().__init__(settings, normalisation)
-        self.apply = clamped
-
-
-def clamped(images: Tensor, p: Parameters, settings: ViewSettings, normalisation: Normalisation) -> Tensor:
-    by = normalisation
-    x = apply(images, p, settings, by)
-    low, high = (
-        constants([(end - mean) / std for mean, std in zip(by.mean, by.std, strict=True)], x)[:, None, None]
-        for end in (0.0, 1.0)
-    )
-    return x.clamp(low, high)
 
 
 def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:

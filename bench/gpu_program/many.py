@@ -43,7 +43,6 @@ class Job:
     pflop: float
     key: str
     """Names it among the results."""
-    views: type[Views] = Views
 
 
 class Training:
@@ -53,7 +52,7 @@ class Training:
         recipe = job.recipe.resolved(data)
         self.job, self.data, self.device = dataclasses.replace(job, recipe=recipe), data, device
         self.state = State(recipe, data, device)
-        self.make_view = job.views(recipe.augmentation, recipe.normalisation)
+        self.make_view = Views(recipe.augmentation, recipe.normalisation)
         step = Step(recipe, self.state.method.train(), self.state.optimizers, self.make_view, device)
         mode = recipe.compile if device.type == "cuda" else "none"
         self.take = replayed(step, mode, device)

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crlf.errors import InputError
+from crlf.errors import InputError, unknown
 from crlf.methods.base import TEMPERATURE, WIDTH, Method, by_view, mlp, out_dim, over_negatives, require
+
+NORMS = ("none", "hidden", "all")  # layers of the projector that batch norm follows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +30,15 @@ class SimCLRSettings:
     """Width of the projector's hidden layer."""
     projection: int = 128
     """Width of what the loss compares."""
+    projector_layers: int = 2
+    """Linear layers of the projector; all but the last are hidden."""
+    projector_norms: str = "hidden"
+    """Where the projector has batch norm: none, hidden, or all, the last layer too, as Google's SimCLR."""
 
     def __post_init__(self) -> None:
-        require(self, temperature=TEMPERATURE, hidden=WIDTH, projection=WIDTH)
+        require(self, temperature=TEMPERATURE, hidden=WIDTH, projection=WIDTH, projector_layers=(1, 16))
+        if self.projector_norms not in NORMS:
+            raise unknown("projector_norms", self.projector_norms, NORMS)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -80,7 +88,9 @@ class SimCLR(Method):
     def __init__(self, encoder: nn.Module, settings: SimCLRSettings):
         super().__init__()
         self.encoder = encoder
-        self.projector = mlp([out_dim(encoder), settings.hidden, settings.projection])
+        sizes = [out_dim(encoder), *[settings.hidden] * (settings.projector_layers - 1), settings.projection]
+        norms = settings.projector_norms
+        self.projector = mlp(sizes, norm=norms != "none", last_norm=norms == "all")
         self.temperature = settings.temperature
 
     def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -26,12 +26,10 @@ from bench.gpu_program import check, compact, factors, keep, knn, many, record, 
 from bench.gpu_program import main as command
 from bench.gpu_program.context import TINY, Clock, Context
 from bench.gpu_program.program import Part, Results, run
-from crlf.augmentation import Views
 from crlf.encoders import ENCODERS
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.metrics.knn import knn_predict
-from crlf.normalisation import Normalisation
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs.run import CHECKPOINT
 from crlf.runtime.interrupts import Interrupted
@@ -276,21 +274,8 @@ def test_the_effects_of_a_design_are_found(name: str):
 def test_every_run_of_a_design_is_a_recipe(name: str, named: None, tmp_path: Path):
     design = factors.DESIGNS[name]
     jobs = [factors.job_of(context([], tmp_path), design, chosen) for chosen in factors.runs(design)]
-    assert len({(job.recipe, job.views) for job in jobs}) == design.runs
+    assert len({job.recipe for job in jobs}) == design.runs
     assert min(job.recipe.batch_size for job in jobs) >= 16
-
-
-def test_clamped_views_lie_between_black_and_white():
-    by = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.25, 0.25, 0.25))
-    images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
-    wild = dataclasses.replace(RECIPES["default"].augmentation, brightness=0.8, contrast=0.8, jitter=1.0)
-    free, cut = (kind(wild, by)(images, torch.Generator().manual_seed(0), 2) for kind in (Views, factors.Clamped))
-    grey = torch.tensor(by.mean)[:, None, None]
-    inside = lambda x: x * 0.25 + grey  # noqa: E731
-    assert inside(free).min() < -0.1 and inside(free).max() > 1.1
-    assert inside(cut).min() > -1e-5 and inside(cut).max() < 1 + 1e-5
-    same = (inside(free) > 0) & (inside(free) < 1)
-    torch.testing.assert_close(cut[same], free[same])
 
 
 # The measures of the search

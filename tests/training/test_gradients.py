@@ -18,6 +18,7 @@ from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import Method
 from crlf.methods.simclr import SimCLR, SimCLRSettings
+from crlf.optim import OptimSettings
 from crlf.recipe import Recipe
 from crlf.runtime import distributed
 from crlf.runtime.batch_norm import FrozenNorms
@@ -226,3 +227,15 @@ def test_a_run_in_parts_learns_what_the_whole_batch_would(
 def test_a_micro_batch_below_zero():
     with pytest.raises(InputError, match=r"^micro_batch must be in 0\.\.65536, not -1$"):
         Recipe(micro_batch=-1)
+
+
+def test_a_loss_that_is_twice_as_large_moves_sgd_twice_as_far(tmp_path: Path):
+    """Rates that were published for a sum over both directions serve a loss that is their mean."""
+    recipe = Recipe(data="shapes", subset=64, batch_size=32, views=2, epochs=2, precision="float32")
+    losses = []
+    for lr, scale in ((0.1, 2.0), (0.2, 1.0), (0.1, 1.0)):
+        optim = OptimSettings(optimizer="sgd", lr=lr, lr_per=0, loss_scale=scale)
+        run = crlf.pretrain(dataclasses.replace(recipe, optim=optim), out=tmp_path / f"{lr}-{scale}", device="cpu")
+        losses.append(run.array("loss.npy").tolist())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-4)
