@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend. Only the command line prints it; exit code 2."""
+"""The exception for errors that the user can fix. Only the command line prints it, with exit code 2."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A wrong flag, file or image: one line that names the thing, the rule and the value."""
+    """A wrong flag, file or image. The message is one line that names the thing, the rule and the value."""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
-    """The error for a name that no table holds.
+    """The error for an unknown name.
 
     Args:
         kind: what the name should have been, such as "encoder".
@@ -20,7 +20,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
         choices: the known names.
 
     Returns:
-        An `InputError` that lists the choices and offers the nearest one.
+        An `InputError` that lists the choices and suggests the nearest one.
     """
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -29,17 +29,17 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line short enough for a message or a cell of a table; its kind if it says nothing."""
+    """The message of an error on one line, cut to 200 characters; its type if it has no message."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def require(what: str, extra: str, *modules: str) -> None:
-    """Raise InputError, with the command that mends it, when a library of an extra is not installed.
+    """Raise InputError with the install command if a library of an extra is missing.
 
     Args:
-        what: needs them, such as "--format onnx".
-        extra: of pyproject.toml, which brings them.
-        modules: as they are imported.
+        what: what needs the libraries, such as "--format onnx".
+        extra: the extra in pyproject.toml that installs them.
+        modules: the modules to import.
     """
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:

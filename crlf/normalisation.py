@@ -1,7 +1,7 @@
-"""Normalisation: a mean is taken from each channel of an image, and the rest is divided by a standard deviation.
+"""Normalisation: subtracts a mean from each channel of an image and divides by a standard deviation.
 
-Both are those of the training images: published ones of a data set known by name, else measured once, before the first
-step. They are kept in recipe.json, and whatever sees an image later uses them.
+Both are those of the training images: published ones for a named data set, else measured once before the first step.
+They are stored in recipe.json and used for every image later.
 
 Shapes: N and B images, C channels, H and W pixels.
 """
@@ -17,24 +17,24 @@ from torch import Tensor
 
 from crlf.errors import InputError
 
-SAMPLE = 10_000  # images that are measured, at most
-PART = 50  # of them at a time: in float64 an image is eight times as large
-DIGITS = 4  # as published ones have
-FLOOR = 0.004  # one step of a pixel: a channel that varies less, or not at all, would be noise, or divided by 0
+SAMPLE = 10_000  # images to measure, at most
+PART = 50  # images at a time, since float64 takes eight times the memory
+DIGITS = 4  # as in published values
+FLOOR = 0.004  # smallest standard deviation, one step of a pixel: a constant channel must not be divided by 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """What is taken from each channel and what it is divided by, for pixels in 0..1; one number is every channel's."""
+    """Mean and standard deviation of the channels, for pixels in 0..1. A single number applies to every channel."""
 
     mean: tuple[float, ...] = ()
-    """Taken from each channel, in 0..1; without numbers, the mean of the training images."""
+    """The mean to subtract from each channel, in 0..1; by default that of the training images."""
     std: tuple[float, ...] = ()
-    """What each channel is then divided by; without numbers, the standard deviation of the training images."""
+    """The standard deviation to divide each channel by; by default that of the training images."""
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
-            raise InputError(f"mean and std must have as many numbers as each other, not {self.mean} and {self.std}")
+            raise InputError(f"mean and std must have the same number of values, not {self.mean} and {self.std}")
         if not all(map(math.isfinite, self.mean)):
             raise InputError(f"mean must be finite, not {self.mean}")
         if not all(0 < value < math.inf for value in self.std):
@@ -42,57 +42,57 @@ class Normalisation:
 
     @property
     def known(self) -> bool:
-        """Whether there are numbers, or the training images are still to give them."""
+        """Whether the values are set; if not, they are measured on the training images."""
         return bool(self.mean)
 
     def numbers(self, channels: int) -> tuple[Sequence[float], Sequence[float]]:
-        """Mean and standard deviation of each of so many channels.
+        """Mean and standard deviation of each channel.
 
         Raises:
-            InputError: there are none, or of another number of channels.
+            InputError: the values are not set, or are for another number of channels.
         """
         if not self.known:
-            raise InputError("mean and std are not known: `crlf pretrain` measures them and notes them in recipe.json")
+            raise InputError("mean and std are not known: `crlf pretrain` measures them and stores them in recipe.json")
         if len(self.mean) not in (1, channels):
-            rule = f"one value, or as many as the images have channels, {channels}"
-            raise InputError(f"mean and std must have {rule}, not {len(self.mean)}: such as --mean 0.5 --std 0.25")
+            rule = f"one value, or one for each of the {channels} channels"
+            raise InputError(f"mean and std must have {rule}, not {len(self.mean)}: for example --mean 0.5 --std 0.25")
         each = channels // len(self.mean)
         return self.mean * each, self.std * each
 
     def of_channels(self, like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-        """As `numbers`: float (C,) twice, where another tensor is."""
+        """As `numbers`, as tensors float (C,) on the device and with the dtype of `like`."""
         mean, std = self.numbers(channels)
         return constants(mean, like), constants(std, like)
 
 
 def normalise(images: Tensor, by: Normalisation) -> Tensor:
-    """An image as it is: uint8 (B, C, H, W) -> float32 (B, C, H, W), normalised, channels last."""
+    """Normalise images: uint8 (B, C, H, W) -> float32 (B, C, H, W), channels last."""
     x = images.float().div_(255).contiguous(memory_format=torch.channels_last)
     mean, std = by.of_channels(x, x.shape[1])
     return x.sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 def denormalise(views: Tensor, by: Normalisation) -> Tensor:
-    """The inverse, to look at: float (..., C, h, w) -> uint8 (..., C, h, w), clamped."""
+    """The inverse, for display: float (..., C, h, w) -> uint8 (..., C, h, w), clamped."""
     mean, std = by.of_channels(views, views.shape[-3])
     return ((views * std[:, None, None] + mean[:, None, None]) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:
-    """Float (n,), of these numbers, where another tensor is. A GPU fills them in: to copy them there it would wait."""
+    """Numbers as a tensor, float (n,), filled on the device of `like`, since a copy would wait for the device."""
     return torch.stack([like.new_full((), value) for value in values])
 
 
 def measured(images: Tensor) -> Normalisation:
-    """The mean and the standard deviation of each channel over all pixels of evenly spaced images.
+    """Measure the mean and standard deviation of each channel over evenly spaced images.
 
-    Sums of whole numbers are exact in float64, so the order and the number of threads do not matter.
+    Sums of whole numbers are exact in float64, so the result does not depend on the order or the number of threads.
 
     Args:
-        images: uint8 (N, C, H, W), on the CPU, in memory or mapped; 10,000 of more are read.
+        images: uint8 (N, C, H, W), on the CPU, in memory or mapped; at most 10,000 of them are read.
 
     Returns:
-        C numbers of 4 digits each; no deviation is below `FLOOR`.
+        C values each, rounded to 4 digits; no deviation is below `FLOOR`.
     """
     count = min(len(images), SAMPLE)
     rows = torch.arange(count) * len(images) // count

@@ -1,4 +1,4 @@
-"""Numbers as a reader writes them."""
+"""Numbers and durations as text, and messages on stderr."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextvars import ContextVar
 
 from tqdm import tqdm
 
-SAID: ContextVar[set[str] | None] = ContextVar("SAID", default=None)  # lines, while `each_once` counts them
-PYTHON_ONLY = "not on the command line"  # the mark of a parameter that crlf.cli.flags leaves out
+SAID: ContextVar[set[str] | None] = ContextVar("SAID", default=None)  # the lines printed within `each_once`
+PYTHON_ONLY = "not on the command line"  # marks a parameter that crlf.cli.flags leaves out
 
 
 def percent(share: float) -> str:
@@ -18,7 +18,7 @@ def percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as 3 h 20 min, 2 min 5 s or 0.4 s."""
+    """A duration such as 3 h 20 min, 2 min 5 s or 0.4 s."""
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes, such as 1.25 GB."""
+    """A number of bytes, such as 1.25 GB."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -38,7 +38,7 @@ def size(count: float) -> str:
 
 
 def say(line: str) -> None:
-    """One line on stderr, above any progress bar."""
+    """Print a line on stderr, above any progress bar."""
     said = SAID.get()
     if said is None or line not in said:
         tqdm.write(line, file=sys.stderr)
@@ -48,7 +48,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def each_once() -> Iterator[None]:
-    """Within this block, or function, `say` says no line twice, as stages would that read the same images."""
+    """Let `say` print each line once within this block or function, since several stages may read the same images."""
     before = SAID.set(set())
     try:
         yield

@@ -272,4 +272,4 @@ def test_a_run_with_each_family(name: str, channels: int, tmp_path: Path, monkey
 def test_statistics_of_another_number_of_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(SOURCES, "tinted", lambda data_dir: tinted(4))
     line = refused(Recipe(data="tinted", batch_size=16, normalisation=PUBLISHED["cifar10"]), tmp_path / "run")
-    assert line.startswith("mean and std must have one value, or as many as the images have channels, 4, not 3")
+    assert line.startswith("mean and std must have one value, or one for each of the 4 channels, not 3")

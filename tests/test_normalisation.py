@@ -219,7 +219,7 @@ def test_the_flags_keep_their_names(tmp_path: Path, capsys):
     with pytest.raises(AssertionError):
         given("--mean", "0.5")
     [line] = capsys.readouterr().err.splitlines()
-    assert line == "stage: error: mean and std must have as many numbers as each other, not (0.5,) and ()"
+    assert line == "stage: error: mean and std must have the same number of values, not (0.5,) and ()"
     settings = dataclasses.replace(RECIPES["default"], normalisation=PUBLISHED["svhn"]).to_dict()
     write_json(tmp_path / "recipe.json", settings)
     assert given("--recipe", str(tmp_path / "recipe.json"), "--mean", "--std").normalisation == Normalisation()

@@ -82,7 +82,7 @@ def test_from_images_to_a_report(data: str, whole: dict[str, str]):
     recipe = run.recipe
     assert recipe.minutes == 0.05 and 0 < recipe.reserve <= 0.025 and recipe.budget == 0.05 - recipe.reserve
     assert run.scores["train_seconds"] < 60 * 0.05
-    told = [line for line in rows if "in all (--minutes sets others)" in line]
+    told = [line for line in rows if "in all (change it with --minutes)" in line]
     assert len(told) == 1 and told[0].startswith("3.0 s in all")
     assert sum("30 images of 16 × 16 pixels" in line for line in rows) == 1  # each stage reads them, one says so
     assert not any(word in whole[data] for word in ("None", "nan", "Traceback"))
@@ -153,7 +153,7 @@ def counted(patch: pytest.MonkeyPatch, stop_in: str = "") -> Iterator[list[str]]
 def test_it_goes_on_from_the_stage_that_was_stopped(data: str, place: Path, tmp_path: Path, monkeypatch):
     """Ctrl-C in each stage after training, one after the other: what is whole stays, byte for byte."""
     out, words = str(tmp_path / "my run"), [data, "--epochs", "1", *TINY]
-    expected, line = f"`crlf run --resume --out '{out}'` goes on\n", "crlf run: stopped in {}: "
+    expected, line = f"`crlf run --resume --out '{out}'` continues\n", "crlf run: stopped in {}: "
     before: dict[str, int] = {}
     for number, name in enumerate(STAGES[1:]):
         with counted(monkeypatch, stop_in=name) as called:
@@ -167,10 +167,10 @@ def test_it_goes_on_from_the_stage_that_was_stopped(data: str, place: Path, tmp_
         before = kept
     with counted(monkeypatch) as called:
         code, said = here(PIPES, "run", "--resume", "--out", out)
-    assert code == 0 and called == ["report"] and "done already: pretrain, embed, probe, draw\n" in said
+    assert code == 0 and called == ["report"] and "already done: pretrain, embed, probe, draw\n" in said
     with counted(monkeypatch) as called:
         again = here(PIPES, "run", *words, "--resume", "--out", out)
-    assert again.code == 0 and called == [] and "done already: pretrain, embed, probe, draw, report\n" in again.text
+    assert again.code == 0 and called == [] and "already done: pretrain, embed, probe, draw, report\n" in again.text
     assert [row[:14].strip() for row in again.text.splitlines()[-5:]] == LAST
 
 
@@ -185,7 +185,8 @@ def test_training_goes_on_from_its_checkpoint(place: Path, tmp_path: Path, monke
     with monkeypatch.context() as patch:
         patch.setattr(loop, "stop_requests", stopped)
         code, said = here(PIPES, "run", "things", "--epochs", "3", *TINY, "--batch-size", "8", "--out", str(out))
-    assert code == 143 and said.endswith(f"stopped after step 1 of 9: `crlf run --resume --out {out}` goes on\n"), said
+    assert code == 143
+    assert said.endswith(f"stopped after step 1 of 9: `crlf run --resume --out {out}` continues\n"), said
     assert not (out / ENCODER).exists() and (out / CHECKPOINT).exists()
     with counted(monkeypatch) as called:
         assert here(PIPES, "run", "--resume", "--out", str(out)).code == 0
@@ -200,7 +201,7 @@ def test_before_training_there_is_nothing_to_go_on_with(overwrite: bool, place: 
         words = ["run", "things", *TINY, "--out", str(run.path), *["--overwrite"] * overwrite]
         code, said = here(PIPES, *words)
     assert code == 130 and run.path.exists() == overwrite
-    assert said.endswith("stopped in pretrain: nothing was trained yet, and the same command begins again\n")
+    assert said.endswith("stopped in pretrain: nothing was trained yet; the same command starts again\n")
 
 
 @pytest.mark.long
@@ -344,7 +345,7 @@ def bad(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["photos", "one"], "'one' is one argument too many: crlf run [DATA] [options]"),
         (["photos", "--out", "old"], "output folder 'old' holds another run: --resume continues it, --overwrite"),
         (["photos", "--resume", "--out", "new"], "output folder 'new' holds no run to resume"),
-        (["photos", "--out", "photos/run"], "photos/run' lies among the images of"),
+        (["photos", "--out", "photos/run"], "photos/run' is inside the image folder"),
         (["photos", "--minutes", "-1"], "minutes must be in 0..1000000, not -1.0"),
         (["photos", "--encoder", "resnt18"], "Did you mean 'resnet18'?"),
     ],

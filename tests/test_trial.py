@@ -176,14 +176,14 @@ def judged(linear: float, few: float | None = None, n: int = 400) -> Judged:
     [
         (judged(0.5), judged(0.6), True, SCRATCH, "Train: SimCLR from scratch is better"),
         (judged(0.6), judged(0.5), False, MODEL, "Do not train: m as it is is better"),
-        (judged(0.6), judged(0.601), None, MODEL, "Training makes no difference that shows: take m as it is"),
-        (judged(0.6, 0.3), judged(0.5, 0.9), None, SCRATCH, "It depends on the use"),
+        (judged(0.6), judged(0.601), None, MODEL, "Training makes no clear difference: use m as it is"),
+        (judged(0.6, 0.3), judged(0.5, 0.9), None, SCRATCH, "It depends on your use"),
     ],
 )
 def test_the_advice_follows_the_marks(plain: Judged, trained: Judged, train: bool | None, best: Contestant, what: str):
     found = verdict({PIXELS: judged(0.1), MODEL: plain, SCRATCH: trained})
     assert (found.train, found.best, found.plain, found.trained) == (train, best, MODEL, SCRATCH)
-    assert found.what.startswith(what) and found.why.startswith("SimCLR from scratch less m as it is: linear ")
+    assert found.what.startswith(what) and found.why.startswith("SimCLR from scratch minus m as it is: linear ")
 
 
 def test_what_learned_from_a_share_is_no_advice():
@@ -194,7 +194,7 @@ def test_what_learned_from_a_share_is_no_advice():
 
 @pytest.mark.parametrize(
     "fewer, whole, said",
-    [(0.4, 0.5, "would likely help"), (0.5, 0.4, "would not help"), (0.5, 0.501, "does not show")],
+    [(0.4, 0.5, "would likely help"), (0.5, 0.4, "would not help"), (0.5, 0.501, "It is unclear whether")],
 )
 def test_whether_more_images_help_is_the_last_step_of_the_curve(fewer: float, whole: float, said: str):
     marks = {
@@ -255,7 +255,7 @@ def test_without_labels(tmp_path: Path, short: None, monkeypatch, capsys):
     assert command("photos") == 0
     said, told = capsys.readouterr().out, json.loads(Path("trial_output/trial.json").read_text())
     assert set(told["marks"]["raw pixels"]["right"]) == {"crops"} and "finding an image by its crop" in said
-    assert "No images have labels" in Path("trial_output/trial.html").read_text().replace("\n", " ")
+    assert "The images have no labels" in Path("trial_output/trial.html").read_text().replace("\n", " ")
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, monkeypatch):
@@ -267,11 +267,11 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, monkeypatc
     Path("old/trial.json").write_text(json.dumps({"recipe": {}, "models": []}))
     for words, said in (
         ([], "DATA is missing"),
-        (["photos", "--model", "nowhere"], "weights 'nowhere' are not there"),
+        (["photos", "--model", "nowhere"], "weights 'nowhere' do not exist"),
         (["nowhere"], "data set 'nowhere' is not known"),
-        (["photos", "--out", "full"], "output folder 'full' is not empty, and holds no trial"),
-        (["photos", "--out", "old"], "output folder 'old' holds a trial: --resume goes on with it"),
-        (["photos", "--out", "old", "--resume"], "the trial in 'old' was of other recipe"),
+        (["photos", "--out", "full"], "output folder 'full' is not empty and holds no trial"),
+        (["photos", "--out", "old"], "output folder 'old' holds a trial: continue it with --resume"),
+        (["photos", "--out", "old", "--resume"], "the trial in 'old' has different settings (recipe)"),
     ):
         assert said in terminal.refused("trial", *words, alone=False), words
     assert sorted(one.name for one in tmp_path.iterdir()) == ["full", "old", "photos"]

@@ -1,4 +1,4 @@
-"""Sources of images: by name, one file here and one line in `SOURCES` each; or by path, your own images."""
+"""Sources of images: named data sets, each with a file here and a line in `SOURCES`, or the path of your own images."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ SOURCES: dict[str, Callable[[str | Path | None], tuple[ImageSet, ImageSet]]] = {
 PUBLISHED = {
     "cifar10": Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)),
     "cifar100": Normalisation(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
-    "stl10": Normalisation(mean=(0.4409, 0.4279, 0.3868), std=(0.2683, 0.2610, 0.2687)),  # with its unlabelled images
+    "stl10": Normalisation(mean=(0.4409, 0.4279, 0.3868), std=(0.2683, 0.2610, 0.2687)),  # of all images
     "svhn": Normalisation(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970)),
     "shapes": shapes.NORMALISATION,
-}  # of training images, as the literature has them; what is not here is measured (crlf.normalisation)
+}  # of the training images, from the literature; for other sources they are measured (crlf.normalisation)
 UNLABELLED_PART = "unlabelled"  # of a folder
 UNLABELLED: dict[str, Callable[[str | Path | None], ImageSet]] = {
     "stl10": stl10.unlabelled,
-}  # the sources with images that are there for pretraining alone
+}  # sources with images for pretraining only
 
 
 def named(data: str) -> str:
-    """What a recipe calls its data: a name of `SOURCES` or hf:NAME, the whole path of your own images, or words for
-    those that were given from Python (crlf.data.given).
+    """The name of data in a recipe: a name of `SOURCES`, hf:NAME, the absolute path of your own images, or a
+    description of images given as arrays (crlf.data.given).
 
     Raises:
-        InputError: it is neither.
+        InputError: `data` is none of these.
     """
     if data in SOURCES or given.is_given(data):
         return data
@@ -63,23 +63,23 @@ def named(data: str) -> str:
 def load(
     data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None, subset: int = 0
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images of a source; the same set twice, where all are tested by cross-validation.
+    """Load the training and test images of a source; the same set twice if all are tested by cross-validation.
 
     Args:
         data: one of `SOURCES`, or the path of your own images (crlf.data.files.folder).
-        data_dir: where a data set known by name lies; by default the cache, which is filled if need be.
+        data_dir: the folder of a named data set; by default the cache, to which it is downloaded if needed.
         settings: how your own images are read.
-        subset: at most this many training and as many test images, the first ones; 0 for all.
+        subset: the first images only, at most this many for training and as many for testing; 0 for all.
 
     Raises:
-        InputError: no source has that name, or its data are missing, damaged or out of reach.
+        InputError: the source is not known, or its data are missing, damaged or cannot be downloaded.
     """
     data, settings = named(data), settings or ImageSettings()
     if given.is_given(data):
         raise given.refusal(data)
     if data not in SOURCES:
         if data_dir is not None:
-            raise InputError(f"data_dir is for data sets known by name, and data is the path {data!r}")
+            raise InputError(f"data_dir is for named data sets, but data is the path {data!r}")
         own = folder.load(data, settings, subset)
         return own.train, own.test
     refuse(settings, data)
@@ -87,7 +87,7 @@ def load(
 
 
 def first_of(train: ImageSet, test: ImageSet, subset: int) -> tuple[ImageSet, ImageSet]:
-    """At most so many training and as many test images; what was one set stays one."""
+    """The first `subset` images of both sets; one set for both stays one."""
     first = train.first(subset)
     return first, first if test is train else test.first(subset)
 
@@ -95,8 +95,8 @@ def first_of(train: ImageSet, test: ImageSet, subset: int) -> tuple[ImageSet, Im
 def load_parts(
     data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None, subset: int = 0
 ) -> dict[str, ImageSet]:
-    """What `load` gives, as "train" and "test", and as "unlabelled" the images that a folder has beside those with
-    labels; arguments and errors are the same."""
+    """As `load`, returned by name: "train", "test" and, for a folder with unlabelled images beside labelled ones,
+    "unlabelled". Arguments and errors are the same."""
     if data_dir is None and named(data) not in SOURCES and not given.is_given(data):
         own = folder.load(named(data), settings or ImageSettings(), subset)
         rest = slice(len(own.train), None)
@@ -108,19 +108,19 @@ def load_parts(
 
 
 def of_files(data: str) -> bool:
-    """Whether the images are your own files: in a folder, a list or a table, and not ready-made in an array."""
+    """Whether the images are your own files, in a folder, a list or a table, and not an array."""
     known = data in SOURCES or given.is_given(data)
     return not known and Path(data).suffix.lower() not in arrays.SUFFIXES
 
 
 def require_there(data: str) -> None:
-    """Raise InputError when the path that a run has its images at leads nowhere by now."""
+    """Raise InputError if the path of a run's images no longer exists."""
     if os.path.isabs(data) and not os.path.exists(data):
-        raise InputError(f"data {data!r} does not exist: --data says where the images lie now")
+        raise InputError(f"data {data!r} does not exist: give the new path of the images with --data")
 
 
 def refuse(settings: ImageSettings | None, data: str) -> None:
-    """Raise InputError when settings are given that a data set known by name would not heed."""
+    """Raise InputError if image settings are given that a named data set ignores."""
     given = [f.name for f in dataclasses.fields(ImageSettings) if settings and getattr(settings, f.name) != f.default]
     if given:
         raise InputError(f"{given[0]} is for your own images, not for the data set {data!r}")
@@ -129,10 +129,10 @@ def refuse(settings: ImageSettings | None, data: str) -> None:
 def load_for_pretraining(
     data: str, data_dir: str | Path | None = None, settings: ImageSettings | None = None, subset: int = 0
 ) -> ImageSet:
-    """The images of a source to learn from: its unlabelled ones if it has such, else its training images; of a folder
-    that has both, both.
+    """The images of a source to learn from: its unlabelled images if it has any, else its training images; for a folder
+    with both, all of them.
 
-    Arguments and errors are those of `load`, whose training and test images stay for the probes.
+    Arguments and errors are those of `load`; the probes use its training and test images.
     """
     if data_dir is None and named(data) not in SOURCES and not given.is_given(data):
         return folder.load(named(data), settings or ImageSettings(), subset).learn

@@ -1,4 +1,4 @@
-"""Where fetched data are kept, and how a folder is filled so that nobody sees it half full."""
+"""The cache of downloaded and decoded data, and how its folders are filled safely."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ LOCK = ".lock"
 
 
 def cache_dir(data_dir: str | Path | None = None) -> Path:
-    """The folder that holds the data: `data_dir`, else what CRLF_CACHE names, else ~/.cache/crlf.
+    """The folder of the data: `data_dir`, else CRLF_CACHE, else ~/.cache/crlf.
 
     Raises:
-        InputError: ~ stands for no folder, as in a container whose user has no name and no HOME.
+        InputError: there is no home folder, as in a container whose user has no name and no HOME.
     """
     named = os.fspath(data_dir or os.environ.get("CRLF_CACHE") or "~/.cache/crlf")
     place = os.path.expanduser(named)
     if place == named and named.startswith("~"):
-        raise InputError(f"the cache {named!r} needs a home folder, and HOME is not set: set CRLF_CACHE to a folder")
+        raise InputError(f"the cache {named!r} needs a home folder, but HOME is not set: set CRLF_CACHE to a folder")
     return Path(place)
 
 
 @contextlib.contextmanager
 def workspace(cache: Path, name: str) -> Iterator[Path]:
-    """A temporary folder inside the cache, removed at the end; what a killed process left a day ago goes too.
+    """A temporary folder inside the cache, removed at the end. Leftovers of killed processes are removed after a day.
 
     Raises:
         OSError: the cache cannot be written.
@@ -54,15 +54,15 @@ def workspace(cache: Path, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder, or wait for the process that does. The system lets go of it if a process dies."""
+    """Lock a folder, waiting for the process that holds it. The system releases the lock if a process dies."""
     held = FileLock(folder / LOCK)
     try:
         try:
             held.acquire(timeout=0)
         except Timeout:
-            say(f"waiting for another process that fills {str(folder)!r}")
+            say(f"waiting for another process, which fills {str(folder)!r}")
             held.acquire()
-    except OSError:  # some network disks have no locks: both then fill it, since each renames whole files
+    except OSError:  # some network disks have no locks; both may fill it then, since each renames whole files
         pass
     try:
         yield
@@ -71,7 +71,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def keep(arrays: Mapping[str, np.ndarray], folder: Path, temporary: Path, texts: Mapping[str, str]) -> None:
-    """Save arrays as <name>.npy, and texts: written whole to `temporary`, on the same disk, then renamed."""
+    """Save arrays as <name>.npy, and texts: they are written to `temporary`, on the same disk, then renamed."""
     writers: dict[str, Callable[[IO[bytes]], object]] = {}
     for name, array in arrays.items():
         writers[f"{name}.npy"] = functools.partial(np.save, arr=array, allow_pickle=False)

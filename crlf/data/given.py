@@ -36,16 +36,16 @@ def is_given(data: str) -> bool:
 
 
 def image_set(data: Given, settings: ImageSettings | None = None, split: str = "train") -> ImageSet:
-    """The images that were given.
+    """The given images as an `ImageSet`.
 
     Args:
-        data: a set; or an array, read as a .npy file is: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1, 3
-            or 4, which becomes (N, 3, H, W).
-        settings: `image_size` scales them.
-        split: the ids of an array begin with it.
+        data: an `ImageSet`, or an array in the form of a .npy file: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with
+            C of 1, 3 or 4, which becomes (N, 3, H, W).
+        settings: images are resized to its `image_size`.
+        split: prefix of the ids of an array.
 
     Raises:
-        InputError: it is neither, or of another shape or dtype.
+        InputError: `data` is neither, or has the wrong shape or dtype.
     """
     if isinstance(data, torch.Tensor):
         data = data.cpu().numpy()
@@ -53,7 +53,7 @@ def image_set(data: Given, settings: ImageSettings | None = None, split: str = "
         images = tensor(three_channels(data, Path("data")))
         data = ImageSet(images, None, (), tuple(f"{split}/{row:05}" for row in range(len(images))))
     if not isinstance(data, ImageSet):
-        rule = "an ImageSet or an array of images; a name or a path is the recipe's"
+        rule = "an ImageSet or an array of images (names and paths go into the recipe)"
         raise InputError(f"data must be {rule}, not a {type(data).__name__}")
     side = settings.image_size if settings else 0
     if not side or data.images.shape[2:] == (side, side):
@@ -66,11 +66,11 @@ def image_set(data: Given, settings: ImageSettings | None = None, split: str = "
 def both(
     data: Given | tuple[Given, Given], settings: ImageSettings, subset: int, learned: bool = False
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images that were given. Where one set alone was it is both, if it has few labels and
-    all are to be tested by cross-validation; else there are no test images.
+    """The given training and test images. A single set serves as both if its labels are to be cross-validated; else
+    there are no test images.
 
     Args:
-        learned: whether the encoder has learned the labels, so that they cannot test it.
+        learned: whether the encoder was trained on the labels, so that they cannot test it.
     """
     if isinstance(data, tuple):
         train, test = image_set(data[0], settings), image_set(data[1], settings, "test")
@@ -83,5 +83,5 @@ def both(
 
 
 def refusal(data: str) -> InputError:
-    """The error where images are needed that were given earlier."""
-    return InputError(f"{data!r} was given from Python and is not kept: give it again, as crlf.embed(run, data=images)")
+    """The error if images are needed that were given earlier and not stored."""
+    return InputError(f"{data!r} was given as an array and not stored: give it again, as crlf.embed(run, data=images)")

@@ -1,4 +1,4 @@
-"""What any source of images becomes."""
+"""`ImageSet`: the common form of all sources of images."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import torch
 from crlf.data.memmap import Mapped
 from crlf.errors import InputError
 
-SAMPLE = 256  # images that a fingerprint looks at; a set may be larger than memory
+SAMPLE = 256  # images in a fingerprint; a set may be larger than memory
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
-    """Images, and what is known of them. Row i is image i, for good.
+    """Images with their labels and names. Row i is always image i.
 
     Raises:
-        InputError: a tensor of another shape or dtype, another number of labels or ids than of images, or a label
-            that has no class.
+        InputError: a tensor of the wrong shape or dtype, a number of labels or ids that differs from that of the
+            images, or a label without a class.
     """
 
     images: torch.Tensor
     """uint8 (N, C, H, W), contiguous."""
     labels: torch.Tensor | None
-    """int64 (N,), or None where there are none."""
+    """int64 (N,), or None without labels."""
     classes: tuple[str, ...]
     """The name of each label."""
     ids: Sequence[str]
     """A name for each image, such as "train/00000"."""
     mapped: Mapped | None = None
-    """The user's file that the images are mapped from, where they are."""
+    """The user's file that the images are mapped from, if any."""
     white: int = 0
-    """The number that was white in its files, where these have 16 bits or more."""
+    """The value of white in its files, if these have 16 bits or more."""
     hold_out: float = -1.0
-    """The share of each class that was held out to test on, 0 where the training images are tested themselves; below
-    0 where that is no question: without labels, or with a test split."""
+    """The share of each class held out for testing; 0 if the training images are cross-validated; below 0 without
+    labels, or with a test split."""
     reach: int = 0
-    """Pixels a side that half of its files reach (crlf.data.files.folder.typical), where it was made of files."""
+    """The size in pixels that half of its files have at least (crlf.data.files.folder.typical); 0 if not from files."""
     why: str = ""
-    """It has no labels, where something was there that might have been such."""
+    """The reason why possible labels are not used."""
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels
@@ -64,8 +64,7 @@ class ImageSet:
         return f"ImageSet({len(self):,} images of {size}, {len(self.classes)} classes)"
 
     def fingerprint(self, names: bool = True) -> str:
-        """Tells this set from another: SHA-256 of its shape, and of the pixels of 256 of its images, with their
-        names or without."""
+        """SHA-256 of the shape and of the pixels of 256 images, with or without their names."""
         rows = torch.linspace(0, len(self) - 1, min(len(self), SAMPLE)).long().unique()
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         if names:
@@ -81,9 +80,9 @@ class ImageSet:
         return replace(self, images=self.images[:count], labels=labels, ids=self.ids[:count])
 
     def without_copies(self) -> ImageSet:
-        """The set with each image once, the first of those whose pixels are the same; itself where there are no others.
+        """The set without copies: of images with the same pixels, the first is kept. Without copies, the set itself.
 
-        What is left of a set that is mapped from the disk is read into memory.
+        If there are copies, the images of a mapped set are read into memory.
         """
         seen: set[bytes] = set()
         rows = []
@@ -98,6 +97,6 @@ class ImageSet:
         return replace(self, images=self.images[rows], labels=labels, ids=[self.ids[row] for row in rows], mapped=None)
 
     def require_unchanged(self) -> None:
-        """Raise InputError when the file that the images are mapped from is another one than it was."""
+        """Raise InputError if the file that the images are mapped from has changed."""
         if self.mapped:
             self.mapped.require_unchanged()

@@ -1,4 +1,4 @@
-"""Images as a Python program holds them: paths, arrays, PIL images, or any mix of these in a list."""
+"""Reads images given in Python: paths, arrays, PIL images, or a list of these."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from crlf.errors import InputError, first_line
 
 One: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 Images: TypeAlias = "One | Iterable[One]"
-NAME = Path("images")  # of what has no file, in messages
+NAME = Path("images")  # the name in messages of images without a file
 
 
 def batches(images: Images, shape: Sequence[int], settings: ImageSettings, size: int) -> Iterator[torch.Tensor]:
-    """Images as the network was trained on them: uint8 (n, C, H, W), at most `size` at a time, in order.
+    """Prepare images like the training images, in batches: uint8 (n, C, H, W), n at most `size`, in order.
 
     Args:
         images: the path of a file, a PIL image or an array, or any number of these. An array is uint8 (N, H, W, C),
-            (N, C, H, W) or (N, H, W), or one image without the N; of three dimensions it is one colour image where the
-            last is 1, 3 or 4 or the first is 3, and else N gray ones.
-        shape: (C, H, W) of the images that were trained on. Files and PIL images are scaled to it; arrays must have it,
-            unless the settings say that they are scaled too.
+            (N, C, H, W) or (N, H, W), or a single image without N. An array of three dimensions is one image if its
+            last dimension is 1, 3 or 4 or its first is 3, and else N gray images.
+        shape: (C, H, W) of the training images. Files and PIL images are resized to it; arrays must have it, unless the
+            settings resize them too.
         settings: how the training images were read.
-        size: of a batch.
+        size: the batch size.
 
     Raises:
-        InputError: one cannot be read, or does not fit; says which.
+        InputError: an image cannot be read or does not fit; the message names it.
     """
     if isinstance(images, torch.Tensor):
         images = images.cpu().numpy()
@@ -70,7 +70,7 @@ def with_count(array: np.ndarray) -> np.ndarray:
 
 
 def fitted(array: np.ndarray, shape: Sequence[int], settings: ImageSettings) -> np.ndarray:
-    """uint8 (n, …) of any layout -> (n, C, H, W), its own memory."""
+    """Convert uint8 (n, …) of any layout to (n, C, H, W), in new memory."""
     images = three_channels(array, NAME)
     if settings.image_size:
         images = scaled(images, settings.image_size)
@@ -79,7 +79,7 @@ def fitted(array: np.ndarray, shape: Sequence[int], settings: ImageSettings) -> 
 
 
 def one_image(image: Any, shape: Sequence[int], settings: ImageSettings, place: int) -> np.ndarray:
-    """One image of any kind: uint8 (C, H, W). `place` is its number, for messages."""
+    """Read one image of any kind: uint8 (C, H, W). `place` is its number, for messages."""
     if isinstance(image, torch.Tensor):
         image = image.cpu().numpy()
     if isinstance(image, np.ndarray):

@@ -1,7 +1,7 @@
-"""Batches of images on the training device: out of the whole set where it fits there, else read ahead from the disk.
+"""Batches of images on the training device: from a set held there if it fits, else read ahead from the disk.
 
-Both give the same bits for a step. A set that does not fit is a map of a file (crlf.data.memmap): a thread reads the
-rows of the next steps while the device works, and the system forgets pages that nobody needs.
+Both give the same bits for a step. A set that does not fit is mapped from a file (crlf.data.memmap): a thread reads the
+rows of the next steps while the device works, and the system drops pages that are no longer needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from crlf.runtime.devices import fits
 from crlf.runtime.seeding import generator
 
-AHEAD = 2  # steps whose batches are read before they are needed
+AHEAD = 2  # steps whose batches are read ahead
 
 
 class Resident:
@@ -36,7 +36,7 @@ class Resident:
 
 
 class ReadAhead:
-    """A few steps' batches at a time, read by a thread; `batches[step]` is uint8 (B, C, H, W) on the device."""
+    """Batches read ahead by a thread; `batches[step]` is uint8 (B, C, H, W) on the device."""
 
     def __init__(self, images: Tensor, rows_of: Callable[[int], Tensor], device: torch.device):
         self.images, self.rows_of, self.device = images, rows_of, device
@@ -50,7 +50,7 @@ class ReadAhead:
         return self.ahead.pop(step).result().to(self.device, non_blocking=True)
 
     def read(self, step: int) -> Tensor:
-        # numpy's take lets the interpreter go, and has one thread: torch's would fight those that train for the cores.
+        # numpy's take releases the GIL and uses one thread; torch's would compete with training for the cores.
         batch = torch.from_numpy(self.images.numpy().take(self.rows_of(step).numpy(), axis=0))
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
@@ -62,12 +62,12 @@ class ReadAhead:
 
 
 def batches(images: Tensor, rows_of: Callable[[int], Tensor], device: torch.device) -> Resident | ReadAhead:
-    """The batches of a training.
+    """The batches of a training run.
 
     Args:
         images: uint8 (N, C, H, W), in memory or mapped.
-        rows_of: the rows of a step's batch, int64 (B,); it is called in another thread too.
-        device: where the batches are wanted.
+        rows_of: returns the rows of a step's batch, int64 (B,); also called from another thread.
+        device: the device of the batches.
     """
     return (Resident if fits(images.nbytes, device) else ReadAhead)(images, rows_of, device)
 
@@ -78,7 +78,7 @@ def batch_rows(step: int, images: int, batch_size: int, seed: int) -> Tensor:
     return epoch_order(seed, epoch, images)[i * batch_size : (i + 1) * batch_size]
 
 
-@functools.lru_cache(maxsize=2)  # an epoch's last batches are used while the next one's first are read
+@functools.lru_cache(maxsize=2)  # the next epoch's first batches are read during the last of this one
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
     """The order of the images in an epoch: int64 (N,), a permutation."""
     return torch.randperm(images, generator=generator("cpu", "order", seed, epoch))

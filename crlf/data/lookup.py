@@ -1,4 +1,4 @@
-"""The images behind ids, to look at: found where a table says that they lie."""
+"""Finds the images of ids, to show them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SIDE = 128  # pixels
 
 
 def pictures(source: str, ids: Sequence[str], data_dir: str | Path | None = None) -> Mapping[str, np.ndarray]:
-    """The images of these ids that can be found: uint8 (H, W, 3) each; those of files are scaled and cut.
+    """The images of these ids that can be found, uint8 (H, W, 3) each; images from files are resized and cropped.
 
     Args:
         source: a name of `SOURCES`, or the path of a folder, a list, an array or an image.
-        ids: as `crlf embed` names them.
-        data_dir: where a data set known by name lies.
+        ids: the ids that `crlf embed` wrote.
+        data_dir: the folder of the named data sets.
     """
     path = Path(source)
     try:
@@ -36,7 +36,7 @@ def pictures(source: str, ids: Sequence[str], data_dir: str | Path | None = None
             found = of_array(path, ids)
         else:
             found = {name: of_file(path_of(path, name)) for name in ids}
-    except InputError:  # it is gone, or not what it was
+    except InputError:  # the source is missing or has changed
         return {}
     return {name: image.transpose(1, 2, 0) for name, image in found.items() if image is not None}
 
@@ -55,7 +55,7 @@ def of_array(path: Path, ids: Sequence[str]) -> dict[str, np.ndarray | None]:
 
 
 def path_of(source: Path, name: str) -> str:
-    """The file of an id: relative to a folder, or to the folder of a list; or the source itself, one image."""
+    """The file of an id: relative to the folder, or to that of a list; or the source itself if it is an image."""
     if source.is_dir():
         return os.path.join(source, name)
     return os.path.join(source.parent, name) if source.suffix.lower() == LIST else str(source)

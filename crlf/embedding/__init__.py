@@ -1,1 +1,1 @@
-"""From a trained encoder and images to a table of embeddings."""
+"""Embeds images with a trained encoder and writes them as a table."""

@@ -1,4 +1,4 @@
-"""Embeddings: a frozen encoder turns each image into a row of numbers."""
+"""Computes embeddings: a frozen encoder turns each image into a vector."""
 
 from __future__ import annotations
 
@@ -76,39 +76,40 @@ def embed(
     device: str = "auto",
     batch_size: int = 500,
 ) -> Run | Path:
-    """Embed the training and the test images of a run with its frozen encoder; or, given a path, new images.
+    """Embed the training and test images of a run with its frozen encoder, or the new images at PATH.
 
-    Writes train_emb.npy and test_emb.npy, float32 (N, D), the frozen encoder's output (no projector); row i is image i
-    of the data set, and entry i of train_ids.json and test_ids.json is its name, for files the relative path. Where
-    there are labels also train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json; where there are none the test
-    set may be empty. Where every image is tested by cross-validation (`ImageSettings.hold_out`) both are the same
-    images, and scores.json says cross_validated. embeddings.parquet holds all of it in one table, each image once, and
-    images without a label that a folder has beside others. For the report thumbnails.npy, see `crlf.data.thumbnails`.
+    Writes train_emb.npy and test_emb.npy, float32 (N, D), the output of the frozen encoder without the projector. Row i
+    belongs to image i of the data set, whose name (for files the relative path) is entry i of train_ids.json or
+    test_ids.json. With labels, it also writes train_lbl.npy and test_lbl.npy, int64 (N,), and classes.json; without
+    labels the test set may be empty. If all images are tested by cross-validation (`ImageSettings.hold_out`), both
+    splits hold the same images, and scores.json says cross_validated. embeddings.parquet holds everything in one table,
+    each image once, including the unlabelled images of a partly labelled folder. thumbnails.npy is for the report, see
+    `crlf.data.thumbnails`.
 
     Args:
-        run: the run; with a model the images: a folder, or anything else that `crlf pretrain` takes.
-        path: new images: a folder, one image, or anything else that `crlf pretrain` takes. They are prepared as the
-            training images were. Nothing in the run changes.
-        model: a trained model to embed with, without training anything: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, a
-            run folder or an .onnx file. It makes a run of the images, in the folder that --out names.
-        data: where the images of the run lie now, if they were moved; they must be the same. From Python, of a run
-            that was given its images and keeps none: the training images, or (train, test).
-        out: for new images, the table that is written: a .parquet file, with a .npy file of the embeddings alone beside
-            it; by default named after the path, in the current folder. With a model, the run folder.
-        overwrite: replace what is there already under these names.
-        data_dir: where a data set known by name lies; by default the cache.
-        device: cpu, cuda, mps, or auto for the best that is there.
-        batch_size: images that are embedded at once.
+        run: the run; with --model, the images: a folder, or anything else that `crlf pretrain` accepts.
+        path: new images: a folder, an image, or anything else that `crlf pretrain` accepts. They are prepared like the
+            training images. The run does not change.
+        model: a trained model to embed with, without any training: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, a run
+            folder or an .onnx file. This makes a run from the images in the folder --out.
+        data: the new path of the run's images, if they were moved; they must be the same images. In Python, for a run
+            that was given arrays: the training images, or (train, test).
+        out: for new images, the .parquet table to write, with the embeddings alone in a .npy file beside it; by default
+            named after PATH, in the current folder. With --model, the run folder.
+        overwrite: replace existing files of these names.
+        data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
+        device: cpu, cuda, mps, or auto for the best available.
+        batch_size: images per batch.
 
     Returns:
-        The run; or, for new images, the table.
+        The run, or for new images the path of the table.
 
     Raises:
-        InputError: there is no trained run, or no image of its kind; or something cannot be written.
+        InputError: the folder holds no trained run, the images do not fit it, or a file cannot be written.
     """
     if model:
         if path is not None or isinstance(run, Run):
-            raise InputError("model is for images: `crlf embed PATH --model NAME --out RUN`")
+            raise InputError("model embeds images without a run: `crlf embed PATH --model NAME --out RUN`")
         run, out = adopt(run, model, out=out or OUT, data_dir=data_dir, device=device, overwrite=overwrite), None
     run, place = Run.open(run), distributed.own_device(pick_device(device))
     if batch_size < 1:
@@ -117,31 +118,31 @@ def embed(
         find_again(run, named(str(data)), data_dir)
         data = None
     if isinstance(data, str | Path):
-        raise InputError(f"data {str(data)!r} is for a run's own images, and a path of new ones is given too")
+        raise InputError(f"data {str(data)!r} is for the run's own images, but a path of new images is given too")
     if data is not None and (path is not None or not given.is_given(run.recipe.data)):
-        raise InputError("data is for the images that a run was given from Python: name others by their path")
+        raise InputError("data is for a run whose images were given as arrays: name other images by their path")
     if path is not None:
         return embed_new(run, str(path), Path(out or shards.named_after(path)), overwrite, data_dir, place, batch_size)
     if out is not None:
-        raise InputError(f"out {str(out)!r} is for new images, and no path is given; a run's own go to its folder")
+        raise InputError(f"out {str(out)!r} is for new images, but no path is given; a run's own go to its folder")
     if distributed.rank() > 0:
-        return run  # a run's own files are written by one
+        return run  # one process writes the run's own files
     return embed_own(run, data, data_dir, place, batch_size)
 
 
 def find_again(run: Run, data: str, data_dir: str | Path | None) -> None:
-    """Let a run know where its images lie now.
+    """Note the new path of a run's images.
 
     Raises:
-        InputError: they are others, or the run has no checkpoint that knows them.
+        InputError: the images differ, or the run has no checkpoint to compare them with.
     """
     recipe = run.recipe
     if data == recipe.data:
         return
     images = load_for_pretraining(data, data_dir, recipe.images, recipe.subset)
     if not has_moved(run, data, images):
-        why = "its checkpoint knows others" if checkpoints.kept(run) else "it has no checkpoint that would know them"
-        raise InputError(f"images of {data!r} are not taken for those of {recipe.data!r} in {str(run.path)!r}: {why}")
+        why = "its checkpoint has others" if checkpoints.kept(run) else "it has no checkpoint to compare them with"
+        raise InputError(f"images of {data!r} must be those of {recipe.data!r} in the run {str(run.path)!r}: {why}")
     note_move(run, data)
 
 
@@ -180,20 +181,19 @@ def embed_own(
             rows = embedded(encoder, split.images, recipe.normalisation, batch_size)
             save_rows(run.file(f"{name}_emb.npy"), len(split), noted(rows, split, name, table))
             keep_beside(run, name, split)
-        if beside is not None:  # in the table alone: what lies in arrays has labels, or has none anywhere
+        if beside is not None:  # in the table alone: in the arrays all images have labels, or none has
             for _ in noted(embedded(encoder, beside.images, recipe.normalisation, batch_size), beside, None, table):
                 pass
     seconds = time.perf_counter() - start
     run.update_scores(embed_seconds=seconds, protocol={"embedding": protocol(recipe)})
     counts = " and ".join(f"{len(split):,} {WORDS[name]}" for name, split in splits.items())
-    where = f"{str(run.file('train_emb.npy'))!r}, test_emb.npy, and one table of all, {TABLE}"
-    say(f"{counts} images in {duration(seconds)}, embeddings of length {encoder.out_dim}: {where}")
+    where = f"{str(run.file('train_emb.npy'))!r}, test_emb.npy and {TABLE}"
+    say(f"embedded {counts} images in {duration(seconds)}, length {encoder.out_dim}: {where}")
     return run
 
 
 def noted(rows: Iterator[np.ndarray], split: ImageSet, name: str | None, table: Writer) -> Iterator[np.ndarray]:
-    """The same rows, each batch of which goes to the table too; as long as nobody writes to the file that their images
-    are in."""
+    """Pass the rows on and add each batch to the table. Raises InputError if the file of the images has changed."""
     done = 0
     for part in rows:
         split.require_unchanged()
@@ -205,12 +205,12 @@ def noted(rows: Iterator[np.ndarray], split: ImageSet, name: str | None, table: 
 
 
 def keep_beside(run: Run, name: str, split: ImageSet) -> None:
-    """Write what belongs to the embeddings of a split: its names, labels and classes, and small pictures of it."""
+    """Write the names, labels, classes and thumbnails that belong to the embeddings of a split."""
     write_json(run.file(f"{name}_ids.json"), list(split.ids))
     if split.labels is not None:
         save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
         write_json(run.file(CLASSES), list(split.classes))
-    if len(split):  # of the test images where there are any: they come last
+    if len(split):  # the test split comes last, and replaces the training images if it has any
         small = thumbnails(split.images.numpy())
         save_rows(run.file(THUMBNAILS), len(sample(len(split))), (one[None] for one in small))
 
@@ -218,7 +218,7 @@ def keep_beside(run: Run, name: str, split: ImageSet) -> None:
 def embed_new(
     run: Run, path: str, out: Path, overwrite: bool, data_dir: str | Path | None, place: torch.device, batch_size: int
 ) -> Path:
-    """Embed images that the run has not seen, on all ranks, and say what was written."""
+    """Embed new images on all ranks, and print what was written."""
     shards.require_free(out, overwrite, Path(os.path.expanduser(path)))
     recipe, shape = run.recipe, image_shape(run)
     source = open_source(path, shape, recipe, data_dir)
@@ -238,7 +238,7 @@ def embed_new(
 
 
 def open_source(path: str, shape: Sequence[int], recipe: Recipe, data_dir: str | Path | None) -> Source:
-    """New images, of what was trained on: from a path in parts, and from any other source as it loads."""
+    """New images in the shape of the training images: streamed from a path, or loaded from any other source."""
     threads = max(1, (os.cpu_count() or 1) // distributed.world())
     place = Path(os.path.expanduser(path))
     source = open_path(place, shape, recipe.images, threads)
@@ -249,12 +249,12 @@ def image_shape(run: Run) -> tuple[int, int, int]:
     """The shape of the images that a run was trained on: (C, H, W).
 
     Raises:
-        InputError: the run is not trained, or an older one that did not note it.
+        InputError: the run is not trained, or is an older one without this entry in scores.json.
     """
     shape = run.scores.get("image_shape")
     if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
         path = str(run.path)
-        raise InputError(f"{str(run.file(SCORES))!r} has no image_shape: `crlf embed {path}` notes it there")
+        raise InputError(f"{str(run.file(SCORES))!r} has no image_shape: `crlf embed {path}` adds it")
     return shape[0], shape[1], shape[2]
 
 
@@ -281,20 +281,20 @@ def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> encoders.Frozen
 
 
 def embed_images(encoder: nn.Module, images: Tensor, by: Normalisation, batch_size: int = 500) -> np.ndarray:
-    """Embed images as they are: uint8 (N, C, H, W) on any device -> float32 (N, D); row i is image i.
+    """Embed images without augmentation: uint8 (N, C, H, W) on any device -> float32 (N, D); row i is image i.
 
-    The encoder must be in evaluation mode: then no weight and no batch-norm statistic changes, and a row does not
-    depend on the images beside it.
+    The encoder must be in evaluation mode, so that no batch-norm statistic changes and a row does not depend on the
+    other images.
     """
     return np.concatenate(list(embedded(encoder, images, by, batch_size)))
 
 
 @torch.no_grad()
 def embedded(encoder: nn.Module, images: Tensor, by: Normalisation, batch_size: int) -> Iterator[np.ndarray]:
-    """The rows of `embed_images` a batch at a time: neither the images nor the rows need to fit in memory."""
+    """As `embed_images`, batch by batch, so that neither the images nor the rows need to fit in memory."""
     assert not encoder.training, "a frozen encoder is in evaluation mode"
     device = next(encoder.parameters()).device
-    if not len(images):  # many a network cannot take none: what they reshape or attend to is empty
+    if not len(images):  # many networks fail on an empty batch
         one = torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device=device)
         yield encoder(normalise(one, by)).float().cpu().numpy()[:0]  # (0, D)
         return

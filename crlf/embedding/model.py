@@ -1,4 +1,4 @@
-"""A trained model as it is, as a run: what comes after training works on it as on one that was trained here."""
+"""Makes a run from a trained model, so that the commands after training work on it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ def adopt(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Run:
-    """A run of which nothing is trained: its encoder is a model as it comes.
+    """Make a run without training, whose encoder is a trained model.
 
     Args:
-        images: what it is to be used on, as `crlf pretrain` takes it.
-        model: where the weights are, as `--init` takes it; the network must be known with them.
+        images: the images to use it on, as for `crlf pretrain`.
+        model: the source of the weights, as for `--init`; it must name its network.
+        out: the run folder.
+        data_dir: the folder of the named data sets; by default the cache.
+        device: cpu, cuda, mps, or auto for the best available.
+        overwrite: replace the run in `out`.
 
     Raises:
-        InputError: there is no such model, or it is a file that does not say of which network.
+        InputError: the model does not exist, or is a file that does not name its network.
     """
     recipe = dataclasses.replace(RECIPES["default"], data=str(images), start=InitSettings(init=model), epochs=0)
-    if model.lower().endswith(SUFFIX):  # it gives what the file gives, once
+    if model.lower().endswith(SUFFIX):  # the file's own output
         recipe = dataclasses.replace(recipe, embedding=EmbeddingSettings(regions=1, mirror=False))
     return pretrain(recipe, out=out, data_dir=data_dir, device=device, overwrite=overwrite)

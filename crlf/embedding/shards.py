@@ -1,7 +1,7 @@
-"""Images of any number to a table of embeddings: streamed, and shared among the processes that `torchrun` started.
+"""Embeds any number of images into a table: streamed, and shared among the processes of `torchrun`.
 
-Each rank embeds a contiguous share of the images into a table of its own, a shard; rank 0 joins them in order. The
-shards are cut between batches, so that the rows are the same bits whatever the number of ranks.
+Each rank embeds a contiguous part of the images into its own table, a shard; rank 0 joins the shards in order. Shards
+are cut between batches, so the rows have the same bits for any number of ranks.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ SUFFIX = ".parquet"
 
 
 def named_after(path: str | Path) -> str:
-    """The table for the images at a path, unless another is asked for: photos_embeddings.parquet."""
+    """The default name of the table for the images at a path, such as photos_embeddings.parquet."""
     whole = Path(os.path.abspath(os.path.expanduser(path)))
     return f"{(whole.name if whole.is_dir() else whole.stem) or 'new'}_embeddings{SUFFIX}"
 
 
 def require_free(out: Path, overwrite: bool, source: Path) -> None:
-    """Raise InputError unless the table and the files beside it can be written, and are not the images themselves."""
+    """Raise InputError unless the table and the files beside it can be written without replacing the images."""
     if out.suffix.lower() != SUFFIX:
         raise InputError(f"out {str(out)!r} must end in {SUFFIX}")
     if not out.parent.is_dir():
         raise InputError(f"out {str(out)!r} cannot be written: folder {str(out.parent)!r} does not exist")
     for path in beside(out):
         if path.exists() and source.exists() and path.samefile(source):
-            raise InputError(f"out {str(out)!r} would replace the images in {str(source)!r}: name another")
+            raise InputError(f"out {str(out)!r} would replace the images in {str(source)!r}: choose another")
         if path.exists() and not overwrite:
-            raise InputError(f"{str(path)!r} is there already: --overwrite replaces it, --out names another")
+            raise InputError(f"{str(path)!r} already exists: --overwrite replaces it, --out names another")
 
 
 def beside(out: Path) -> tuple[Path, Path, Path]:
@@ -60,15 +60,15 @@ def write(
         embed: uint8 (n, C, H, W) -> float32 (n, D).
         dim: D.
         out: the table.
-        note: where the images lie, as the table shall say.
-        batch_size: images that are embedded at once.
+        note: the source of the images, which the table records.
+        batch_size: images per batch.
 
     Returns:
         How many rows were written, and how many files were skipped.
 
     Raises:
-        InputError: none of the files is an image, or something cannot be written; nothing is left then.
-        Interrupted: Ctrl-C or SIGTERM; nothing is left.
+        InputError: none of the files is an image, or a file cannot be written. No files are left.
+        Interrupted: Ctrl-C or SIGTERM. No files are left.
     """
     shards = [out.with_name(f".{out.name}.shard{rank}") for rank in range(distributed.world())]
     mine = [shards[distributed.rank()]] if distributed.rank() else shards  # to remove in the end
@@ -89,7 +89,9 @@ def write(
 def finish(shards: Sequence[Path], out: Path, told: Sequence[tuple[int, list[tuple[str, str]]]]) -> tuple[int, int]:
     """Join the shards, and list the files that were skipped."""
     if len({count for count, _ in told}) > 1:
-        raise InputError(f"the ranks found {' and '.join(str(count) for count, _ in told)} files: did some come or go?")
+        raise InputError(
+            f"the ranks found {' and '.join(str(count) for count, _ in told)} files: did the folder change?"
+        )
     skipped = [row for _, rows in told for row in rows]
     if skipped and len(skipped) == told[0][0]:
         name, why = skipped[0]
@@ -104,7 +106,7 @@ def list_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
         if skipped:
             write_table(path, ("path", "reason"), skipped)
         else:
-            path.unlink(missing_ok=True)  # of what was overwritten
+            path.unlink(missing_ok=True)  # from an earlier table
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 
@@ -112,7 +114,7 @@ def list_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
 def write_shard(
     path: Path, source: Source, embed: Callable[[Tensor], np.ndarray], dim: int, note: str, batch_size: int
 ) -> list[tuple[str, str]]:
-    """Embed this rank's share of a source: the table, and each file that was skipped, and why."""
+    """Embed this rank's part of a source into a table; returns the skipped files, each with its reason."""
     skipped: list[tuple[str, str]] = []
     with stop_requests() as stop, replacing(path) as file, Writer(file, dim, note) as writer:
         for part in shown(source, batch_size):
@@ -125,7 +127,7 @@ def write_shard(
 
 
 def shown(source: Source, batch_size: int) -> Iterator[Part]:
-    """The parts of this rank's share, with a bar on rank 0's terminal."""
+    """The batches of this rank's part, with a progress bar on rank 0's terminal."""
     batches = distributed.part_of(-(-len(source) // batch_size))
     rows = range(batches.start * batch_size, min(batches.stop * batch_size, len(source)))
     quiet = True if distributed.rank() else None  # None: unless stderr is a terminal

@@ -1,4 +1,4 @@
-"""Embeddings as one Parquet table, so that nothing can shift out of line: a row is an image, its name beside it.
+"""Embeddings as one Parquet table: one row per image, with its name, so that rows and names cannot get out of step.
 
 | column    | type                      | holds                                              |
 |-----------|---------------------------|----------------------------------------------------|
@@ -7,9 +7,9 @@
 |           |                           | have no label where others have one                |
 | label     | int64 or null             | null where there is none                           |
 | class     | string or null            | the label's name                                   |
-| embedding | fixed_size_list<float>[D] | what the frozen encoder gives                      |
+| embedding | fixed_size_list<float>[D] | the output of the frozen encoder                   |
 
-The table's own note `crlf.source` says where its images lie. It is written and read a group of rows at a time.
+The metadata entry `crlf.source` names the source of the images. Tables are written and read in groups of rows.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from crlf.runs.files import replacing
 
 COLUMNS = ("id", "split", "label", "class", "embedding")
 SOURCE = b"crlf.source"
-GROUP = 2048  # rows in a group, the last aside: a reader takes one at a time
+GROUP = 2048  # rows in a group, except the last; a reader loads one group at a time
 
 
 class Writer:
-    """Writes embeddings to an open file, batch by batch; the rows stay in order. Leave its block to finish the file.
+    """Writes embeddings to an open file batch by batch, in order. Leaving its `with` block finishes the file.
 
     Args:
-        file: to write to, binary.
+        file: the binary file to write to.
         dim: D, the length of an embedding.
-        source: where the images lie.
+        source: the source of the images.
     """
 
     def __init__(self, file: IO[bytes], dim: int, source: str):
-        import pyarrow as pa  # 0.2 s to import, and `import crlf` need not wait for it
+        import pyarrow as pa  # takes 0.2 s to import
         import pyarrow.parquet as pq
 
         fields = [("id", pa.string()), ("split", pa.string()), ("label", pa.int64()), ("class", pa.string())]
@@ -53,8 +53,7 @@ class Writer:
             file, self.schema, compression=codecs, use_dictionary=list(COLUMNS[1:4]), write_statistics=list(COLUMNS[:4])
         )
         self.dim, self.rows = dim, 0
-        # A group's rows are copied to one place. Small arrays of their own, between a batch's large ones, would keep
-        # the memory of these from being used again.
+        # The rows of a group are copied to one block: many small arrays among the large ones would fragment the memory.
         self.block = np.empty((GROUP, dim), np.float32)
         self.told: list[tuple[str, str | None, int | None, str | None]] = []  # id, split, label, class of these rows
 
@@ -79,11 +78,11 @@ class Writer:
         """Write rows.
 
         Args:
-            ids: of n images.
+            ids: the names of n images.
             embeddings: float32 (n, D).
-            split: of all of them.
-            labels: int64 (n,), or None where there are none.
-            classes: the name of each label.
+            split: the split of all n images.
+            labels: int64 (n,), or None without labels.
+            classes: the names of the labels.
         """
         assert embeddings.dtype == np.float32 and embeddings.shape == (len(ids), self.dim), embeddings.shape
         numbers = [None] * len(ids) if labels is None else labels.tolist()
@@ -96,7 +95,7 @@ class Writer:
         self.append(told, matrix(batch.column("embedding"), self.dim))
 
     def append(self, told: Iterable[Any], embeddings: np.ndarray) -> None:
-        """Write rows, with others until they are a group."""
+        """Collect rows, and write them once they fill a group."""
         self.rows += len(embeddings)
         for one, row in zip(told, embeddings, strict=True):
             self.block[len(self.told)] = row
@@ -117,16 +116,16 @@ class Writer:
 
 
 def text(name: str) -> str:
-    """A name as UTF-8 can hold it: of a file name that is none, the bytes that are not are written out."""
+    """A name that UTF-8 can encode: invalid bytes of a file name are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Table:
-    """A table of embeddings, opened to be read: as `Writer` writes it, or as pandas or polars did after that, whose ids
-    are texts or numbers of another type, and whose embeddings are lists of any length that a type may have.
+    """A table of embeddings opened for reading, as written by `Writer` or rewritten by pandas or polars, which may
+    change the type of the ids and of the lists.
 
     Raises:
-        InputError: it is missing, no Parquet file, or has no columns `id` and `embedding`, a list of D numbers.
+        InputError: the file is missing, is not Parquet, or lacks the columns `id` and `embedding`, a list of D numbers.
     """
 
     def __init__(self, path: Path):
@@ -151,7 +150,7 @@ class Table:
         self.source = (schema.metadata or {}).get(SOURCE, b"").decode()
 
     def first_length(self) -> int:
-        """The length of the first embedding, where the type does not say it."""
+        """The length of the first embedding, if the type does not give it."""
         first = next(iter(self.file.iter_batches(1, columns=["embedding"])), None)
         return len(first.column(0)[0].as_py() or ()) if first is not None else 0
 
@@ -193,7 +192,7 @@ def holds_numbers(kind: Any) -> bool:
 
 
 def matrix(column: Any, dim: int) -> np.ndarray:
-    """A column of embeddings as float32 (n, D); of no rows where one is missing or of another length."""
+    """A column of embeddings as float32 (n, D); without rows if an embedding is missing or has another length."""
     flat = column.flatten().to_numpy(zero_copy_only=False)
     even = column.null_count == 0 and len(flat) == len(column) * dim
     even = even and set(column.value_lengths().unique().to_pylist()) <= {dim}
@@ -201,10 +200,10 @@ def matrix(column: Any, dim: int) -> np.ndarray:
 
 
 def join(parts: Sequence[Path], out: Path) -> int:
-    """Write the rows of several tables, in their order, to one, and their embeddings to a .npy file beside it.
+    """Join tables in order into one, and write their embeddings to a .npy file beside it.
 
     Returns:
-        How many rows there are.
+        The number of rows.
     """
     with contextlib.ExitStack() as stack:
         tables = [stack.enter_context(Table(part)) for part in parts]

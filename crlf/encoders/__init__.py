@@ -1,11 +1,11 @@
 """Encoders: images to embeddings. An entry of `ENCODERS` is a function of the channels, the size and the regions.
 
-Every encoder takes float (B, C, h, w) and gives float (B, D), and has the attribute `out_dim` = D. Its last maps
-are averaged over space: as a whole in training, where the loss asks for no more; in R x R regions once it is frozen,
-because what lies where tells images apart. The regions change no weight. What they are worth is in docs/recipe.md.
-A ViT gives its class token and a model of timm what it pools itself: for these there is one region, always.
+Every encoder takes float (B, C, h, w) and returns float (B, D); its attribute `out_dim` is D. The feature maps are
+averaged over the whole image during training, and over R x R regions once the encoder is frozen, since the position of
+features helps to tell images apart. The regions change no weights; docs/recipe.md has what they gain. ViTs return their
+class token, and models of timm their own pooled features: these always have one region.
 
-One that chooses something by the size of the images says what in the attribute `choice`, for the log.
+An encoder that depends on the size of the images describes its choice in the attribute `choice`, for the log.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ NORMS = ("follow", "keep")
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSettings:
-    """What the frozen encoder gives for an image."""
+    """How the frozen encoder embeds an image."""
 
     regions: int = 2
-    """Its maps are averaged over this many regions a side, each apart: 2 gives four times the numbers of 1."""
+    """Average the feature maps over this many regions per side: 2 gives embeddings four times as long as 1."""
     mirror: bool = True
-    """An embedding is the mean of those of the image and of its mirror image, in twice the time."""
+    """Average the embeddings of the image and its mirror image, which takes twice the time."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.regions <= 16:
@@ -46,28 +46,28 @@ class EmbeddingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class InitSettings:
-    """What the encoder starts from, and which of it moves."""
+    """The initial weights of the encoder, and how they are trained further."""
 
     init: str = ""
     """Trained weights to start from: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, a run folder, or a .safetensors or
-    .pth file; without it the weights are random. With --epochs 0 it may be an .onnx file."""
+    .pth file; by default the weights are random. With --epochs 0 also an .onnx file."""
     match: str = "name"
-    """How their tensors are told from each other: by name, or by order and shape for a file with other names."""
+    """How to match the tensors of --init: by name, or by order (and shape) for a file with other names."""
     partial_init: bool = False
-    """Take weights that fit a part of the encoder alone; the rest is random."""
+    """Accept weights that fit only a part of the encoder; the rest stays random."""
     freeze: int = 0
-    """So many layers, from the image on, stay as they are; below 0 all but so many."""
+    """Freeze this many of the first layers; -N freezes all but the last N."""
     head_first: float = unasked(0.0)
-    """For this share of the training the encoder stays as it is, and only what the method adds to it learns. Where it
-    is not given, 0.1 with --init."""
+    """Keep the encoder frozen for this share of the training, while the method's head learns. With --init the default
+    is 0.1."""
     norms: str = unasked("follow")
-    """What batch norms divide by: follow, the moments of each batch, which they also remember; or keep, what the
-    weights came with. Where it is not given, keep with --init."""
+    """Statistics of the batch norms: follow uses those of each batch and updates the running ones; keep uses those that
+    came with the weights. With --init the default is keep."""
     mix: float = unasked(1.0)
-    """How far the encoder that is kept lies on the way from the weights it started from to the trained ones: 0 is the
-    start, 1 the end (WiSE-FT). Where it is not given, 0.5 with --init."""
+    """Interpolate the final encoder between the initial weights (0) and the trained ones (1), as WiSE-FT does. With
+    --init the default is 0.5."""
     layer_decay: float = 1.0
-    """Each layer learns more slowly than the next one by this factor; 1 lets all learn alike."""
+    """Factor by which the learning rate of a layer is lower than that of the next; 1 for the same rate everywhere."""
 
     def __post_init__(self) -> None:
         if self.match not in MATCHES:
@@ -82,11 +82,11 @@ class InitSettings:
             raise InputError(f"mix must be in 0..1, not {self.mix:g}")
         for name in ("match", "partial_init", "norms", "mix", "head_first"):
             if not self.init and getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise InputError(f"{name} is for init, and no init is given")
+                raise InputError(f"{name} needs init, which is not given")
 
 
 class Frozen(nn.Module):
-    """A trained encoder as it is used: in evaluation mode, with no gradients; float (B, C, H, W) -> float (B, D)."""
+    """A trained encoder in evaluation mode and without gradients: float (B, C, H, W) -> float (B, D)."""
 
     def __init__(self, encoder: nn.Module, mirror: bool):
         super().__init__()
@@ -100,10 +100,10 @@ class Frozen(nn.Module):
 
 
 class ExactConv2d(nn.Conv2d):
-    """A convolution that is computed in float32 where a map is narrower than its kernel.
+    """A convolution that uses float32 if the map is narrower than the kernel.
 
-    There, on a CPU and in bf16, the gradient of its weights would in part be memory that nobody has written: oneDNN's
-    kernels in torch 2.14 leave it so (tests/test_odd_numbers.py shows it). Such maps are small, and so is the price.
+    On a CPU in bf16, oneDNN's kernels in torch 2.14 leave a part of the weight gradient uninitialised in this case
+    (tests/test_odd_numbers.py shows it). Such maps are small, so float32 costs little.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -114,7 +114,7 @@ class ExactConv2d(nn.Conv2d):
 
 
 class ExactConv3d(nn.Conv3d):
-    """The same of three dimensions, as timm's lambda networks have them, of which any may be the narrow one."""
+    """The same in three dimensions, as in timm's lambda networks; any dimension may be the narrow one."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         narrow = any(side < width for side, width in zip(input.shape[2:], self.kernel_size, strict=True))
@@ -125,9 +125,9 @@ class ExactConv3d(nn.Conv3d):
 
 
 class RegionMean(nn.Module):
-    """The means of a map over R x R regions side by side: float (B, C, h, w) -> (B, R R C).
+    """The means of a map over R x R regions: float (B, C, h, w) -> (B, R R C).
 
-    The same numbers as adaptive average pooling, which Apple's GPUs have only for sizes that R divides.
+    It equals adaptive average pooling, which Apple's GPUs support only for sizes divisible by R.
     """
 
     def __init__(self, regions: int):
@@ -144,17 +144,17 @@ class RegionMean(nn.Module):
 
 
 class CNN(nn.Module):
-    """The light CNN: four 3x3 convolutions, each with a 2x2 max-pool (but the last), batch norm and SiLU.
+    """The light CNN: four 3x3 convolutions, each followed by a 2x2 max-pool (except the last), batch norm and SiLU.
 
-    The pool comes before the norm and the activation: these are bound by memory, and then touch a quarter of it. The
-    embedding is the mean over space of the last three stages, side by side: the earlier ones keep what the loss at the
-    end has no use for. What each choice is worth is in docs/recipe.md.
+    The pool comes before the norm and the activation, which are memory-bound and then touch a quarter of the memory.
+    The embedding concatenates the spatial means of the last three stages: earlier stages keep information that the loss
+    discards at the end. docs/recipe.md has what each choice gains.
 
     Args:
-        channels: of the images.
-        regions: a side, see `RegionMean`.
+        channels: channels of the images.
+        regions: regions per side, see `RegionMean`.
         widths: channels of each stage.
-        read: how many stages, from the last, make the embedding.
+        read: how many of the last stages form the embedding.
     """
 
     def __init__(self, channels: int, regions: int = 1, widths: Sequence[int] = (32, 64, 128, 256), read: int = 3):
@@ -185,10 +185,10 @@ def cnn(channels: int, size: int, regions: int) -> nn.Module:
 
 
 def resnet(name: str, channels: int, size: int, regions: int) -> nn.Module:
-    """A ResNet of torchvision (He et al. 2016) without its classifier, with the stem for the size of the images.
+    """A ResNet of torchvision (He et al. 2016) without its classifier, with a stem that suits the size of the images.
 
-    Below 64 px the stem is a 3x3 convolution of stride 1 and no pool (SimCLR, appendix B.9); from there on the usual
-    one, a 7x7 convolution of stride 2 and a pool.
+    Below 64 px the stem is a 3x3 convolution of stride 1 without a pool (SimCLR, appendix B.9); from 64 px on it is the
+    usual one, a 7x7 convolution of stride 2 and a pool.
     """
     import torchvision  # slow to import, and only ResNets need it
 
@@ -206,11 +206,11 @@ def resnet(name: str, channels: int, size: int, regions: int) -> nn.Module:
 
 
 def vit(name: str, channels: int, size: int, regions: int) -> nn.Module:
-    """A vision transformer of timm (Dosovitskiy et al. 2021) with the patch for the size of the images, `patch_side`.
+    """A vision transformer of timm (Dosovitskiy et al. 2021) with patches that suit the size of the images.
 
-    The embedding is the class token's. The patch projection stays as it was drawn: trained, its gradients make
-    contrastive learning of ViTs unstable (MoCo v3, section 4.2). Any image or view whose sides are whole patches will
-    do; for another size than it was built for, the position embeddings are interpolated.
+    The embedding is that of the class token. The patch projection stays random and fixed: training it makes contrastive
+    learning of ViTs unstable (MoCo v3, section 4.2). The sides of an image or view must be multiples of the patch; for
+    another size than `size`, the position embeddings are interpolated.
     """
     side = patch_side(size)
     net = create(f"{name}_patch16_224", channels, img_size=size, patch_size=side, dynamic_img_size=True)
@@ -226,10 +226,10 @@ def patch_side(size: int) -> int:
 
 
 def from_timm(name: str, channels: int, size: int, regions: int) -> nn.Module:
-    """Any model of timm without its classifier, untrained, told the size of the images where it takes one.
+    """Any model of timm, untrained and without its classifier, built for the size of the images if it takes one.
 
     Raises:
-        InputError: timm has no such model, or that model does not take images of this size.
+        InputError: timm has no such model, or the model does not accept images of this size.
     """
     net = None
     for options in ({"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}):
@@ -250,9 +250,9 @@ def from_onnx(path: str, channels: int, size: int, regions: int) -> nn.Module:
 
 
 def create(name: str, channels: int, **options: Any) -> Any:
-    """timm's `create_model`, without a classifier and without trained weights.
+    """timm's `create_model` without a classifier and without trained weights.
 
-    The attribute `made_with` says how, for an export: what `create_model` was given.
+    The attribute `made_with` of the model holds the arguments, for an export.
     """
     import timm  # slow to import
 
@@ -276,10 +276,10 @@ ENCODERS: dict[str, Callable[[int, int, int], nn.Module]] = {
 
 
 def find(name: str) -> Callable[[int, int, int], nn.Module]:
-    """The function that makes the encoder of this name: an entry of `ENCODERS`, or timm's model for "timm:NAME".
+    """The function that builds an encoder by name: an entry of `ENCODERS`, or a model of timm for "timm:NAME".
 
     Raises:
-        InputError: no table holds the name. Which models timm has is seen only when one is made.
+        InputError: the name is not in the table. Names of timm are checked only when the model is built.
     """
     if name.startswith(TIMM):
         return partial(from_timm, name.removeprefix(TIMM))
@@ -291,14 +291,20 @@ def find(name: str) -> Callable[[int, int, int], nn.Module]:
 
 
 def build(name: str, channels: int, size: int, regions: int = 1) -> nn.Module:
-    """A fresh encoder, channels last, for images of these channels and this height (the smaller of height and width).
+    """Build an untrained encoder in channels-last format.
+
+    Args:
+        name: the name of the encoder.
+        channels: channels of the images.
+        size: the smaller side of the images, in pixels.
+        regions: regions per side, see `RegionMean`.
 
     Raises:
-        InputError: the name is not known, timm is needed and missing, or the encoder does not take such images.
+        InputError: the name is not known, or the encoder does not accept such images.
     """
     encoder = find(name)(channels, size, regions)
     for tensor in (*encoder.parameters(), *encoder.buffers()):
-        if tensor.ndim == 4:  # Module.to would take weights of five dimensions too, and fail
+        if tensor.ndim == 4:  # Module.to fails if there are weights of five dimensions
             tensor.data = tensor.data.to(memory_format=torch.channels_last)
     for module in encoder.modules():
         if type(module) is nn.Conv2d:
@@ -315,19 +321,21 @@ def embedding_dim(name: str, channels: int, size: int, settings: EmbeddingSettin
 
 
 def has_regions(name: str) -> bool:
-    """Whether the encoder of this name makes its embedding of maps, which can be averaged in regions."""
+    """Whether the encoder's embedding comes from feature maps, which can be averaged over regions."""
     return not name.startswith(("vit_", TIMM, ONNX))
 
 
 def trial(encoder: nn.Module, name: str, channels: int, height: int, width: int, advice: str = "") -> int:
-    """The length D of the embedding of an image of this size, found by embedding one.
+    """The length D of the embedding of an image of this size, found by embedding one image.
 
     Args:
-        name: the encoder's, for the message.
-        advice: the end of the message.
+        encoder: the network.
+        name: its name, for the message.
+        channels, height, width: the shape of an image.
+        advice: appended to the message.
 
     Raises:
-        InputError: the encoder does not take such images.
+        InputError: the encoder does not accept such images.
     """
     training = encoder.training
     try:
@@ -335,9 +343,9 @@ def trial(encoder: nn.Module, name: str, channels: int, height: int, width: int,
             h = encoder.eval()(torch.zeros(1, channels, height, width))  # (1, D)
     except (RuntimeError, AssertionError, ValueError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"encoder {name!r} does not take {height} × {width} px: {why}{advice}") from error
+        raise InputError(f"encoder {name!r} does not accept {height} × {width} px: {why}{advice}") from error
     finally:
         encoder.train(training)
     if h.ndim != 2:
-        raise InputError(f"encoder {name!r} gives {tuple(h.shape)} for an image, not one row")
+        raise InputError(f"encoder {name!r} must return one row per image, not {tuple(h.shape)}")
     return h.shape[1]

@@ -1,6 +1,6 @@
-"""A model in an ONNX file as an encoder that is used as it is: onnxruntime computes it, on the CPU, and nothing trains.
+"""A model in an ONNX file as a frozen encoder. onnxruntime runs it on the CPU, and it cannot be trained.
 
-The bytes of the file are the weights: a run keeps them in the place of others, and needs the file no more.
+The bytes of the file are stored as the weights of the run, so the file is not needed later.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uin
 class OnnxFile(nn.Module):
     """Float (B, C, H, W) -> float32 (B, D).
 
-    A file whose input is uint8 takes pixels as they are: then x must be normalised by a mean of 0 and a deviation of 1.
+    A file whose input is uint8 takes plain pixels: then x must be normalised with mean 0 and standard deviation 1.
 
     Args:
-        path: of the file; where it is gone the encoder is empty until `load_state_dict` brings the bytes.
+        path: the path of the file. If it does not exist, the encoder is empty until `load_state_dict` brings the bytes.
     """
 
     file: Tensor
@@ -34,37 +34,37 @@ class OnnxFile(nn.Module):
         super().__init__()
         self.path = Path(path)
         data = self.path.read_bytes() if self.path.is_file() else b""
-        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # says on which device it is
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells the device
         self.register_buffer("file", torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else no_bytes())
         self.made: Any = None  # onnxruntime's session
 
     @property
     def session(self) -> Any:
-        """onnxruntime's, made at first use.
+        """onnxruntime's session, made at first use.
 
         Raises:
-            InputError: there are no bytes, they are no model, or it takes no images.
+            InputError: there are no bytes, they hold no model, or the model does not take images.
         """
         if self.made is None:
             if not len(self.file):
-                raise InputError(f"encoder {ONNX + str(self.path)!r} is not there")
+                raise InputError(f"encoder {ONNX + str(self.path)!r} does not exist")
             self.made = opened(self.file.cpu().numpy().tobytes(), str(self.path))
         return self.made
 
     @property
     def pixels(self) -> bool:
-        """Whether it takes pixels as they are."""
+        """Whether its input is uint8 pixels."""
         return bool(TYPES[self.session.get_inputs()[0].type] is np.uint8)
 
     @property
     def image_size(self) -> int:
-        """Pixels a side that it takes; 0 where it takes several."""
+        """Side of its input in pixels; 0 if it accepts several sizes."""
         height, width = self.session.get_inputs()[0].shape[2:]
         return height if isinstance(height, int) and height == width else 0
 
     @property
     def out_dim(self) -> int:
-        """D, found by embedding nothing but zeros."""
+        """D, found by embedding an image of zeros."""
         side = self.image_size or 64
         return self(torch.zeros(1, 3, side, side, device="cpu")).shape[1]
 
@@ -78,12 +78,12 @@ class OnnxFile(nn.Module):
         rows = []
         for first in range(0, len(array), each):
             part = array[first : first + each]
-            short = each - len(part)  # a file with a batch of its own wants it whole
+            short = each - len(part)  # a file with a fixed batch size needs full batches
             full = np.concatenate([part, np.repeat(part[-1:], short, axis=0)]) if short and batch == each else part
             try:
                 found = session.run(None, {given.name: full.astype(kind)})[0]
             except Exception as error:  # onnxruntime's own kinds
-                raise InputError(f"{self.path.name} does not take {x.shape[2]} × {x.shape[3]} px") from error
+                raise InputError(f"{self.path.name} does not accept {x.shape[2]} × {x.shape[3]} px") from error
             rows.append(np.asarray(found)[: len(part)])
         whole = np.concatenate(rows).astype(np.float32)
         return torch.from_numpy(whole.reshape(len(whole), -1)).to(x.device)
@@ -103,10 +103,10 @@ def no_bytes() -> Tensor:
 
 
 def opened(data: bytes, name: str) -> Any:
-    """onnxruntime's session for a file of one input of images.
+    """onnxruntime's session for a model whose only input is a batch of images.
 
     Raises:
-        InputError: it is none.
+        InputError: the bytes hold no such model.
     """
     require(f"a model in {SUFFIX}", "onnx", "onnxruntime")
     import onnxruntime
@@ -116,7 +116,7 @@ def opened(data: bytes, name: str) -> Any:
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own kinds
-        raise InputError(f"weights {name!r} are no ONNX model: {first_line(error)}") from error
+        raise InputError(f"weights {name!r} are not an ONNX model: {first_line(error)}") from error
     inputs = session.get_inputs()
     shape = list(inputs[0].shape) if len(inputs) == 1 else []
     if len(shape) != 4 or inputs[0].type not in TYPES or (isinstance(shape[1], int) and shape[1] not in (1, 3)):

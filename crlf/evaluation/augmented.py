@@ -1,4 +1,4 @@
-"""The linear probe fitted on views of the training images as well."""
+"""The linear probe fitted on augmented training images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 500
 
 
 def augmented(embedded: Embedded) -> Found:
-    """The linear probe fitted on crops and mirror images as well, as the literature's fit sees them."""
+    """The linear probe fitted on the images and on crops and mirror images of them, as is usual in the literature."""
     settings = replace(
         embedded.recipe.augmentation, resolution=1.0, flip=0.5, jitter=0.0, grayscale=0.0, blur=0.0
     )  # pixels are cropped and mirrored only
@@ -27,7 +27,7 @@ def augmented(embedded: Embedded) -> Found:
     for rows, tested in embedded.parts:
         x, y = np.concatenate([view[rows] for view in views]), embedded.train_lbl[rows]
         c, how, _ = choose_c(embedded.train[rows], y)
-        model = fit_linear(x, np.tile(y, len(views)), c / len(views))  # the same penalty for an image
+        model = fit_linear(x, np.tile(y, len(views)), c / len(views))  # the same penalty per image
         predictions[tested] = model.predict(embedded.test[tested])
     scores = {
         "augmented_accuracy": embedded.accuracy(predictions),

@@ -1,4 +1,4 @@
-"""What the probes give without what was learned, on pixels and an untrained encoder; and what labels would give."""
+"""Baselines for the probes: raw pixels, the untrained encoder, and supervised training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from crlf.training.weights.matching import load
 from crlf.training.weights.sources import read
 
 SIDE = 16  # pixels
-ASKED = 2000  # test images that the baselines' kNN is asked for: it takes as long as the run's own, for less
+ASKED = 2000  # test images at most for the baselines' kNN, to save time
 GAINS = "the run's gain with the paired interval of 95 %, on the same images"
 
 
@@ -36,13 +36,13 @@ def pixels(embedded: Embedded) -> Found:
 
 
 def gains(embedded: Embedded) -> str:
-    """How the run is held against a baseline, in words."""
+    """How the run is compared with a baseline, for the protocol."""
     asked = f"kNN on {ASKED:,} test images at most" if embedded.folds is None else f"of {embedded.tested()}"
     return f"{asked}; {GAINS}"
 
 
 def shrunk(images: Tensor) -> np.ndarray:
-    """uint8 (N, C, H, W) -> float32 (N, C h w), each pixel the mean of those that it stands for."""
+    """Shrink images by averaging pixels: uint8 (N, C, H, W) -> float32 (N, C h w)."""
     parts = [
         F.adaptive_avg_pool2d(part.float(), SIDE) if part.shape[2] > SIDE else part.float()
         for part in images.split(1000)
@@ -51,8 +51,8 @@ def shrunk(images: Tensor) -> np.ndarray:
 
 
 def untrained(embedded: Embedded) -> Found:
-    """The linear probe and kNN on the embeddings of the encoder before the first step: as the run drew it, or with the
-    trained weights that it started from."""
+    """The linear probe and kNN on the embeddings of the encoder before the first step, with its random weights or the
+    trained weights it started from."""
     encoder, (train, test) = untrained_encoder(embedded), embedded.images
     with autocast(embedded.recipe.precision, pick_device(embedded.device)):
         rows = [embedded.embed(train, encoder)]
@@ -63,18 +63,18 @@ def untrained(embedded: Embedded) -> Found:
 
 
 def untrained_encoder(embedded: Embedded) -> encoders.Frozen:
-    """The encoder that the run began with, on the device.
+    """The initial encoder of the run, on the device.
 
     Raises:
-        InputError: nothing was trained; or it began with trained weights, and these are gone or others by now.
+        InputError: the run trained nothing, or it started from trained weights that are missing or have changed.
     """
     recipe, weights = embedded.recipe, None
     if recipe.as_given:
-        raise InputError(f"nothing was trained: the encoder has the weights of {recipe.start.init} as they came")
+        raise InputError(f"nothing was trained: the encoder has the weights of {recipe.start.init} unchanged")
     if recipe.start.init:
         weights, before = read(recipe.start.init), started_from(embedded).get("sha256")
         if before not in (None, weights.sha256):
-            raise InputError(f"weights {recipe.start.init!r} are others than the run started from")
+            raise InputError(f"weights {recipe.start.init!r} are not those the run started from")
     _, channels, height, width = embedded.images[0].shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -85,13 +85,13 @@ def untrained_encoder(embedded: Embedded) -> encoders.Frozen:
 
 
 def started_from(embedded: Embedded) -> dict[str, Any]:
-    """What scores.json says of the weights that a run started from."""
+    """The entry in scores.json about the weights that a run started from."""
     return embedded.run.scores.get("started_from", {}) if embedded.run else {}
 
 
 def both(name: str, embedded: Embedded, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
-    """The accuracies of the two probes with other features, float32 (N, F) and (M, F), and how much more the run's own
-    are worth: the difference, and its paired interval."""
+    """The accuracies of both probes on other features, float32 (N, F) and (M, F), and the gains of the run over them:
+    the differences with their paired intervals."""
     other, truth = replace(embedded, train=train, test=test), embedded.test_lbl
     scores = compared(name, "linear", other.predicted, embedded.predicted, truth)
     if embedded.folds is not None or len(test) <= ASKED:
@@ -102,17 +102,17 @@ def both(name: str, embedded: Embedded, train: np.ndarray, test: np.ndarray) -> 
 
 
 def compared(name: str, probe: str, before: np.ndarray, after: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """The accuracy of a baseline's predictions, and the gain of the run's over it, int64 (n,) each."""
+    """The accuracy of a baseline and the gain of the run over it, from predictions and labels int64 (n,)."""
     a, b = before == truth, after == truth
     gain = {"difference": float(b.mean() - a.mean()), "interval": paired_interval(a, b)}
     return {f"{name}_{probe}_accuracy": float(a.mean()), f"{probe}_over_{name}": gain}
 
 
 def supervised(embedded: Embedded) -> Found:
-    """The test accuracy of a network of the same encoder that learns from the labels with the run's budget.
+    """The test accuracy of the same encoder trained on the labels, with the run's budget.
 
     Raises:
-        InputError: the run's budget is not known.
+        InputError: scores.json does not have the run's budget.
     """
     embedded, recipe = embedded.split(), embedded.recipe
     assert embedded.run is not None
@@ -129,7 +129,7 @@ def supervised(embedded: Embedded) -> Found:
 
 
 def train_classifier(embedded: Embedded, steps: int) -> nn.Module:
-    """An encoder and a linear layer trained on the labels: float (B, C, h, w) -> logits (B, K), in evaluation mode."""
+    """Train an encoder and a linear layer on the labels: float (B, C, h, w) -> logits (B, K), in evaluation mode."""
     recipe, device, pixels = embedded.recipe, pick_device(embedded.device), embedded.images[0]
     _, channels, height, width = pixels.shape
     with torch.random.fork_rng(devices=[]):

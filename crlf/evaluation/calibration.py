@@ -1,4 +1,4 @@
-"""Whether a classifier knows how often it is right, and how it is made to."""
+"""The calibration of a classifier: measuring it, and temperature scaling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from crlf.evaluation.embedded import Embedded, Found
 
 BINS = 15
-HOTTEST = 20.0  # temperature; one above says that nothing was learned
+HOTTEST = 20.0  # largest temperature; beyond it nothing was learned
 
 
 def calibration(embedded: Embedded) -> Found:
@@ -22,21 +22,21 @@ def calibration(embedded: Embedded) -> Found:
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
-    """The mean distance of confidence and accuracy over bins of equal width, by their images: (M,) twice -> 0..1.
+    """The mean difference of confidence and accuracy over bins of equal width, weighted by images: (M,) twice -> 0..1.
 
-    Guo, Pleiss, Sun and Weinberger 2017, On calibration of modern neural networks, equation 3; a bin holds its upper
-    bound. torchmetrics has the same and takes seconds to import.
+    Guo, Pleiss, Sun and Weinberger 2017, On calibration of modern neural networks, equation 3; a bin includes its upper
+    bound. torchmetrics has the same but takes seconds to import.
     """
     place = np.clip(np.ceil(confidence.astype(np.float64) * bins) - 1, 0, bins - 1).astype(int)  # (M,)
     return float(np.abs(np.bincount(place, right - confidence.astype(np.float64))).sum() / len(confidence))
 
 
 def temperature(p: np.ndarray, labels: np.ndarray) -> float:
-    """The number that the logits are to be divided by so that the log loss is least: probabilities (M, K), int (M,).
+    """The temperature, in 1/20..20, that minimises the log loss of the logits: probabilities (M, K), labels int (M,).
 
-    Guo, Pleiss, Sun and Weinberger 2017, section 4.2. In 1/20..20.
+    Guo, Pleiss, Sun and Weinberger 2017, section 4.2.
     """
-    logits = np.log(np.maximum(p.astype(np.float64), 1e-30))  # but for a number of each row
+    logits = np.log(np.maximum(p.astype(np.float64), 1e-30))  # up to a constant per row
     rows = np.arange(len(labels))
 
     def loss(log_t: float) -> float:

@@ -1,4 +1,4 @@
-"""A classifier: an encoder with a linear layer on its embeddings, and the folder that it is kept in."""
+"""A classifier: an encoder with a linear layer on its embeddings, and the folder that stores it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from crlf.recipe import Recipe
 from crlf.runs.files import read_json, save_tensors, write_json
 from crlf.runs.run import CLASSES, CLASSIFIER, CLASSIFIER_WEIGHTS, RECIPE, SCORES, Run
 
-FOLDER = "classifier"  # in the run's, where none is named
+FOLDER = "classifier"  # default folder, in the run folder
 FILES = (CLASSIFIER, CLASSIFIER_WEIGHTS, CLASSES, SCORES)
 
 
 class Classifier(nn.Module):
     """float (B, C, H, W) -> logits float (B, K).
 
-    The embedding is the one that the run keeps (crlf.encoders.Frozen): in evaluation mode the mean of the image's and
-    of its mirror image's, if the run says so.
+    The embedding is that of the run (crlf.encoders.Frozen): in evaluation mode, if the run's settings say so, the mean
+    over the image and its mirror image.
     """
 
     def __init__(self, encoder: nn.Module, classes: int, mirror: bool):
@@ -49,20 +49,20 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def cool(self, temperature: float) -> None:
-        """Divide the logits by this, for good."""
+        """Divide the logits by a temperature, in the weights."""
         self.head.weight.div_(temperature)
         self.head.bias.div_(temperature)
 
 
 def build(recipe: Recipe, shape: Sequence[int], classes: int) -> Classifier:
-    """A classifier with fresh weights for images of this shape (C, H, W)."""
+    """An untrained classifier for images of this shape (C, H, W)."""
     encoder = encoders.build(recipe.encoder, shape[0], min(shape[1:]), recipe.embedding.regions)
     return Classifier(encoder, classes, recipe.embedding.mirror)
 
 
 @torch.no_grad()
 def probabilities(model: Classifier, images: Tensor, by: Normalisation, batch_size: int = 500) -> np.ndarray:
-    """uint8 (N, C, H, W) on any device -> float32 (N, K), each row a distribution. The model is in evaluation mode."""
+    """Class probabilities: uint8 (N, C, H, W) on any device -> float32 (N, K). The model must be in evaluation mode."""
     assert not model.training, "a classifier is used in evaluation mode"
     device = model.head.weight.device
     rows = [model(normalise(batch.to(device), by)).float().softmax(dim=1).cpu() for batch in images.split(batch_size)]
@@ -81,29 +81,29 @@ class Loaded(NamedTuple):
     shape: tuple[int, int, int]
     """(C, H, W) of its images."""
     how: dict[str, Any]
-    """What `crlf finetune` was told."""
+    """The arguments of `crlf finetune`."""
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
-    """Raise InputError if a classifier is there and must not be replaced, or the folder cannot be made."""
+    """Raise InputError if the folder holds a run, or a classifier that must not be replaced, or cannot be created."""
     held = [name for name in FILES if (folder / name).exists()]
     if (folder / RECIPE).exists():
-        raise InputError(f"output folder {str(folder)!r} holds a run: a classifier needs a folder of its own")
+        raise InputError(f"output folder {str(folder)!r} holds a run: a classifier needs its own folder")
     if held and not overwrite:
         raise InputError(f"output folder {str(folder)!r} holds a classifier: --overwrite replaces it")
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir():
-        raise InputError(f"output folder {str(folder)!r} cannot be made: {str(there)!r} is a file")
+        raise InputError(f"output folder {str(folder)!r} cannot be created: {str(there)!r} is a file")
 
 
 def save(folder: Path, model: Classifier, classes: Sequence[str], made_from: dict[str, Any], scores: Any) -> None:
-    """Write a classifier; classifier.json comes last, so that a folder that has it is whole.
+    """Write a classifier. classifier.json is written last, so a folder with this file is complete.
 
     Args:
-        made_from: "recipe" and "image_shape" of the run, and how it was fine-tuned.
+        made_from: "recipe" and "image_shape" of the run, and the arguments of fine-tuning.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,10 +117,10 @@ def save(folder: Path, model: Classifier, classes: Sequence[str], made_from: dic
 
 
 def load(path: Path) -> Loaded:
-    """The classifier in a folder, or in that of a run.
+    """Load the classifier in a folder, or in a run folder.
 
     Raises:
-        InputError: there is none, or its files are damaged.
+        InputError: the folder holds no classifier, or its files are damaged.
     """
     if not path.is_dir():
         raise InputError(f"folder {str(path)!r} does not exist")

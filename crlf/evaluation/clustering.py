@@ -1,4 +1,4 @@
-"""Whether classes lie apart: k-means on the test embeddings, without their labels, against their labels."""
+"""Clustering: k-means on the test embeddings, compared with their labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def clustering(embedded: Embedded) -> Found:
     """k-means with as many clusters as the test images have classes."""
     rows, K = unit(embedded.test).numpy(), len(np.unique(embedded.test_lbl))
     if len(np.unique(rows, axis=0)) < K:
-        return Found({}, f"not measured: fewer than {K} different test embeddings, so no {K} clusters")
+        return Found({}, f"not measured: {K} clusters need at least {K} different test embeddings")
     found = KMeans(K, n_init=STARTS, random_state=0).fit_predict(rows)
     scores = {
         "cluster_nmi": float(normalized_mutual_info_score(embedded.test_lbl, found)),
@@ -31,10 +31,10 @@ def clustering(embedded: Embedded) -> Found:
 
 
 def cluster_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
-    """The share that is right when each cluster stands for one class, matched to be right most often (int (N,) twice).
+    """The accuracy if each cluster predicts one class, under the best matching: int (N,) twice -> 0..1.
 
-    Xie, Girshick and Farhadi 2016, Unsupervised deep embedding for clustering analysis, equation 10; the matching is
-    the Hungarian algorithm's.
+    Xie, Girshick and Farhadi 2016, Unsupervised deep embedding for clustering analysis, equation 10, with the Hungarian
+    algorithm.
     """
     counts = contingency_matrix(labels, clusters)  # (K, clusters)
     return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(labels))

@@ -1,8 +1,7 @@
-"""Runs side by side, on the same test images: what differs, and what of it is within noise.
+"""Compares runs on the same test images, and tells which differences are within noise.
 
-Each run is held against the first, image by image: of two predictions for one image only those count that are right in
-one run alone, so the intervals are narrower than two separate ones suggest. They tell what other test images would
-change, not what another seed would.
+Each run is compared with the first image by image. Only images that exactly one of the two runs predicts correctly
+matter, so the intervals are narrower than two separate ones. They cover the choice of test images, not the seed.
 
 Shapes: M test images, K classes.
 """
@@ -21,11 +20,11 @@ from crlf.runs.run import Run, difference
 from crlf.text import percent
 
 HEALTH = {"h_rankme": "RankMe", "h_alignment": "alignment", "h_uniformity": "uniformity"}  # of the features
-SETTINGS = 6  # differing settings that are named
+SETTINGS = 6  # at most this many differing settings are listed
 
 
 class Tested(NamedTuple):
-    """A run and which test images its linear probe gets right."""
+    """A run, and which test images its linear probe predicts correctly."""
 
     run: Run
     labels: np.ndarray  # int64 (M,)
@@ -33,21 +32,21 @@ class Tested(NamedTuple):
 
 
 def compare(run: Run | str | Path, *others: Run | str | Path) -> dict[str, Any]:
-    """Print how the linear probes of runs differ from that of the first, over all test images and class by class; of
-    images without labels, how often a crop finds its image.
+    """Compare the linear probes of runs with that of the first, overall and class by class. Without labels, compare how
+    often a crop finds its image.
 
-    A difference is within noise when the paired bootstrap's 95 % interval holds 0; for the K classes of a run, each
-    interval is of 1 - 0.05 / K, so that all of them together hold with 95 % (Bonferroni).
+    A difference is within noise if the 95 % interval of the paired bootstrap contains 0. For K classes each interval
+    has level 1 - 0.05 / K, so that all of them hold together with 95 % (Bonferroni).
 
     Args:
-        run: the run folder that the others are held against.
-        others: one run folder or more.
+        run: the run folder to compare the others with.
+        others: one or more run folders.
 
     Returns:
-        What was printed, as plain values: `runs`, `classes`, and `settings` that differ.
+        The printed values: `runs`, `classes`, and the `settings` that differ.
 
     Raises:
-        InputError: fewer than two runs, one that was not probed, or runs of different test images.
+        InputError: fewer than two runs, a run without scores, or runs with different test images.
     """
     runs = [Run.open(folder) for folder in (run, *others)]
     if len(runs) < 2:
@@ -67,13 +66,13 @@ def compare(run: Run | str | Path, *others: Run | str | Path) -> dict[str, Any]:
 
 
 def tests_of(run: Run) -> Tested:
-    """The predictions of a run beside its labels.
+    """The predictions and labels of a run.
 
     Raises:
-        InputError: it has none, or they do not fit together.
+        InputError: they are missing or inconsistent.
     """
     if run.unlabelled:
-        raise InputError(f"run {str(run.path)!r} has no labels, and others have: compare runs of the same images")
+        raise InputError(f"run {str(run.path)!r} has no labels, but others have: compare runs of the same images")
     labels, predicted = run.array("test_lbl.npy"), run.array("test_pred.npy")
     if labels.ndim != 1 or not len(labels) or labels.shape != predicted.shape:
         path = str(run.file("test_pred.npy"))
@@ -101,17 +100,17 @@ def require_same_images(a: Tested, b: Tested) -> None:
 
 
 def without_labels(runs: Sequence[Run]) -> dict[str, Any]:
-    """Print how often a crop finds its image in each run, and what the features are like.
+    """Print how often a crop finds its image in each run, and the measures of the features.
 
-    Which images were found is not kept, so a difference has the interval of two separate shares (Newcombe 1998,
-    Interval estimation for the difference between independent proportions, method 10): wider than a paired one.
+    Which images were found is not stored, so a difference has the interval of two independent shares (Newcombe 1998,
+    Interval estimation for the difference between independent proportions, method 10), wider than a paired one.
 
     Raises:
         InputError: a run was not probed, or has other images than the first.
     """
     for one in runs:
         if not isinstance(one.scores.get("crops_accuracy"), float):
-            how = "how often a crop finds its image, which is compared where there are no labels"
+            how = "the score that is compared without labels"
             raise InputError(f"run {str(one.path)!r} was not probed: `crlf probe {one.path}` measures {how}")
         what = [(run.ids("train"), run.ids("test"), run.scores["protocol"].get("crops")) for run in (runs[0], one)]
         if what[0] != what[1]:
@@ -136,15 +135,14 @@ def without_labels(runs: Sequence[Run]) -> dict[str, Any]:
                 shown(row["run"]) + differing(settings),
             )
         )  # fmt: skip
-    note = (
-        "Without labels: how often an image is the nearest of all to a crop of it. That tells whether training learned,"
-    )
-    print(f"{columns(rows)}\n\n{note}\nnot whether the embeddings tell classes apart.")
+    note = "Without labels: how often an image is the nearest neighbour of a crop of it."
+    more = "This shows whether training worked, not whether the embeddings separate classes."
+    print(f"{columns(rows)}\n\n{note}\n{more}")
     return found
 
 
 def by_crops(first: dict[str, Any], run: Run) -> dict[str, Any]:
-    """A run's share of images that a crop finds, how it differs from the first's, and its features at the end."""
+    """The share of a run's images found by a crop, the difference from the first run, and the final features."""
     scores, log = run.scores, [row for row in run.log() if isinstance(row.get("h_rankme"), float)]
     (p, (low, high)), (q, (bottom, top)) = ((s["crops_accuracy"], s["crops_interval"]) for s in (first, scores))
     limits = (q - p - ((q - bottom) ** 2 + (high - p) ** 2) ** 0.5, q - p + ((top - q) ** 2 + (p - low) ** 2) ** 0.5)
@@ -177,7 +175,7 @@ def overall(first: np.ndarray, tested: Tested) -> dict[str, Any]:
 
 
 def by_class(tested: Sequence[Tested]) -> list[dict[str, Any]]:
-    """Of each class the accuracy in the first run, and how the others differ."""
+    """The accuracy of each class in the first run, and the differences of the others."""
     first, names = tested[0], class_names(tested[0].run)
     labels = np.unique(first.labels)
     level, rows = 1 - (1 - LEVEL) / len(labels), []
@@ -197,7 +195,7 @@ def by_class(tested: Sequence[Tested]) -> list[dict[str, Any]]:
 
 
 def verdict(low: float, high: float) -> str:
-    """What an interval of a difference says."""
+    """The verdict on the interval of a difference."""
     return "better" if low > 0 else "worse" if high < 0 else "within noise"
 
 
@@ -211,8 +209,8 @@ def class_names(run: Run) -> list[str]:
 def text(found: dict[str, Any], images: int, cross_validated: bool = False) -> str:
     where = f"all {images:,} images, cross-validated" if cross_validated else f"the same {images:,} test images"
     parts = [f"Linear probe on {where}", overview(found), changes(found)]
-    note = "Within noise: the 95 % interval of the difference holds 0. That is the noise of the test images;"
-    return "\n\n".join([*parts, f"{note}\nanother seed moves a run as well: compare several of each."])
+    note = "Within noise: the 95 % interval of the difference contains 0. It covers the choice of"
+    return "\n\n".join([*parts, f"{note}\ntest images, not the seed: compare several runs of each setting."])
 
 
 def overview(found: dict[str, Any]) -> str:
@@ -251,7 +249,7 @@ def changes(found: dict[str, Any]) -> str:
         )
         rows.append((percent(row["accuracy"]), f"{row['images']:,}", *changed, shown(row["class"])))
     beyond = sum(judged != "within noise" for row in found["classes"] for judged in row["verdicts"])
-    return columns(rows) + f"\n* beyond noise, which is {beyond} of {len(found['classes']) * len(numbers)}"
+    return columns(rows) + f"\n* beyond noise: {beyond} of {len(found['classes']) * len(numbers)}"
 
 
 def points(share: float) -> str:
@@ -259,12 +257,12 @@ def points(share: float) -> str:
 
 
 def shown(name: str) -> str:
-    """A name as it is, or quoted where it has letters that would move the cursor."""
+    """A name, quoted if it has control characters."""
     return name if name.isprintable() else repr(name)
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows in columns, to the right but for the last: that one may be of any length and script."""
+    """Rows in right-aligned columns, except the last, which may have any length and script."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.rjust(w) for cell, w in zip(row[:-1], widths, strict=False)) for row in rows)
     return "\n".join(f"{line}  {row[-1]}".rstrip() for line, row in zip(lines, rows, strict=True))

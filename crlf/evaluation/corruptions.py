@@ -1,11 +1,10 @@
-"""Corrupted images, at five strengths: noise, blur, contrast and JPEG as CIFAR-10-C has them.
+"""Corrupts images at five strengths with noise, blur, low contrast and JPEG, as in CIFAR-10-C.
 
-Hendrycks and Dietterich 2019, Benchmarking neural network robustness to common corruptions and perturbations; formulas
-and strengths are those of their `make_cifar_c.py`, for 32 px (gaussian_noise, gaussian_blur, contrast,
-jpeg_compression).
-Larger images would need stronger blur for the same loss of detail; the strengths stay.
+Hendrycks and Dietterich 2019, Benchmarking neural network robustness to common corruptions and perturbations. Formulas
+and strengths are those of their `make_cifar_c.py` for 32 px (gaussian_noise, gaussian_blur, contrast,
+jpeg_compression). They are the same at other sizes, although larger images would need more blur for the same effect.
 
-An entry of `CORRUPTIONS` takes uint8 (n, C, H, W) and a strength of 1..5, and gives such images again, always the same.
+An entry of `CORRUPTIONS` maps uint8 (n, C, H, W) and a strength in 1..5 to images of the same shape, deterministically.
 """
 
 from __future__ import annotations
@@ -20,31 +19,31 @@ from scipy.ndimage import gaussian_filter
 STRENGTHS = (1, 2, 3, 4, 5)
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation, of a range of 1
 BLUR = (0.4, 0.6, 0.7, 0.8, 1.0)  # standard deviation, pixels
-CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)  # what is left of the distance to the image's mean colour
-QUALITY = (80, 65, 58, 50, 40)  # of JPEG
+CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)  # factor on the distance from the image's mean colour
+QUALITY = (80, 65, 58, 50, 40)  # JPEG quality
 
 
 def noise(images: np.ndarray, strength: int) -> np.ndarray:
-    """Gaussian noise, apart for each pixel and channel."""
+    """Independent Gaussian noise in each pixel and channel."""
     random = np.random.default_rng(strength)
     return as_bytes(as_floats(images) + NOISE[strength - 1] * random.standard_normal(images.shape, dtype=np.float32))
 
 
 def blur(images: np.ndarray, strength: int) -> np.ndarray:
-    """Gaussian blur, with the border's pixels beyond the border."""
+    """Gaussian blur; pixels at the border are repeated beyond it."""
     sigma = BLUR[strength - 1]
     return as_bytes(gaussian_filter(as_floats(images), (0, 0, sigma, sigma), mode="nearest"))
 
 
 def contrast(images: np.ndarray, strength: int) -> np.ndarray:
-    """Every pixel nearer to the image's mean colour."""
+    """Lower contrast: each pixel moves towards the image's mean colour."""
     x = as_floats(images)
     means = x.mean(axis=(2, 3), keepdims=True)
     return as_bytes((x - means) * CONTRAST[strength - 1] + means)
 
 
 def jpeg(images: np.ndarray, strength: int) -> np.ndarray:
-    """Through JPEG and back; channels beyond three go through it one by one."""
+    """JPEG compression; images with other than 1 or 3 channels are compressed channel by channel."""
     if images.shape[1] in (1, 3):
         return np.stack([through_jpeg(image, QUALITY[strength - 1]) for image in images])
     apart = [jpeg(images[:, [c]], strength) for c in range(images.shape[1])]
@@ -66,7 +65,7 @@ def as_floats(images: np.ndarray) -> np.ndarray:
 
 
 def as_bytes(images: np.ndarray) -> np.ndarray:
-    """float in 0..1, or a little beyond -> uint8; cut off, not rounded, as in CIFAR-10-C."""
+    """float, clipped to 0..1 -> uint8; truncated, not rounded, as in CIFAR-10-C."""
     return (images.clip(0, 1) * 255).astype(np.uint8)
 
 

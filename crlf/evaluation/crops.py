@@ -1,8 +1,8 @@
-"""Whether training paid, without labels: does an image's crop find the image, among all, by its embedding?
+"""Crop retrieval, a measure without labels: is an image the nearest neighbour of a random crop of it?
 
-A crop has the image's things in another place, size and light; what finds the image by it has learned to see past
-these. It is what training asks for, on crops that it has not seen, so it says whether training learned at all, held
-against the same encoder untrained. It does not say whether the embeddings tell classes apart.
+A crop shows the same content at another position, size and colour. Finding the image by its crop is the training task
+on unseen crops, so compared with the untrained encoder it shows whether training worked. It does not show whether the
+embeddings separate classes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from crlf.metrics.intervals import interval, paired_interval
 from crlf.normalisation import Normalisation
 from crlf.runtime.seeding import generator
 
-IMAGES = 1000  # that are searched, and looked for
-CROP = ViewSettings(resolution=1.0, crop_min=0.2, grayscale=0.0)  # colours change as by default
+IMAGES = 1000  # at most, as queries and as candidates
+CROP = ViewSettings(resolution=1.0, crop_min=0.2, grayscale=0.0)  # with the default changes of colour
 
 
 def crops(embedded: Embedded) -> Found:
-    """The share of images that are nearest of all to a random crop of theirs, and how much of it is learned."""
+    """The share of images that are the nearest neighbour of their crop, and the gain over the untrained encoder."""
     images = embedded.images[1] if len(embedded.images[1]) else embedded.images[0]
     chosen, by = some(images), embedded.recipe.normalisation
     own = found_by_crop(embedded.encoder, chosen, by)
@@ -38,14 +38,14 @@ def crops(embedded: Embedded) -> Found:
 
 
 def some(images: torch.Tensor) -> torch.Tensor:
-    """At most `IMAGES` of them, always the same."""
+    """A fixed sample of at most `IMAGES` images."""
     return images[torch.from_numpy(np.sort(np.random.default_rng(0).permutation(len(images))[:IMAGES]))]
 
 
 def found_by_crop(
     encoder: torch.nn.Module, images: torch.Tensor, by: Normalisation, crop: ViewSettings = CROP
 ) -> np.ndarray:
-    """Which images are the nearest to their own crop: uint8 (n, C, H, W) -> bool (n,)."""
+    """Which images are the nearest neighbour of their own crop: uint8 (n, C, H, W) -> bool (n,)."""
     asked, rows = crops_and_images(encoder, images, by, crop)
     nearest = top_k(unit(asked), [unit(rows)], 1).rows[:, 0]
     return (nearest == torch.arange(len(images))).numpy()
@@ -55,11 +55,13 @@ def found_by_crop(
 def crops_and_images(
     encoder: torch.nn.Module, images: torch.Tensor, by: Normalisation, crop: ViewSettings = CROP
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The embeddings of a random crop of each image, always the same one, and of the images themselves.
+    """The embeddings of a random but fixed crop of each image, and of the images.
 
     Args:
-        encoder: frozen, float (B, C, H, W) -> float (B, D).
+        encoder: a frozen encoder, float (B, C, H, W) -> float (B, D).
         images: uint8 (n, C, H, W).
+        by: the normalisation of the encoder.
+        crop: the settings of the crops.
 
     Returns:
         float32 (n, D) twice, on the CPU.

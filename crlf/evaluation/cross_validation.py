@@ -1,4 +1,4 @@
-"""Every image tested, where there are too few to hold some out: fold by fold, by what was fitted on the other folds.
+"""Cross-validation of the linear probe, for sets too small to hold out test images.
 
 Shapes: N images, D embedding, K classes.
 """
@@ -15,12 +15,11 @@ FOLDS = 5
 
 
 def same(rows: np.ndarray) -> np.ndarray:
-    """A number for each image that its copies share, float32 (N, D) -> int64 (N,): copies have the same embedding.
+    """A group for each image, shared by its copies: float32 (N, D) -> int64 (N,). Copies have the same embedding.
 
-    It is the row of the first of them. So images without copies have their own, whatever the encoder, and the folds of
-    two encoders are the same.
-
-    Where there are fewer embeddings than folds, an encoder has collapsed, and nothing is taken for a copy.
+    The group is the row of its first image, so for images without copies it does not depend on the encoder, and two
+    encoders get the same folds. If there are fewer distinct embeddings than folds, the encoder has collapsed, and each
+    image is its own group.
     """
     whole = np.ascontiguousarray(rows).view(f"V{rows.itemsize * rows.shape[1]}").ravel()
     found, first, groups = np.unique(whole, return_index=True, return_inverse=True)
@@ -28,13 +27,14 @@ def same(rows: np.ndarray) -> np.ndarray:
 
 
 def folds_of(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The fold of each image: int64 (N,), 0..FOLDS - 1, about as many of each class in each fold.
+    """The fold of each image: int64 (N,), in 0..FOLDS - 1, with about as many images of each class in each fold.
 
-    Copies of one image stand in one fold, so that none is tested by a fit that saw it.
+    Copies of an image are in the same fold, so that no image is tested by a model that was fitted on a copy.
 
     Args:
         labels: int (N,).
         groups: int (N,), the same for copies.
+        seed: seed of the folds.
     """
     random, folds, next_fold = np.random.default_rng(seed), np.full(len(labels), -1), 0
     for label in np.unique(labels):
@@ -48,7 +48,7 @@ def folds_of(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarra
 
 @dataclass(frozen=True, eq=False)
 class CrossValidated:
-    """Linear probes, one a fold, fitted on the other folds; row i of what they are asked is always image i."""
+    """Linear probes, one per fold, each fitted on the other folds. Inputs must have row i for image i."""
 
     folds: np.ndarray  # int64 (N,)
     models: tuple[Linear, ...]
@@ -72,7 +72,7 @@ class CrossValidated:
 
 
 def fit(x: np.ndarray, y: np.ndarray, folds: np.ndarray) -> tuple[CrossValidated, str]:
-    """A linear probe for each fold, whose C is chosen without that fold; and how, in words."""
+    """Fit a linear probe for each fold, with C chosen without that fold; returns the probes and the protocol."""
     models, chosen = [], []
     for fold in range(int(folds.max()) + 1):
         rest = folds != fold

@@ -1,4 +1,4 @@
-"""What a probe measures, and what it finds."""
+"""The input and the result of a probe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from crlf.runtime.devices import pick_device
 
 
 class Found(NamedTuple):
-    """What a probe found, and how: what goes to scores.json, and to files of the run."""
+    """The result of a probe: scores and protocol for scores.json, and arrays for files of the run."""
 
     scores: dict[str, Any]
     protocol: str
@@ -33,13 +33,13 @@ class Found(NamedTuple):
 
 
 def splits_of(recipe: Recipe, data_dir: str | Path | None) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images that a run of this recipe embeds."""
+    """The training and test images that a run with this recipe embeds."""
     return first_of(*load(recipe.data, data_dir, recipe.images), recipe.subset)
 
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """The embeddings of a run with their labels; its images and its encoder for the probes that need them."""
+    """The embeddings of a run with their labels, and its images and encoder for the probes that need them."""
 
     train: np.ndarray  # float32 (N, D)
     train_lbl: np.ndarray  # int64 (N,)
@@ -49,43 +49,43 @@ class Embedded:
     data_dir: str | Path | None = None
     device: str = field(default="auto")
     folds: np.ndarray | None = None
-    """int64 (N,), where the test images are the training images, and each is tested by what the other folds teach."""
+    """int64 (N,), the folds if all images are cross-validated: the test images are then the training images."""
 
     @functools.cached_property
     def linear(self) -> tuple[Linear | CrossValidated, str]:
-        """The linear probe, and how its C was found; fitted once for all probes that ask for it."""
+        """The linear probe and how its C was chosen; fitted once for all probes."""
         if self.folds is not None:
             return cross_validation.fit(self.train, self.train_lbl, self.folds)
         return fit_chosen(self.train, self.train_lbl)
 
     @functools.cached_property
     def predicted(self) -> np.ndarray:
-        """What the linear probe says of the test images: int64 (M,)."""
+        """The linear probe's predictions for the test images: int64 (M,)."""
         return self.linear[0].predict(self.test)
 
     @functools.cached_property
     def neighbours(self) -> Neighbours:
-        """The nearest training images of each test image, by cosine; of a training image, others than itself and its
-        copies."""
+        """The nearest training images of each test image, by cosine. With folds, an image and its copies are left out
+        of its own neighbours."""
         if self.folds is not None:
             return nearest_others(self.train, self.train_lbl, cross_validation.same(self.train), max(KS))
         return nearest(self.train, self.train_lbl, self.test, min(max(KS), len(self.train)))
 
     @functools.cached_property
     def voted(self) -> np.ndarray:
-        """What the `HEADLINE` nearest say of the test images: int64 (M,)."""
+        """kNN predictions for the test images with k = `HEADLINE`: int64 (M,)."""
         classes = self.neighbours.classes
         return classes[vote(self.neighbours.labels[:, :HEADLINE], len(classes)).numpy()].astype(np.int64)
 
     @property
     def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Training rows, and the test rows that they predict: all and all, or fold by fold."""
+        """Pairs of training rows and the test rows that they predict: one pair with all rows, or one per fold."""
         if self.folds is None:
             return [(np.arange(len(self.train)), np.arange(len(self.test)))]
         return [(np.flatnonzero(self.folds != k), np.flatnonzero(self.folds == k)) for k in range(self.folds.max() + 1)]
 
     def split(self) -> Embedded:
-        """The same with test images that are no training images, for what takes too long to be done fold by fold."""
+        """A version with one fold as the test images, for probes that take too long to run on every fold."""
         if self.folds is None:
             return self
         rest, held = np.flatnonzero(self.folds != 0), np.flatnonzero(self.folds == 0)
@@ -113,7 +113,7 @@ class Embedded:
         """The training and the test images that were embedded: uint8 (N, C, H, W), (M, C, H, W).
 
         Raises:
-            InputError: they cannot be loaded, or are more or fewer than the embeddings.
+            InputError: they cannot be loaded, or their number differs from that of the embeddings.
         """
         train, test = self.splits
         return train.images, test.images
@@ -135,9 +135,9 @@ class Embedded:
         return load_encoder(self.run, self.recipe, self.images[0].shape[1:]).to(pick_device(self.device))
 
     def embed(self, images: Tensor, encoder: torch.nn.Module | None = None) -> np.ndarray:
-        """As the run embeds: uint8 (n, C, H, W) -> float32 (n, D)."""
+        """Embed images as the run does: uint8 (n, C, H, W) -> float32 (n, D)."""
         return embed_images(encoder or self.encoder, images, self.recipe.normalisation)
 
     def accuracy(self, predictions: np.ndarray) -> float:
-        """int64 (M,) -> the share that is right."""
+        """The share of correct predictions, int64 (M,)."""
         return float((predictions == self.test_lbl).mean())

@@ -1,4 +1,4 @@
-"""How few labels will do: the linear probe with a handful of them, drawn several times."""
+"""The linear probe with few labels, averaged over several random draws."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crlf.evaluation.logistic_regression import linear
 from crlf.runtime.devices import one_thread
 
 SHARES = (0.01, 0.1)  # of the training labels
-EACH = (1, 5, 10, 50)  # labels a class
+EACH = (1, 5, 10, 50)  # labels per class
 DRAWS = 5
 
 
@@ -20,7 +20,7 @@ def few_label(embedded: Embedded) -> Found:
     """The linear probe's accuracy with some labels only: mean and standard deviation over draws."""
     counts = np.unique(embedded.train_lbl, return_counts=True)[1]
     smallest = int(counts.min())
-    most = smallest if embedded.folds is None else smallest - 1  # some are left to be tested
+    most = smallest if embedded.folds is None else smallest - 1  # at least one is left to test
     wanted: dict[str, int | float] = {f"{each} a class": each for each in EACH if each <= most}
     wanted |= {f"{100 * share:g} %": share for share in SHARES if round(share * smallest) >= 1}
     with one_thread():
@@ -31,7 +31,7 @@ def few_label(embedded: Embedded) -> Found:
 
 
 def over_draws(embedded: Embedded, amount: int | float) -> dict[str, Any]:
-    """The labels of a draw, and mean and sample standard deviation of the accuracies."""
+    """The number of labels, and the mean and sample standard deviation of the accuracies."""
     accuracies, groups = [], None if embedded.folds is None else same(embedded.train)
     for seed in range(DRAWS):
         rows = draw(embedded.train_lbl, amount, seed)
@@ -42,7 +42,7 @@ def over_draws(embedded: Embedded, amount: int | float) -> dict[str, Any]:
 
 
 def draw(labels: np.ndarray, amount: int | float, seed: int) -> np.ndarray:
-    """Rows with a number (int) or a share (float) of each class: int64, of int (N,)."""
+    """Draw rows with a number (int) or a share (float) of each class: labels int (N,) -> rows int64 (n,)."""
     order = np.random.default_rng(seed).permutation(len(labels))
     rows = [order[labels[order] == k] for k in np.unique(labels)]
     return np.concatenate([part[: amount if isinstance(amount, int) else round(amount * len(part))] for part in rows])

@@ -1,12 +1,11 @@
-"""Fine-tuning: a classifier made of a run's encoder and some labelled images, and its scores on others.
+"""Fine-tuning: trains a classifier from a run's encoder and labelled images, and scores it on other images.
 
-`linear` fits a linear layer on the frozen encoder's embeddings. `full` starts there and trains all weights on: first
-the probe, then the whole network, which keeps the features from being spoilt by a random layer's first gradients
-(Kumar, Raghunathan, Jones, Ma and Liang 2022, Fine-tuning can distort pretrained features, LP-FT). What each is worth
-is in docs/fine-tune.md.
+`linear` fits a linear layer on the embeddings of the frozen encoder. `full` starts from this layer and trains all
+weights, so that the gradients of a random layer do not distort the features (Kumar, Raghunathan, Jones, Ma and Liang
+2022, Fine-tuning can distort pretrained features, LP-FT). docs/fine-tune.md compares the two.
 
-A network that has seen a few images hundreds of times is sure of whatever it is shown. So `full` learns before from a
-part of the labels, and the logits are divided by the temperature at which the rest is told best.
+A network that has seen a few images hundreds of times is overconfident. `full` therefore first trains on a part of the
+labels, and divides the logits by the temperature that fits the rest best.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ from crlf.runtime.devices import autocast, describe, pick_device
 from crlf.runtime.seeding import generator
 from crlf.text import percent
 
-LEAST_STEPS = 450  # of full fine-tuning, whatever the number of images
-PASSES = 30  # over many images
+LEAST_STEPS = 450  # of full fine-tuning, for any number of images
+PASSES = 30  # if they make more steps
 PEAK = 3e-3  # learning rate
 BATCH = 128  # images in a step
 DECAY = 0.05  # weight decay of AdamW
 SMOOTHING = 0.1  # of the labels (Szegedy et al. 2016, section 7)
-TOLD = 50  # images, or more, that tell a temperature
+TOLD = 50  # images needed to fit a temperature
 
 
 def finetune(
@@ -69,32 +68,32 @@ def finetune(
     data_dir: str | Path | None = None,
     device: str = "auto",
 ) -> Path:
-    """Make a classifier of a run's encoder and labelled images.
+    """Train a classifier from a run's encoder and labelled images.
 
     Args:
-        run: the run.
-        data: labelled images: a folder with a folder for each class, a table with a column of labels, or a data set
-            known by name. They are scaled to the size of the run's images.
-        test: images to score the classifier on, in the same classes; then it learns from all training images of `data`.
-            By default the test images of `data`, or a tenth of it, which is held out.
-        mode: "linear" trains a linear layer on the frozen encoder, "full" then all weights.
-        labels_per_class: learn from so many images of each class, drawn by chance; 0 for all.
-        fraction: learn from this share of each class.
-        epochs: passes over the images, of full fine-tuning; 0 takes 30, and more of few images: at least 450 steps.
+        run: the run folder.
+        data: labelled images: a folder with one folder per class, a table with a label column, or a named data set.
+            They are resized to the size of the run's images.
+        test: images of the same classes to score the classifier on. By default the test images of DATA, or a tenth of
+            DATA, which is held out.
+        mode: linear trains a linear layer on the frozen encoder; full then trains all weights.
+        labels_per_class: train on this many random images of each class; 0 for all.
+        fraction: train on this share of each class.
+        epochs: passes over the images in full fine-tuning; 0 for 30, or more if these make fewer than 450 steps.
         lr: peak learning rate of full fine-tuning.
-        batch_size: images in a step of full fine-tuning.
-        seed: of the images that are drawn, their order and their views.
-        out: the folder of the classifier; by default `classifier` in the run's.
-        overwrite: replace a classifier that is there.
-        data_dir: where a data set known by name lies; by default the cache.
-        device: cpu, cuda, mps, or auto for the first that is there of cuda, mps and cpu.
+        batch_size: images per step of full fine-tuning.
+        seed: seed of the choice of images, their order and their views.
+        out: the folder of the classifier; by default the folder classifier in the run folder.
+        overwrite: replace an existing classifier.
+        data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
+        device: cpu, cuda, mps, or auto for the first available of cuda, mps and cpu.
 
     Returns:
-        The folder. It holds classifier.pth (the state dict), classes.json, scores.json, and classifier.json: how it was
-        made, and what `crlf classify` needs.
+        The folder. It holds classifier.pth (the state dict), classes.json, scores.json, and classifier.json, which
+        records how it was made and what `crlf classify` needs.
 
     Raises:
-        InputError: a wrong setting, no trained run, or no labelled images that fit it. Nothing was written then.
+        InputError: a wrong setting, an untrained run, or no labelled images that fit it. Nothing was written.
     """
     require(mode in ("linear", "full"), "mode", "linear or full", repr(mode))
     require(labels_per_class >= 0, "labels_per_class", "0 or more", labels_per_class)
@@ -150,10 +149,10 @@ def require(holds: bool, name: str, rule: str, value: object) -> None:
 
 
 def of_present(images: Labelled, rows: np.ndarray) -> Labelled:
-    """The same with only the classes that there is something to learn of; a test image of another has label -1."""
+    """Keep only the classes that have training images; test images of other classes get label -1."""
     present = np.unique(images.train_labels[rows])
     if len(present) < 2:
-        raise InputError(f"there must be two classes or more to tell apart, not {len(present)}")
+        raise InputError(f"there must be at least two classes, not {len(present)}")
     places = np.full(len(images.classes), -1, dtype=np.int64)
     places[present] = np.arange(len(present))
     classes = tuple(images.classes[label] for label in present)
@@ -163,7 +162,7 @@ def of_present(images: Labelled, rows: np.ndarray) -> Labelled:
 
 
 def fit_head(model: Classifier, images: Labelled, rows: np.ndarray, recipe: Recipe) -> str:
-    """Fit the linear layer on the frozen encoder's embeddings; how, in words."""
+    """Fit the linear layer on the embeddings of the frozen encoder; returns the protocol."""
     some = images.train if len(rows) == len(images.train) else images.train[torch.from_numpy(rows)]
     frozen = encoders.Frozen(model.encoder, model.mirror)
     x, y = embed_images(frozen, some, recipe.normalisation), images.train_labels[rows]
@@ -184,13 +183,13 @@ def cooling(
     batch: int,
     seed: int,
 ) -> tuple[float, str]:
-    """The temperature of the logits after full fine-tuning, and how it was found, in words.
+    """The temperature of the logits after full fine-tuning, and its protocol.
 
-    Others learn from four fifths of the labels, and tell the rest: one where the rest has `TOLD` images, else up to
-    five, so that each image is told by one. Where all classes have one image nothing tells it, and it is 1.
+    Other classifiers are trained on four fifths of the labels and predict the rest: one if the rest has `TOLD` images,
+    else up to five, so that each image is predicted once. If every class has a single image, the temperature is 1.
 
     Args:
-        weights: of the run's encoder.
+        weights: the weights of the run's encoder.
     """
     folds = folds_of_few(images.train_labels[rows])
     found, truth = list[np.ndarray](), list[np.ndarray]()
@@ -212,7 +211,7 @@ def cooling(
         return 1.0, ", not calibrated: there is one image of each class"
     degrees = temperature(np.concatenate(found), np.concatenate(truth))
     count = sum(map(len, truth))
-    return degrees, f", logits divided by {degrees:.2f}, which tells {count:,} labels best that were held out before"
+    return degrees, f", logits divided by {degrees:.2f}, which fits {count:,} held-out labels best"
 
 
 def tune(
@@ -226,13 +225,13 @@ def tune(
     seed: int,
     what: str = "fine-tuning",
 ) -> str:
-    """Train all weights with AdamW on the cross-entropy of one view of each image; how, in words.
+    """Train all weights with AdamW on the cross-entropy of one view per image; returns the protocol.
 
     Args:
-        what: the progress bar calls it.
+        what: the name in the progress bar.
 
     Raises:
-        InputError: a weight is not finite in the end.
+        InputError: a weight is not finite after training.
     """
     size = min(batch, len(rows))
     steps_per_epoch = len(rows) // size
@@ -262,22 +261,22 @@ def tune(
             if step % 50 == 49:  # reading it waits for the device
                 bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
     if not all(weight.isfinite().all() for weight in model.state_dict().values()):
-        raise InputError(f"fine-tuning diverged: a lower --lr than {lr:g} may do")
+        raise InputError(f"fine-tuning diverged: try an --lr below {lr:g}")
     model.eval()
     return f"then all weights for {epochs} epochs ({steps:,} steps of {size}), AdamW, peak learning rate {lr:g}"
 
 
 def mild(settings: ViewSettings) -> ViewSettings:
-    """The run's views with crops of at least half of the image, and colours as they are.
+    """The run's views with crops of at least half of the image and unchanged colours.
 
-    A class may be told by its colour, and by all of its shape.
+    Colour and overall shape may define a class.
     """
     return replace(settings, crop_min=max(settings.crop_min, 0.5), jitter=0.0, grayscale=0.0, blur=0.0)
 
 
 def score(model: Classifier, images: Labelled, recipe: Recipe) -> dict[str, Any]:
-    """Accuracy, as a fraction, with its 95 % interval, and the mean of the classes' accuracies; and whether the
-    classifier knows how often it is right: its mean confidence, and the expected calibration error."""
+    """Accuracy, as a fraction, with its 95 % interval; the mean of the class accuracies; the mean confidence and the
+    expected calibration error."""
     model.eval()
     p = classifier.probabilities(model, images.test, recipe.normalisation)
     right, confidence = p.argmax(axis=1) == images.test_labels, p.max(axis=1)
@@ -294,14 +293,14 @@ def score(model: Classifier, images: Labelled, recipe: Recipe) -> dict[str, Any]
 
 
 def said(scores: dict[str, Any], folder: Path) -> str:
-    """The last words on the terminal."""
+    """The last line of output."""
     low, high = (percent(value) for value in scores["accuracy_interval"])
     before = f", {percent(scores['linear_accuracy'])} before fine-tuning" if "linear_accuracy" in scores else ""
     count = "1 image" if scores["test_images"] == 1 else f"{scores['test_images']:,} images"
     return (
         f"accuracy {percent(scores['accuracy'])} (95 %: {low} to {high}; chance {percent(scores['chance'])}{before}) "
-        f"on {count}, of which it was {percent(scores['confidence'])} sure; "
-        f"learned from {scores['train_images']:,}: {str(folder)!r}"
+        f"on {count} (mean confidence {percent(scores['confidence'])}), "
+        f"trained on {scores['train_images']:,}: {str(folder)!r}"
     )
 
 
@@ -309,12 +308,12 @@ def said(scores: dict[str, Any], folder: Path) -> str:
 
 
 def fine_tuning(embedded: Embedded) -> Found:
-    """The test accuracy after all weights were trained on, from the linear probe, as `crlf finetune --mode full` does.
+    """The test accuracy after training all weights from the linear probe on, as `crlf finetune --mode full` does.
 
-    The run's encoder stays as it is: what is trained is a copy.
+    It trains a copy; the run's encoder does not change.
 
     Raises:
-        InputError: the encoder is missing or damaged, or a weight is not finite in the end.
+        InputError: the encoder is missing or damaged, or a weight is not finite after training.
     """
     embedded = embedded.split()
     model, data = started(embedded)
@@ -327,11 +326,11 @@ def fine_tuning(embedded: Embedded) -> Found:
 
 
 def started(embedded: Embedded) -> tuple[classifier.Classifier, Labelled]:
-    """A classifier that predicts what the linear probe does, on the device, and the images with places of classes."""
+    """A classifier with the linear probe's predictions, on the device, and the images labelled by its outputs."""
     (train, test), recipe = embedded.images, embedded.recipe
     names = tuple(map(str, range(1 + int(max(embedded.train_lbl.max(), embedded.test_lbl.max())))))
     data = Labelled(train, embedded.train_lbl, test, embedded.test_lbl, names, "the test images")
-    data = of_present(data, np.arange(len(train)))  # a test image of a class that nothing is learned of is wrong
+    data = of_present(data, np.arange(len(train)))  # test images of a class without training images count as wrong
     model = classifier.build(recipe, train.shape[1:], len(data.classes))
     model.encoder.load_state_dict(embedded.encoder.encoder.state_dict())
     probe = embedded.linear[0]

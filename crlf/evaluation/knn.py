@@ -1,4 +1,4 @@
-"""k nearest neighbours by cosine as a probe, which fits nothing: K classes, k neighbours."""
+"""The probe by k nearest neighbours under cosine similarity: K classes, k neighbours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from crlf.metrics.knn import HEADLINE, KS, TEMPERATURE, tied, vote, weighted_vot
 
 
 def knn(embedded: Embedded) -> Found:
-    """kNN with each k of `KS` that the training images allow, by majority and weighted."""
+    """kNN with each k of `KS` that the number of training images allows, by majority and by weighted vote."""
     found = embedded.neighbours
     most = found.labels.shape[1]
     ks, K, headline = sorted({min(k, most) for k in KS}), len(found.classes), min(HEADLINE, most)

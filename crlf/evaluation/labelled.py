@@ -1,4 +1,4 @@
-"""Labelled images to fine-tune on, some of them or all, and others to score on."""
+"""Labelled images for fine-tuning, and images to score on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from crlf.data.files.layout import layout
 from crlf.errors import InputError
 from crlf.recipe import Recipe
 
-ADVICE = "its images must lie in a folder for each class, or in a table with a column of labels"
+ADVICE = "its images must be in one folder per class, or in a table with a label column"
 
 
 class Labelled(NamedTuple):
-    """Images with labels, which are places in `classes`."""
+    """Images with labels, which are indices into `classes`."""
 
     train: Tensor
     """uint8 (N, C, H, W)."""
@@ -35,17 +35,17 @@ class Labelled(NamedTuple):
     """int64 (M,)."""
     classes: tuple[str, ...]
     how: str
-    """What the test images are, for the protocol."""
+    """A description of the test images, for the protocol."""
 
 
 def settings_of(recipe: Recipe, data: str) -> ImageSettings:
-    """How images are read for a run's encoder: as the run's own, but for what is said of the run's data alone."""
+    """The image settings of a run, without those that belong to the run's own data."""
     own = data == recipe.data
     return recipe.images if own else replace(recipe.images, image_column="", label_column="", hold_out=-1.0)
 
 
 def share_of(test: str | None, settings: ImageSettings) -> float:
-    """The share of the images that is held out to score on: none where there are others."""
+    """The share of the images held out to score on; 0 if there are other test images."""
     return 0.0 if test is not None else settings.hold_out if settings.hold_out > 0 else HELD_OUT
 
 
@@ -56,19 +56,19 @@ def read(
     settings: ImageSettings,
     data_dir: str | Path | None = None,
 ) -> Labelled:
-    """Labelled images of the shape that an encoder knows.
+    """Read labelled images in the shape that an encoder expects.
 
     Args:
-        data: what to learn from: anything that `crlf pretrain` takes, with labels; all of its training images, where
-            there are others to score on.
-        test: what to score on, in the same classes: of splits the test images, else all. By default the test images of
-            `data`, or where it has no such split a tenth, which are held out.
-        shape: (C, H, W) of the images that the encoder was trained on; files are scaled to it.
+        data: the training images, with labels: anything that `crlf pretrain` accepts.
+        test: the images to score on, of the same classes: the test split if there is one, else all. By default the test
+            split of `data`, or if it has none a tenth, which is held out.
+        shape: (C, H, W) of the images that the encoder was trained on; files are resized to it.
         settings: how files are read.
+        data_dir: the folder of the named data sets.
 
     Raises:
-        InputError: there is nothing there, it has no labels, another shape, a class that is not learned, or nothing is
-            held out.
+        InputError: the images do not exist, have no labels or another shape, `test` has a class that `data` lacks, or
+            nothing is left to test on.
     """
     train, held = opened(data, shape, settings, data_dir, share_of(test, settings))
     if train.labels is None and test is not None:
@@ -81,10 +81,10 @@ def read(
         how = "its own test images" if train.hold_out < 0 else "images of it that were held out"
         return Labelled(train.images, train.labels.numpy(), held.images, held.labels.numpy(), train.classes, how)
     learned, asked = opened(test, shape, settings, data_dir, 0.0)
-    images, labels = with_labels(asked if len(asked) else learned, test)  # of splits that to test on
+    images, labels = with_labels(asked if len(asked) else learned, test)  # the test split, if there is one
     places = {name: place for place, name in enumerate(train.classes)}
     if strange := sorted(set(labels) - set(places)):
-        raise InputError(f"test {test!r} has the class {strange[0]!r}, which {data!r} does not have")
+        raise InputError(f"test {test!r} has the class {strange[0]!r}, which {data!r} lacks")
     targets = np.array([places[name] for name in labels], dtype=np.int64)
     return Labelled(train.images, train.labels.numpy(), images, targets, train.classes, f"the images of {test!r}")
 
@@ -97,20 +97,20 @@ def first(
     data_dir: str | Path | None,
     count: int,
 ) -> Tensor:
-    """The first of the images that `read` gives to learn from: uint8 (N, C, H, W), N at most `count`."""
+    """The first training images that `read` returns: uint8 (N, C, H, W), N at most `count`."""
     return opened(data, shape, settings, data_dir, share_of(test, settings))[0].first(count).images
 
 
 def opened(
     data: str, shape: tuple[int, int, int], settings: ImageSettings, data_dir: str | Path | None, hold_out: float
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images of a source, in this shape; `hold_out`: see `ImageSettings`."""
+    """The training and test images of a source in this shape; `hold_out` as in `ImageSettings`."""
     own = named(data) not in SOURCES
     read_as = replace(settings, image_size=shape[1], labels=True, hold_out=hold_out) if own else None
     train, test = load(data, data_dir, read_as)
     found = tuple(train.images.shape[1:])
     if found != shape:
-        raise InputError(f"images of {data!r} must be {size(shape)}, as those of the run, not {size(found)}")
+        raise InputError(f"images of {data!r} must be {size(shape)} like those of the run, not {size(found)}")
     return train, test
 
 
@@ -119,8 +119,7 @@ def size(shape: Sequence[int]) -> str:
 
 
 def by_folders(part: ImageSet, data: str) -> ImageSet:
-    """The images of a folder with the names of their folders for labels, where there are too few of each to test on:
-    there are others to do that."""
+    """Label images by their folders, even if a class has too few images to hold some out: others are tested."""
     folders = layout(part.ids).folders if os.path.isdir(os.path.expanduser(data)) else [""]
     if "" in folders or not len(part):
         return part
@@ -130,29 +129,31 @@ def by_folders(part: ImageSet, data: str) -> ImageSet:
 
 
 def with_labels(part: ImageSet, data: str) -> tuple[Tensor, list[str]]:
-    """The images, and the name of each one's class."""
+    """The images, and the class name of each."""
     found = by_folders(part, data) if part.labels is None else part
     if found.labels is not None:
         return found.images, [found.classes[label] for label in found.labels.tolist()]
-    names = [name.partition("/")[0] for name in part.ids]  # one class alone lies in a folder around all
+    names = [name.partition("/")[0] for name in part.ids]  # a single class: one folder holds all images
     if not os.path.isdir(os.path.expanduser(data)) or not all("/" in name for name in part.ids):
         raise InputError(f"test {data!r} has no labels: {ADVICE}")
     return part.images, names
 
 
 def some(labels: np.ndarray, classes: Sequence[str], per_class: int, fraction: float, seed: int) -> np.ndarray:
-    """Rows to learn from, drawn class by class, at least one of each: int64 (n,), ascending.
+    """Draw training rows class by class, at least one of each: int64 (n,), ascending.
 
     Args:
         labels: int64 (N,).
-        per_class: so many of each class; 0 for all, or for a `fraction`.
-        fraction: this share of each class.
+        classes: the class names.
+        per_class: rows of each class; 0 for all, or for a `fraction`.
+        fraction: share of each class.
+        seed: seed of the draw.
 
     Raises:
-        InputError: a class has fewer images than are asked for.
+        InputError: a class has fewer images than `per_class`.
     """
     if per_class and fraction < 1:
-        raise InputError("labels_per_class and fraction exclude each other: pass one of them")
+        raise InputError("labels_per_class and fraction cannot be combined: give one of them")
     random, chosen = np.random.default_rng(seed), []
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
@@ -164,8 +165,8 @@ def some(labels: np.ndarray, classes: Sequence[str], per_class: int, fraction: f
 
 
 def chance(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
-    """The share of the test images that the most frequent training class gets right, the mean of several that are
-    equally frequent: int (N,), int (M,)."""
+    """The accuracy of always predicting the most frequent training class: int (N,), int (M,) -> 0..1. If several
+    classes are equally frequent, the mean over them."""
     labels, counts = np.unique(train_labels, return_counts=True)
     most = labels[counts == counts.max()]
     return float(np.isin(test_labels, most).mean() / len(most))

@@ -1,4 +1,4 @@
-"""The linear probe: how often it is right."""
+"""The linear probe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from crlf.metrics.intervals import interval
 
 
 def linear(embedded: Embedded) -> Found:
-    """The linear probe, C chosen on held-out training images and then fitted on all of them."""
+    """The linear probe: C is chosen on held-out training images, then the probe is fitted on all of them."""
     model, how = embedded.linear
     predictions, N = embedded.predicted, len(embedded.train)
     of = f"{N:,} training images" if embedded.folds is None else f"{N:,} images, {FOLDS}-fold cross-validated"

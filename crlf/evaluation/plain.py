@@ -1,7 +1,7 @@
-"""What the encoder is worth read plainly: its last maps, averaged over the whole image, of the image alone.
+"""The plain readout of the encoder: its last feature maps, averaged over the whole image, without the mirror image.
 
-Most papers read an encoder so. CRLF's own reading (`EmbeddingSettings`, and the stages of the light CNN) is worth
-several points more, and numbers of the two must not be held against each other.
+Most papers use this readout. CRLF's default (`EmbeddingSettings`, and the stages of the light CNN) gives several points
+more, so numbers from the two cannot be compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PLAIN = EmbeddingSettings(regions=1, mirror=False)
 
 
 def plain(embedded: Embedded) -> Found:
-    """The linear probe and kNN of the plain reading."""
+    """The linear probe and kNN on the plain readout."""
     assert embedded.run is not None
     images, recipe = embedded.images, replace(embedded.recipe, embedding=PLAIN)
     network = last_stage(load_encoder(embedded.run, recipe, images[0].shape[1:])).to(pick_device(embedded.device))
@@ -35,7 +35,7 @@ def plain(embedded: Embedded) -> Found:
 
 
 def last_stage(network: nn.Module) -> nn.Module:
-    """The same, but that a light CNN gives its last stage alone."""
+    """The same network; a light CNN then reads only its last stage."""
     for module in network.modules():
         if isinstance(module, CNN):
             module.read = 1

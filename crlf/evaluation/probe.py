@@ -1,7 +1,7 @@
-"""Probes: what frozen embeddings are worth, measured with labels that training never saw.
+"""Probes: evaluate frozen embeddings with labels that training never saw.
 
-An entry of `PROBES` is a function of `Embedded`, the embeddings of a run with their labels, and gives what it found
-with the protocol of that. The test labels are used for counting only: what predicts never has them.
+An entry of `PROBES` is a function of `Embedded`, the embeddings of a run with their labels, and returns its scores and
+their protocol. Test labels are used only to count correct predictions, never to make them.
 
 Shapes: N training and M test images, D embedding, K classes.
 """
@@ -56,39 +56,38 @@ PROBES: dict[str, Callable[[Embedded], Found]] = {
 }
 WITHOUT_LABELS = ("crops",)
 QUICK = ("linear", "calibration", "knn", "pixels", "untrained")
-OF_IMAGES = (*WITHOUT_LABELS, "pixels", "untrained", "plain")  # left out, and why is said, without the images
-LONG = ("supervised", "fine_tuning")  # about as long as the training itself: asked for by name
+OF_IMAGES = (*WITHOUT_LABELS, "pixels", "untrained", "plain")  # skipped, with the reason, if the images are missing
+LONG = ("supervised", "fine_tuning")  # take about as long as training; run only if named
 
 
 def probe(
     run: Run | str | Path, *, probes: str = "quick", data_dir: str | Path | None = None, device: str = "auto"
 ) -> dict[str, Any]:
-    """Measure the embeddings of a run; of images without labels, how well a crop finds its image.
+    """Evaluate the embeddings of a run. Without labels, measure how often a crop finds its image.
 
-    Writes NAME_accuracy of the probes (a fraction), their other numbers, chance and the protocols to scores.json, and
-    the linear probe's predictions and probabilities to test_pred.npy, int64 (M,), and test_prob.npy, float32 (M, K).
+    Writes NAME_accuracy of each probe (a fraction), further numbers, chance and the protocols to scores.json, and the
+    predictions and probabilities of the linear probe to test_pred.npy, int64 (M,), and test_prob.npy, float32 (M, K).
 
     Args:
         run: the run folder.
-        probes: names with commas between; quick for linear, calibration and knn, and for what pixels and the untrained
-            encoder are worth, where the images are at hand, or for crops where there are no labels; all for every one
-            but supervised and fine_tuning, which take about as long as the training.
-        data_dir: where a data set known by name lies, for the probes that need the images.
-        device: of the encoder, for the probes that need it.
+        probes: names separated by commas. quick: linear, calibration, knn, and pixels and untrained if the images are
+            available; without labels, crops. all: every probe except supervised and fine_tuning, which take about as
+            long as training.
+        data_dir: the folder of the named data sets, for probes that need the images.
+        device: where to run the encoder, for probes that need it.
 
     Returns:
         The scores of the run.
 
     Raises:
-        InputError: an unknown probe, or embeddings or labels that are missing, damaged, not finite or do not fit
-            together.
+        InputError: an unknown probe, or embeddings or labels that are missing, damaged, not finite or inconsistent.
     """
     run, names, named = Run.open(run), chosen(probes), asked_for(probes)
     labelled = not run.unlabelled or run.file("train_lbl.npy").exists()
     if not labelled:
         names = [name for name in WITHOUT_LABELS if name in names or named & {"quick", "all"}]
     if not names:
-        say(f"nothing is probed: the images of {str(run.path)!r} have no labels; --probes crops needs none")
+        say(f"no probe was run: the images of {str(run.path)!r} have no labels (--probes crops needs none)")
         return run.scores
     start = time.perf_counter()
     embedded = read(run, data_dir, device) if labelled else unlabelled(run, data_dir, device)
@@ -120,26 +119,26 @@ def probe(
 
 
 def reached(scores: dict[str, Any], seconds: dict[str, float], run: Run) -> str:
-    """What was measured, where it is, and how long each probe took, in one line."""
+    """One line with the main scores, their file, and the time of each probe."""
     names = {"linear": "linear probe", "knn": "kNN", "crops": MEASURES["crops"]}
     found = [f"{text} {percent(scores[key])}" for name, text in names.items() if (key := f"{name}_accuracy") in scores]
     found += [f"chance {percent(scores['chance'])}"] if "chance" in scores else []
     took = ", ".join(f"{name} {duration(passed)}" for name, passed in seconds.items())
-    return f"{', '.join(found) or 'measured'}: {str(run.file(SCORES))!r} (took: {took})"
+    return f"{', '.join(found) or 'measured'}: {str(run.file(SCORES))!r} ({took})"
 
 
 def chosen(probes: str) -> list[str]:
-    """The probes that a word asks for, in the order of the table.
+    """The probes named by `probes`, in the order of the table.
 
     Raises:
-        InputError: a name that no probe has.
+        InputError: an unknown name.
     """
     asked = asked_for(probes)
     for name in sorted(asked - {"quick", "all"}):
         if name not in PROBES:
             raise unknown("probe", name, [*PROBES, "quick", "all"])
     if not asked:
-        raise InputError(f"probes must be quick, all, or names with commas between, not {probes!r}")
+        raise InputError(f"probes must be quick, all, or names separated by commas, not {probes!r}")
     if "quick" in asked:
         asked |= {*QUICK}
     if "all" in asked:
@@ -152,15 +151,15 @@ def asked_for(probes: str) -> set[str]:
 
 
 def read(run: Run, data_dir: str | Path | None = None, device: str = "auto") -> Embedded:
-    """The embeddings and labels of a run, checked.
+    """Load and check the embeddings and labels of a run.
 
     Raises:
-        InputError: they are missing, damaged, not finite or do not fit together.
+        InputError: they are missing, damaged, not finite or inconsistent.
     """
     train, train_lbl = rows_and_labels(run, "train")
     test, test_lbl = rows_and_labels(run, "test")
     if train.shape[1] != test.shape[1]:
-        raise InputError(f"train_emb.npy has {train.shape[1]} columns, but test_emb.npy {test.shape[1]}")
+        raise InputError(f"train_emb.npy has {train.shape[1]} columns, but test_emb.npy has {test.shape[1]}")
     if len(np.unique(train_lbl)) < 2:
         raise InputError(f"train_lbl.npy must hold two classes or more, not {len(np.unique(train_lbl))}")
     train, test = at_hand(train, test)
@@ -175,14 +174,14 @@ def unlabelled(run: Run, data_dir: str | Path | None, device: str) -> Embedded:
 
 
 def at_hand(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The embeddings, very large or small ones times a power of two: squares of 1e-30 are none in float32, and no probe
-    depends on the scale."""
+    """Scale very large or small embeddings by a power of two: float32 loses the square of 1e-30, and no probe depends
+    on the scale."""
     exponent = int(np.frexp(np.abs(train).max())[1])
     return (train, test) if abs(exponent) <= 20 else (np.ldexp(train, -exponent), np.ldexp(test, -exponent))
 
 
 def rows_and_labels(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings float32 (N, D) and labels int64 (N,) of a split, checked."""
+    """Load and check the embeddings, float32 (N, D), and labels, int64 (N,), of a split."""
     rows, labels = run.array(f"{split}_emb.npy"), run.array(f"{split}_lbl.npy")
     if rows.ndim != 2 or rows.dtype != np.float32 or not len(rows):
         raise InputError(f"{split}_emb.npy must be float32 (N, D), not {rows.dtype} {rows.shape}")

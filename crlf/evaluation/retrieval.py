@@ -1,4 +1,4 @@
-"""Retrieval by cosine as a probe, which fits nothing.
+"""The retrieval probe: ranks training images by cosine similarity.
 
 Shapes: N training and M test images, D embedding.
 """
@@ -13,13 +13,13 @@ from crlf.evaluation.cross_validation import same
 from crlf.evaluation.embedded import Embedded, Found
 from crlf.metrics.cosine import chunk_rows, unit
 
-QUERIES = 1000  # test images that retrieval asks for
+QUERIES = 1000  # test images at most
 
 
 def average_precision(relevant: Tensor) -> Tensor:
-    """Of each row the mean of the precisions at its relevant places: bool (M, N), best match first -> float64 (M,).
+    """The mean precision at the relevant ranks of each row: bool (M, N), best match first -> float64 (M,).
 
-    Manning, Raghavan and Schütze 2008, Introduction to information retrieval, equation 8.8. 0 where none is relevant.
+    Manning, Raghavan and Schütze 2008, Introduction to information retrieval, equation 8.8. 0 if nothing is relevant.
     """
     hits = relevant.cumsum(dim=1).double()
     precision = hits / torch.arange(1, relevant.shape[1] + 1)
@@ -27,7 +27,7 @@ def average_precision(relevant: Tensor) -> Tensor:
 
 
 def retrieval(embedded: Embedded) -> Found:
-    """Mean average precision: test images ask for the training images of their class, ranked by cosine."""
+    """Mean average precision of test images as queries for the training images of their class, ranked by cosine."""
     rows = np.random.default_rng(0).permutation(len(embedded.test))[:QUERIES]
     train = unit(embedded.train)
     labels, asked = torch.from_numpy(embedded.train_lbl), torch.from_numpy(embedded.test_lbl[rows])
@@ -44,6 +44,6 @@ def retrieval(embedded: Embedded) -> Found:
         precisions.append(average_precision(hits & ~out.expand(len(query), len(train)).gather(1, order)))
     which, among = f"{len(rows):,} test images", f"all {len(train):,} training images"
     if embedded.folds is not None:
-        which, among = f"{len(rows):,} images", "all others that are no copies"
+        which, among = f"{len(rows):,} images", "all others except copies"
     protocol = f"mean average precision over {which} as queries, {among}"
     return Found({"retrieval_map": torch.cat(precisions).mean().item()}, f"{protocol} ranked by cosine")

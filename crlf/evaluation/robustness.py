@@ -18,7 +18,7 @@ def robustness(embedded: Embedded) -> Found:
     table = {name: [corrupted_accuracy(embedded, name, strength) for strength in STRENGTHS] for name in CORRUPTIONS}
     scores = {"corrupted_accuracy": float(np.mean([*table.values()])), "robustness": table}
     how = f"{', '.join(CORRUPTIONS)} at 5 strengths each (CIFAR-10-C's formulas), embedded anew"
-    which = "test images" if embedded.folds is None else "images of the fold that it was not fitted on,"
+    which = "test images" if embedded.folds is None else "images of the held-out fold,"
     return Found(scores, f"the linear probe on {which} with {how}; corrupted: mean over all")
 
 

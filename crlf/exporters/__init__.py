@@ -1,1 +1,1 @@
-"""A trained encoder for other programs."""
+"""Exports trained encoders and classifiers for other programs."""

@@ -1,4 +1,4 @@
-"""Export: an encoder or a classifier in a form that other programs load, checked before it is handed over."""
+"""Exports an encoder or a classifier in a format that other programs load, and checks the result."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from crlf.recipe import Recipe
 
 CARD, RECORD = "README.md", "export.json"
-TOLERANCE = 1e-4  # of the largest number of an embedding, or of 1 where that is smaller
-PROBABILITY = 1e-5  # the same of a classifier's probabilities
-IMAGES = 64  # that an export is compared on
+TOLERANCE = 1e-4  # relative to the largest number of an embedding, or to 1 if that is smaller
+PROBABILITY = 1e-5  # the same for a classifier's probabilities
+IMAGES = 64  # images for the comparison
 
 # Run in the export's folder, where there is no CRLF: batches of 1, 3 and the rest.
 FRESH = """
@@ -51,27 +51,27 @@ def export(
     data_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the frozen encoder of a run, or a classifier, in a form that loads without CRLF, with a model card.
+    """Export the frozen encoder of a run, or a classifier, with a model card. The files load without CRLF.
 
-    What is written is loaded again in a fresh process, without CRLF, by the embed.py or the classify.py that the card
-    shows, and compared on images that it learned from, or on noise where they are not there: a difference above 1e-4
-    (of the largest number, where that is above 1), or of a classifier's probabilities above 1e-5, is an error.
+    A fresh process without CRLF loads the export by the embed.py or classify.py that the card shows. Its output is
+    compared on training images, or on noise if they are missing. A difference above 1e-4 (relative to the largest
+    number, if that is above 1), or above 1e-5 for the probabilities of a classifier, is an error.
 
     Args:
-        run: the run folder; or that of a classifier, which `crlf finetune` makes.
+        run: the run folder, or the folder of a classifier made by `crlf finetune`.
         format: timm (safetensors and config.json), onnx, or torch (torch.export).
-        out: the folder to write; by default one named after the format, in that folder.
-        license: of the weights, for the model card, such as cc-by-4.0.
-        data_dir: where a data set known by name lies; by default the cache.
-        overwrite: replace an export that is in the folder.
+        out: the folder to write; by default a folder named after the format, in RUN.
+        license: the licence of the weights for the model card, such as cc-by-4.0.
+        data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
+        overwrite: replace an existing export.
 
     Returns:
-        The folder: the model, embed.py or classify.py, README.md (the card), recipe.json, and export.json, which holds
-        the largest difference, and of a classifier the names of the classes, which the model's own file has too.
+        The folder. It holds the model, embed.py or classify.py, README.md (the card), recipe.json, and export.json with
+        the largest difference and, for a classifier, the class names, which the model file has too.
 
     Raises:
-        InputError: an unknown format, one that the network has not, a missing library, a folder that is in use, or
-            an export that does not give what the network gives; then nothing is left.
+        InputError: an unknown format, one that does not support the network, a missing library, a folder in use, or an
+            export whose output differs from the network's. Nothing is left then.
     """
     run = opened(run)
     from crlf.exporters.formats import FORMATS  # brings torch
@@ -83,8 +83,8 @@ def export(
         record = (write_classifier if is_classifier(run) else write)(run, made, format, license, data_dir)
     print(f"wrote {folder}: {', '.join(record['files'])}")
     print(
-        f"loaded in a fresh process without CRLF, {record['images']} {record['images_are']}: "
-        f"the largest difference is {record['max_difference']:.1e}"
+        f"checked in a fresh process without CRLF on {record['images']} {record['images_are']}: "
+        f"largest difference {record['max_difference']:.1e}"
     )
     return folder
 
@@ -105,7 +105,7 @@ def is_classifier(folder: Run) -> bool:
 
 
 def write(run: Run, folder: Path, format: str, license: str, data_dir: str | Path | None) -> dict[str, Any]:
-    """Write an export of an encoder to an empty folder, check it, and return what export.json holds."""
+    """Write an export of an encoder to an empty folder, check it, and return the contents of export.json."""
     from crlf.exporters.formats import FORMATS
     from crlf.exporters.model_card import card
     from crlf.exporters.source import encoder_of
@@ -119,7 +119,7 @@ def write(run: Run, folder: Path, format: str, license: str, data_dir: str | Pat
 
 
 def write_classifier(run: Run, folder: Path, format: str, license: str, data_dir: str | Path | None) -> dict[str, Any]:
-    """The same of a classifier, in whose folder there is no more than it needs."""
+    """The same for a classifier."""
     from crlf.evaluation import classifier
     from crlf.exporters.classifier_card import card
     from crlf.exporters.formats import FORMATS
@@ -135,7 +135,7 @@ def write_classifier(run: Run, folder: Path, format: str, license: str, data_dir
 
 
 def checked(made: Exported, source: Source, images: Tensor, folder: Path) -> dict[str, Any]:
-    """Write the code that goes with a model, compare what both give, and return what export.json says of it."""
+    """Write the code that loads a model, compare its output with the network's, and return the record of it."""
     import torch
 
     write_bytes(folder / f"{source.verb}.py", made.code.encode())
@@ -152,7 +152,7 @@ def finish(folder: Path, recipe: Recipe, card: str, record: dict[str, Any]) -> d
     """Write the card, the recipe and the record, which names all files, and return it."""
     from crlf.exporters.model_card import public
 
-    write_bytes(folder / CARD, card.encode("utf-8", "backslashreplace"))  # a folder's name may be no text
+    write_bytes(folder / CARD, card.encode("utf-8", "backslashreplace"))  # a folder name may not be valid text
     write_json(folder / RECIPE, public(recipe))
     record["files"] = sorted({path.name for path in folder.iterdir()} | {RECORD})
     write_json(folder / RECORD, record)
@@ -160,7 +160,7 @@ def finish(folder: Path, recipe: Recipe, card: str, record: dict[str, Any]) -> d
 
 
 def some_images(run: Run, recipe: Recipe, data_dir: str | Path | None) -> tuple[Tensor, str]:
-    """Images to compare on, uint8 (B, C, H, W), and what they are; of a run that keeps none, noise."""
+    """Images for the comparison, uint8 (B, C, H, W), and a description; noise if the run stores no images."""
     from crlf.data import given, load
     from crlf.embedding.embed import image_shape
 
@@ -170,20 +170,20 @@ def some_images(run: Run, recipe: Recipe, data_dir: str | Path | None) -> tuple[
 
 
 def labelled_images(loaded: Loaded, data_dir: str | Path | None) -> tuple[Tensor, str]:
-    """Images that a classifier learned from, uint8 (B, C, H, W), and what they are; noise where they are gone."""
+    """Training images of a classifier, uint8 (B, C, H, W), and a description; noise if they are missing."""
     from crlf.evaluation import labelled
 
     try:
         data, test = str(loaded.how.get("data", "")), loaded.how.get("test")
         settings = labelled.settings_of(loaded.recipe, data)
         images = labelled.first(data, test, loaded.shape, settings, data_dir, IMAGES)
-    except InputError:  # moved, or on another machine: a classifier may be used far from its images
+    except InputError:  # the images may be on another machine
         return noise(loaded.shape), "images of noise"
     return images, "images that it learned from"
 
 
 def noise(shape: tuple[int, int, int]) -> Tensor:
-    """uint8 (B, C, H, W)."""
+    """Images of noise: uint8 (B, C, H, W)."""
     import torch
 
     stream = torch.Generator().manual_seed(0)
@@ -193,7 +193,7 @@ def noise(shape: tuple[int, int, int]) -> Tensor:
 def compare(
     made: Exported, images: Tensor, folder: Path, verb: str = "embed", tolerance: float = TOLERANCE
 ) -> dict[str, float]:
-    """The largest difference between what the files give in a fresh process and what the network gives.
+    """The largest difference between the output of the files in a fresh process and that of the network.
 
     Raises:
         InputError: the process failed, or the difference is above the tolerance.
@@ -204,16 +204,16 @@ def compare(
         expected = made.module(images).numpy()
     found = in_fresh_process(images.numpy(), folder, verb)
     if found.shape != expected.shape:
-        raise InputError(f"the export gives {found.shape} for the images that the run turns into {expected.shape}")
+        raise InputError(f"the export returns {found.shape}, but the run returns {expected.shape}")
     largest, difference = float(np.abs(expected).max()), float(np.abs(found - expected).max())
     if not difference <= tolerance * max(1.0, largest):
-        what = f"the export differs from the run by {difference:.1e}, where the largest number is {largest:.3g}"
-        raise InputError(f"{what}: at most {tolerance:.0e} of it is allowed, so nothing was written")
+        what = f"the export differs from the run by {difference:.1e} (largest number {largest:.3g})"
+        raise InputError(f"{what}; at most {tolerance:.0e} of it is allowed, so nothing was written")
     return {"max_difference": difference, "largest_number": largest}
 
 
 def in_fresh_process(images: np.ndarray, folder: Path, verb: str = "embed") -> np.ndarray:
-    """What the folder's embed.py or classify.py gives for images uint8 (B, C, H, W), where CRLF cannot be imported:
+    """The output of the folder's embed.py or classify.py in a process that cannot import CRLF: uint8 (B, C, H, W) ->
     float32 (B, D) or (B, K)."""
     with tempfile.TemporaryDirectory() as place:
         given, found = Path(place, "images.npy"), Path(place, "embeddings.npy")
@@ -221,14 +221,14 @@ def in_fresh_process(images: np.ndarray, folder: Path, verb: str = "embed") -> n
         command = [sys.executable, "-B", "-c", FRESH, str(given), str(found), verb]
         done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise InputError(f"the export does not load in a fresh process: {last[:200]}")
         return np.load(found)
 
 
 @contextlib.contextmanager
 def fresh_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when the block ends well, and vanishes otherwise.
+    """An empty folder that replaces `folder` when the block ends without an error, and is removed otherwise.
 
     Raises:
         InputError: the folder holds an export and may not be replaced, holds anything else, or cannot be written.
@@ -237,7 +237,7 @@ def fresh_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{where} is a file: choose another --out")
     if folder.is_dir() and (others := foreign(folder)):
-        raise InputError(f"{where} holds {others[0]!r}, which is no part of an export: choose another --out")
+        raise InputError(f"{where} holds {others[0]!r}, which is not part of an export: choose another --out")
     if folder.is_dir() and os.listdir(folder) and not overwrite:
         raise InputError(f"{where} holds an export: --overwrite replaces it")
     try:
@@ -258,7 +258,7 @@ def fresh_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def foreign(folder: Path) -> list[str]:
-    """What lies in the folder and was not written by an export."""
+    """The files in the folder that no export wrote."""
     try:
         files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Push: an export of a run or a classifier, uploaded to the Hugging Face hub."""
+"""Uploads an export of a run or a classifier to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ def push(
     public: bool = False,
     data_dir: str | Path | None = None,
 ) -> str:
-    """Export the frozen encoder of a run, or a classifier, and upload it to the Hugging Face hub.
+    """Export the frozen encoder of a run, or a classifier, and upload it to the Hugging Face Hub.
 
-    The token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names another hub.
+    The token comes from `hf auth login` or HF_TOKEN; HF_ENDPOINT names another hub.
 
     Args:
-        run: the run folder; or that of a classifier, which `crlf finetune` makes.
-        name: of the repository, such as someone/encoder; it is made if need be. What it holds else, stays.
+        run: the run folder, or the folder of a classifier made by `crlf finetune`.
+        name: the repository, such as someone/encoder; it is created if needed. Its other files stay.
         format: timm, onnx or torch, see `crlf export`.
-        license: of the weights, for the model card, such as cc-by-4.0.
-        public: let everybody see a repository that is made; without it, it is private.
-        data_dir: where a data set known by name lies; by default the cache.
+        license: the licence of the weights for the model card, such as cc-by-4.0.
+        public: make a new repository public; by default it is private.
+        data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
 
     Returns:
         The address of the repository.
 
     Raises:
-        InputError: what `export` raises, a wrong name, no token, no network, or a hub that refuses; then nothing
-            was uploaded.
+        InputError: an error of `export`, a wrong name, no token, no network, or no access. Nothing was uploaded.
     """
     run = opened(run)
     require("crlf push", "hub", "huggingface_hub")
@@ -53,7 +52,7 @@ def checked(name: str) -> str:
     """The token for the hub.
 
     Raises:
-        InputError: there is none, or a repository cannot have this name.
+        InputError: there is no token, or the name is not valid for a repository.
     """
     from huggingface_hub import get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -61,24 +60,24 @@ def checked(name: str) -> str:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise InputError(f"name {name!r} is not one of a repository: {first_line(error)}") from error
+        raise InputError(f"name {name!r} is not valid for a repository: {first_line(error)}") from error
     token = get_token()
     if token is None:
-        raise InputError("crlf push needs a token of the Hugging Face hub: `hf auth login`, or the variable HF_TOKEN")
+        raise InputError("crlf push needs a token for the Hugging Face Hub: run `hf auth login` or set HF_TOKEN")
     return token
 
 
 def upload(folder: Path, name: str, token: str, public: bool) -> str:
-    """Upload a folder's files to the repository of this name, made if need be; its address."""
+    """Upload a folder's files to a repository, which is created if needed; returns its address."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token, library_name="crlf")
     try:
         repository = api.create_repo(name, private=not public, exist_ok=True)
         files = [CommitOperationAdd(path.name, str(path)) for path in sorted(folder.iterdir())]
-        # One commit: all of it arrives or nothing.
+        # One commit, so that all files arrive or none.
         api.create_commit(repository.repo_id, files, commit_message="Export of CRLF")
-    except Exception as error:  # the client raises its own kinds, and those of its HTTP library, which has changed
+    except Exception as error:  # the client raises errors of several libraries
         raise InputError(f"{name!r} was not pushed: {reason(error, api.endpoint)}") from error
     return str(repository)
 
@@ -86,7 +85,7 @@ def upload(folder: Path, name: str, token: str, public: bool) -> str:
 def reason(error: Exception, endpoint: str) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return f"{endpoint} refuses the token for it ({status}): `hf auth login` with one that may write"
+        return f"{endpoint} denies access ({status}): run `hf auth login` with a token that may write"
     if status is None and ("Connect" in type(error).__name__ or "Timeout" in type(error).__name__):
         return f"{endpoint} cannot be reached"
     return first_line(error)

@@ -1,1 +1,1 @@
-"""A trained encoder at work on new images."""
+"""Uses a trained encoder on new images."""

@@ -1,4 +1,4 @@
-"""What a classifier makes of images: a CSV table of files, classes and probabilities."""
+"""Classifies images: writes a CSV table of files, classes and probabilities."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ def classify(
     device: str = "auto",
     batch_size: int = 256,
 ) -> list[tuple[str, str, float]]:
-    """Tell the classes of images, with a classifier that `crlf finetune` made.
+    """Classify images with a classifier made by `crlf finetune`.
 
-    The table has a row for each file: its name, the likeliest class, its probability, and for a file that is no image
-    the reason in place of these two. A cell that a spreadsheet would take for a formula gets an apostrophe in front.
+    The table has one row per file: its name, the most likely class and its probability, or for a file that is not an
+    image the reason. Cells that a spreadsheet would read as a formula start with an apostrophe.
 
     Args:
-        run: the run, or the folder of a classifier.
-        images: image files, or folders of them.
-        out: the CSV file that is written; by default it is printed.
-        overwrite: replace that file.
-        follow_links: whether symbolic links that lead out of a folder are followed.
-        device: cpu, cuda, mps, or auto for the first that is there of cuda, mps and cpu.
-        batch_size: images that are looked at together.
+        run: the run folder, or the folder of a classifier.
+        images: image files, or folders of images.
+        out: the CSV file to write; by default the table is printed.
+        overwrite: replace an existing file.
+        follow_links: follow symbolic links that lead out of a folder.
+        device: cpu, cuda, mps, or auto for the first available of cuda, mps and cpu.
+        batch_size: images per batch.
 
     Returns:
         (file, class, probability) of each image.
 
     Raises:
-        InputError: there is no classifier, a path that is not there, or no image at all.
+        InputError: the folder holds no classifier, a path does not exist, or no file is an image.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
     table = None if out is None else Path(out)
     if table is not None and table.exists() and not overwrite:
-        raise InputError(f"output file {str(table)!r} is there already: --overwrite replaces it")
+        raise InputError(f"output file {str(table)!r} already exists: --overwrite replaces it")
     loaded, place = classifier.load(run.path if isinstance(run, Run) else Path(run)), pick_device(device)
     files = named([images] if isinstance(images, str) else images, follow_links)
     loaded.model.to(place)
@@ -76,13 +76,13 @@ def classify(
 
 
 def named(paths: Sequence[str], follow_links: bool) -> list[File]:
-    """The files at these paths, and in them where they are folders.
+    """The files at these paths, and those in the folders among them.
 
     Raises:
-        InputError: a path is not there, or none is given.
+        InputError: a path does not exist, or none is given.
     """
     if not paths:
-        raise InputError("images must name a file or a folder, and none is given")
+        raise InputError("images must name a file or a folder, but none is given")
     found: list[File] = []
     for path in map(os.fspath, paths):
         if not os.path.exists(path):
@@ -99,9 +99,9 @@ def told(loaded: Loaded, files: Sequence[File], batch_size: int) -> Iterator[tup
     """(file, class, probability, why it was skipped) of each file, in order."""
     settings, (channels, side, width) = loaded.recipe.images, loaded.shape
     if channels != 3 or side != width:
-        raise InputError(f"files become square images of 3 channels, and the classifier takes {loaded.shape}")
+        raise InputError(f"files give square images of 3 channels, but the classifier needs {loaded.shape}")
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # on files that are a little out of order
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of slightly malformed files
         for start in range(0, len(files), batch_size):
             part = files[start : start + batch_size]
             looked = list(pool.map(lambda file: look_into(file, side, settings.max_pixels, settings.white), part))
@@ -122,7 +122,7 @@ def judged(loaded: Loaded, files: Sequence[File], looked: Sequence[tuple]) -> It
 
 
 def write(text: str) -> None:
-    """Print, whatever the terminal can show: a name may hold bytes that are no text, or that would steer it."""
+    """Print a text, escaping bytes that are not valid text and, on a terminal, control characters."""
     encoding = sys.stdout.encoding or "utf-8"
     if sys.stdout.isatty():
         text = "".join(

@@ -1,4 +1,4 @@
-"""A trained encoder, ready to use: it takes images as they are and prepares them as in training."""
+"""A trained encoder with its preprocessing, ready to use on new images."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from crlf.runtime.devices import pick_device
 
 
 class Encoder:
-    """A frozen encoder with its preprocessing. `crlf.load(RUN)` makes it from a run.
+    """A frozen encoder with its preprocessing, loaded by `crlf.load(RUN)`.
 
     Args:
         module: the network, normalised float (B, C, H, W) -> float (B, D), on its device.
-        recipe: every setting of the run.
+        recipe: the settings of the run.
         shape: (C, H, W) of the images that it was trained on.
-        classes: the names of the run's classes, where it has such; the network never saw them.
+        classes: the class names of the run, if it has any; the network never saw labels.
     """
 
     def __init__(self, module: Frozen, recipe: Recipe, shape: tuple[int, int, int], classes: Sequence[str] = ()):
@@ -46,24 +46,24 @@ class Encoder:
         return next(self.module.parameters()).device
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What the module takes: uint8 (B, C, H, W) -> float32 (B, C, H, W), channels last."""
+        """Prepare images for the module: uint8 (B, C, H, W) -> float32 (B, C, H, W), channels last."""
         return normalise(images, self.recipe.normalisation)
 
     def encode(self, images: Images, *, batch_size: int = 500) -> np.ndarray:
         """Embed images.
 
         Args:
-            images: the path of a file, a PIL image or a uint8 array, or any number of these, also of a generator. Files
-                and PIL images are turned upright, scaled and cut to the size of training; an array must have it. An
-                array is (N, H, W, C), (N, C, H, W) or (N, H, W), or one image without the N; of three dimensions it is
-                one image where the last is 1, 3 or 4 or the first is 3, and else N gray ones.
-            batch_size: images that are embedded at once.
+            images: the path of a file, a PIL image or a uint8 array, or a sequence or generator of these. Files and PIL
+                images are rotated upright, resized and cropped to the training size; arrays must have this size. An
+                array is (N, H, W, C), (N, C, H, W) or (N, H, W), or a single image without N. An array of three
+                dimensions is one image if its last dimension is 1, 3 or 4 or its first is 3, and else N gray images.
+            batch_size: images per batch.
 
         Returns:
-            float32 (N, D), row i for image i; of one image (1, D).
+            float32 (N, D), row i for image i; (1, D) for a single image.
 
         Raises:
-            InputError: an image cannot be read, or does not fit; says which.
+            InputError: an image cannot be read or has the wrong size; the message names it.
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, not {batch_size}")
@@ -73,14 +73,14 @@ class Encoder:
 
 
 def load(run: Run | str | Path, *, device: str = "auto") -> Encoder:
-    """The trained encoder of a run, ready to use.
+    """Load the trained encoder of a run.
 
     Args:
-        run: the run, or its folder; only recipe.json, scores.json and the weights in it are read.
-        device: cpu, cuda, mps, or auto for the best that is there.
+        run: the run or its folder; only recipe.json, scores.json, classes.json and the weights are read.
+        device: cpu, cuda, mps, or auto for the best available.
 
     Raises:
-        InputError: there is no trained run, or its files are damaged.
+        InputError: the folder holds no trained run, or its files are damaged.
     """
     run, place = Run.open(run), pick_device(device)
     recipe, shape = run.recipe, image_shape(run)

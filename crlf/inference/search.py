@@ -1,8 +1,8 @@
-"""Search: the images whose embeddings are nearest to an image's own, by cosine similarity.
+"""Searches for the nearest neighbours of an image by the cosine similarity of embeddings.
 
-Exact: every row of the table is compared, a few thousand at a time, with one matrix product. An index of faiss, exact
-or not, has to be filled first, which takes longer than a scan (`python -m bench search`). It pays where thousands of
-questions are asked, and then docs/use-the-encoder.md shows how.
+The search is exact: matrix products compare the image with every row of the table, a few thousand at a time. Filling an
+index of faiss takes longer than one scan (`python -m bench search`), so it pays only for thousands of queries;
+docs/use-the-encoder.md shows how.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from crlf.runs.files import write_bytes
 from crlf.runs.run import TABLE, Run
 from crlf.visualization.figures.search_results import Tile, gallery
 
-COPY = 1 - 1e-6  # the cosine from which on two images are copies
+COPY = 1 - 1e-6  # images with at least this cosine are copies
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A row of the table, near to the image that was searched with."""
+    """A neighbour of the query: a row of the table."""
 
     row: int
     id: str
     similarity: float
-    """Cosine of the angle between the two embeddings, -1..1."""
+    """Cosine similarity of the two embeddings, in -1..1."""
     label: str | None
-    """The name of its class, or None where the table has none."""
+    """The name of its class, or None if the table has none."""
 
 
 def search(
@@ -49,24 +49,24 @@ def search(
     data_dir: str | Path | None = None,
     device: str = "auto",
 ) -> list[list[Neighbour]]:
-    """Find the images that are nearest to these, and print them: similarity, class, name.
+    """Find the nearest neighbours of images, and print the similarity, class and name of each.
 
     Args:
-        run: the run whose encoder compares them.
-        images: image files to search with.
-        k: how many neighbours of each.
-        distinct: leave out the image itself, its copies, and copies of a neighbour that is listed already: what has a
-            cosine of 1 - 1e-6 or more.
-        among: the table to search in, as `crlf embed RUN PATH` writes it; by default the run's own images.
-        figure: a .png file to draw each image and its neighbours into.
-        data_dir: where a data set known by name lies, whose images the figure shows; by default the cache.
-        device: cpu, cuda, mps, or auto for the best that is there.
+        run: the run whose encoder is used.
+        images: the image files to search for.
+        k: the number of neighbours per image.
+        distinct: leave out the image itself, its copies, and copies of neighbours already listed. Copies have a cosine
+            of at least 1 - 1e-6.
+        among: the table to search, as written by `crlf embed RUN PATH`; by default the run's own images.
+        figure: a .png file to write, with each image and its neighbours.
+        data_dir: the folder of the named data sets, for the images in the figure; by default the cache, ~/.cache/crlf.
+        device: cpu, cuda, mps, or auto for the best available.
 
     Returns:
-        For each image its neighbours, the nearest first; of equally near ones, the first row.
+        The neighbours of each image, nearest first; ties are in the order of the table's rows.
 
     Raises:
-        InputError: an image or a table cannot be read, or the table is not of this encoder's length.
+        InputError: an image or a table cannot be read, or the table's embeddings have another length.
     """
     run = Run.open(run)
     paths = [images] if isinstance(images, str | Path) else list(images)
@@ -100,16 +100,16 @@ def open_table(run: Run, among: str | Path | None) -> Table:
 
 
 def nearest(queries: np.ndarray, among: Table | Iterable[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows with the greatest cosine similarity, exact.
+    """The rows with the largest cosine similarity, by exact search.
 
     Args:
         queries: float32 (Q, D).
-        among: the rows to search: a table, or in order, float32 (n, D) at a time.
-        k: how many; fewer where there are fewer rows.
+        among: the rows to search: a table, or arrays float32 (n, D) in order.
+        k: the number of rows per query; fewer if there are fewer rows.
 
     Returns:
-        Rows, int64 (Q, k), and similarities, float32 (Q, k), the greatest first; equal ones in the order of the rows.
-        The similarity to a row of zeros is 0.
+        Rows, int64 (Q, k), and similarities, float32 (Q, k), largest first; ties are in the order of the rows. The
+        similarity to a row of zeros is 0.
     """
     parts = among.embeddings() if isinstance(among, Table) else among
     found = top_k(unit(queries), map(unit, parts), k)
@@ -117,7 +117,7 @@ def nearest(queries: np.ndarray, among: Table | Iterable[np.ndarray], k: int) ->
 
 
 def apart(queries: np.ndarray, table: Table, k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """As `nearest`, of each query up to k rows that are no copies of it, nor of each other."""
+    """As `nearest`, with up to k rows per query that are not copies of it or of each other."""
     asked = 2 * k
     while True:
         rows, cosines = nearest(queries, table, asked)
@@ -132,7 +132,7 @@ def apart(queries: np.ndarray, table: Table, k: int) -> tuple[list[np.ndarray], 
 
 
 def embeddings_of(table: Table, rows: np.ndarray) -> np.ndarray:
-    """The embeddings of these rows, each once and in order: float32 (n, D)."""
+    """The embeddings of the distinct rows, in ascending order: float32 (n, D)."""
     wanted, first, found = np.unique(rows), 0, []
     for part in table.embeddings():
         found.append(part[wanted[(first <= wanted) & (wanted < first + len(part))] - first])
@@ -141,7 +141,7 @@ def embeddings_of(table: Table, rows: np.ndarray) -> np.ndarray:
 
 
 def singles(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The places of rows that are no copies of the query or of an earlier row: float32 (D,), (n, D) -> int64 (m,)."""
+    """Indices of the rows that are not copies of the query or an earlier row: float32 (D,), (n, D) -> int64 (m,)."""
     every = unit(np.concatenate([query[None], rows]).astype(np.float64))  # in float32 a cosine is off by 1e-7
     copies = (every @ every.T).numpy() >= COPY
     seen = [0]
@@ -154,7 +154,7 @@ def singles(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def look_up(
     table: Table, rows: Sequence[np.ndarray] | np.ndarray, similarities: Sequence[np.ndarray] | np.ndarray
 ) -> list[list[Neighbour]]:
-    """What the table says of these rows, of each query some."""
+    """The neighbours of each query, with their entries in the table."""
     wanted, first = np.unique(np.concatenate(list(rows))), 0
     told: dict[int, dict[str, str | None]] = {}
     for batch in table.batches([name for name in ("id", "class") if name in table.columns]):
@@ -170,7 +170,7 @@ def look_up(
 def tiles(
     paths: Sequence[str | Path], found: Sequence[Sequence[Neighbour]], source: str, data_dir: str | Path | None
 ) -> list[tuple[Tile, list[Tile]]]:
-    """Each image and its neighbours, as `gallery` takes them."""
+    """Each image and its neighbours, as input for `gallery`."""
     seen = pictures(source, sorted({one.id for neighbours in found for one in neighbours}), data_dir)
 
     def near(one: Neighbour) -> Tile:
@@ -191,5 +191,5 @@ def listed(query: str, neighbours: Sequence[Neighbour]) -> str:
 
 
 def plain(name: str) -> str:
-    """A name on one line of a terminal: what cannot be printed is written out."""
+    """A name on one line: characters that cannot be printed are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -1,4 +1,4 @@
-"""Contrastive learning in scikit-learn's manners: fit, transform, clone, pickle, a step of a Pipeline."""
+"""Contrastive learning as a scikit-learn transformer: fit, transform, clone, pickle, Pipeline."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ PART = 256  # files that are decoded at once
 
 
 class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """An encoder that is learned from images without labels, and turns images into embeddings.
+    """An encoder that is trained on images without labels and transforms images to embeddings.
 
-    X is an array (N, H, W, C), (N, C, H, W) or (N, H, W); or flat, (N, H W C), where `image_shape` says (H, W, C) or
-    (H, W); or a list of paths of image files. Arrays hold whole numbers from 0 to 255, of any type, or numbers within
-    `pixel_range`. Labels are never looked at.
+    X is an array (N, H, W, C), (N, C, H, W) or (N, H, W), a flat array (N, H W C) with `image_shape`, or a list of
+    paths of image files. Arrays hold integers from 0 to 255, of any dtype, or numbers within `pixel_range`. Labels are
+    ignored.
 
     Args:
-        method: what is learned; one of crlf.methods.METHODS.
-        encoder: what learns it; one of crlf.encoders.ENCODERS, or timm:NAME.
+        method: the method; one of crlf.methods.METHODS.
+        encoder: the network; one of crlf.encoders.ENCODERS, or timm:NAME.
         epochs: passes over the images.
-        batch_size: images in a step; all of them, if they are fewer.
-        views: of each image in a step.
-        lr: learning rate; None takes the recipe's.
-        temperature: of the loss, for methods that have one; None takes the method's.
-        image_size: pixels a side that images are scaled to; 0 leaves arrays as they are, and chooses for files.
-        image_shape: (H, W, C) or (H, W) of the images in a flat X; one of them may be -1, for what is left.
-        pixel_range: the numbers in X that are black and white, such as (0, 1); None for whole numbers of 0..255.
-        recipe: the name of the recipe whose settings all others are.
-        device: cpu, cuda, mps, or auto for the best that is there.
-        random_state: of the weights, the order and the views. An int is the seed of `crlf pretrain`.
+        batch_size: images per step; all images if there are fewer.
+        views: views per image in a step.
+        lr: learning rate; None for that of the recipe.
+        temperature: temperature of the loss, for methods that have one; None for the method's default.
+        image_size: resize images to this many pixels per side; 0 keeps the size of arrays and chooses one for files.
+        image_shape: (H, W, C) or (H, W) of the images in a flat X; one dimension may be -1, to be inferred.
+        pixel_range: the values of black and white in X, such as (0, 1); None for integers in 0..255.
+        recipe: the name of the recipe with all other settings.
+        device: cpu, cuda, mps, or auto for the best available.
+        random_state: seed of the weights, the order and the views. An int is the seed of `crlf pretrain`.
         verbose: whether to show the progress on stderr.
 
     Attributes:
-        encoder_: the trained `crlf.Encoder`, which also takes PIL images.
+        encoder_: the trained `crlf.Encoder`, which also accepts PIL images.
         loss_: float64 (epochs,), the mean loss of each epoch.
-        n_features_in_: numbers in an image, C H W.
-        feature_names_in_: the columns of a flat X that has names.
+        n_features_in_: number of values in an image, C H W.
+        feature_names_in_: the column names of a flat X, if it has any.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> ContrastiveEncoder:
-        """Learn from images; `y` is there for Pipelines and not looked at.
+        """Train the encoder. `y` is ignored; it exists for Pipelines.
 
         Raises:
-            InputError: X is no images, or a parameter is wrong.
+            InputError: X holds no images, or a parameter is wrong.
         """
         images = self._images(X, reset=True)
         if len(images) < 2:
-            raise InputError(f"X must have 2 or more images to tell apart, not n_samples={len(images)}")
+            raise InputError(f"X must have at least 2 images, not n_samples={len(images)}")
         with tempfile.TemporaryDirectory(prefix="crlf-") as folder, self._quiet():
             if not isinstance(images, np.ndarray):
                 images = decoded(images, self.image_size, Path(folder) / "decoded.npy")
@@ -120,7 +120,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return self.encoder_.encode(self._images(X, reset=False))
 
     def _recipe(self, count: int) -> recipes.Recipe:
-        """The settings: those of the recipe, but for the parameters."""
+        """The recipe with the parameters of this estimator."""
         if self.recipe not in recipes.RECIPES:
             raise unknown("recipe", str(self.recipe), recipes.RECIPES)
         if self.method not in METHODS:
@@ -168,7 +168,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return scaled(images, self.image_size) if self.image_size else images
 
     def _check_n_features(self, array: np.ndarray, reset: bool) -> None:
-        """Note, or hold X to, the count of numbers in an image, as scikit-learn does for columns."""
+        """Store or check the number of values in an image, as scikit-learn does for columns."""
         count = int(np.prod(array.shape[1:]))
         if reset:
             self.n_features_in_ = count
@@ -189,7 +189,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
 
 def is_paths(X: Any) -> bool:
-    """Whether X is a sequence of paths: its first item is one."""
+    """Whether X is a sequence of paths, judged by its first item."""
     if not hasattr(X, "__len__") or isinstance(X, str) or not len(X):
         return False
     return isinstance(next(iter(X)), str | os.PathLike)
@@ -200,11 +200,14 @@ def dimensions(X: Any) -> int:
 
 
 def pixels(array: np.ndarray, pixel_range: tuple[float, float] | None) -> np.ndarray:
-    """Numbers as uint8 of the same shape.
+    """Convert numbers to uint8 of the same shape.
 
     Args:
-        array: of numbers within the range.
-        pixel_range: what becomes 0 and 255; None for whole numbers that are already.
+        array: numbers within the range.
+        pixel_range: the values that become 0 and 255; None for integers in 0..255.
+
+    Raises:
+        InputError: the array is empty, or has values outside the range.
     """
     if 0 in array.shape:
         raise InputError(f"X must hold images with pixels, not {array.shape}")
@@ -222,17 +225,17 @@ def pixels(array: np.ndarray, pixel_range: tuple[float, float] | None) -> np.nda
     if pixel_range is None:
         if not (array == np.rint(array)).all():
             raise InputError(
-                f"X must be whole numbers, not {found}: pixel_range says what is black and white, such as (0, 1)"
+                f"X must be whole numbers, not {found}: set pixel_range to the values of black and white, as (0, 1)"
             )
         return array.astype(np.uint8)
     return np.rint((array.astype(np.float64) - black) * (255 / (white - black))).astype(np.uint8)
 
 
 def decoded(images: list[str], side: int, path: Path) -> np.ndarray:
-    """Files decoded to this side, or a typical one: uint8 (N, 3, H, W), a map of a new file, for they may be many.
+    """Decode files at this size, or a typical one if it is 0: uint8 (N, 3, H, W), mapped from a new file.
 
     Raises:
-        InputError: a file is no image, or damaged.
+        InputError: a file is damaged or not an image.
     """
     limit, files = ImageSettings().max_pixels, [look_at(name, name) for name in images]
     side = side or min(typical(files, limit), LARGEST)

@@ -1,7 +1,6 @@
-"""The methods by name, which is the name of the file. A method is one file here and one line among the imports.
+"""The table of methods. To add a method, add its file and one line to the imports; its name is that of the file.
 
-An import says all: type checkers and editors follow it, a wrong one fails at once, and the table comes of it. `as` says
-that the name is meant to be had from here.
+Explicit imports are checked by type checkers and editors, and the table is made from them. `as` marks a name as public.
 """
 
 from __future__ import annotations
@@ -32,5 +31,5 @@ METHODS: dict[str, type[Method]] = {
 
 
 def known(name: object) -> type[Method]:
-    """What is known of the method that a run folder names: `Method` itself, which says nothing, where it is no name."""
+    """The method that a run folder names, or `Method` itself if the name is not known."""
     return METHODS.get(str(name), Method)

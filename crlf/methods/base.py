@@ -1,4 +1,4 @@
-"""What a method is, and what several of them share: heads, float32 losses, pairs of views, EMA targets, queues.
+"""The base class of methods, and their shared parts: heads, float32 losses, pairs of views, EMA targets, queues.
 
 Shapes: V views, B images, D embedding, P projection, K rows of a queue.
 """
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from crlf.errors import InputError
 
 LOGITS = 2**24  # at most this many at a time, 64 MB in float32
-WIDTH = (1, 65536)  # of a layer; the limits of a setting
+WIDTH = (1, 65536)  # limits of the width of a layer
 TEMPERATURE = (1e-3, 100)
 SHARE = (0, 1)
 
@@ -31,40 +31,40 @@ Result = TypeVar("Result")
 
 
 class Method(nn.Module, ABC):
-    """An encoder in training: it owns what else the paper needs (projector, predictor, target, queue).
+    """A method in training: the encoder, and what else the paper needs (projector, predictor, target, queue).
 
-    A subclass has a `Settings` dataclass and takes `(encoder, settings)`. It never sees labels. It says in two parts
-    what it does: all that has weights is in `project`, and what compares images with each other is in `loss`. Between
-    them `crlf.training.gradients` puts together what several processes, or several parts of a large batch, have
-    projected. What pages, figures and checks must know of it are attributes of its class.
+    A subclass has a `Settings` dataclass and takes `(encoder, settings)`. It never sees labels. It has two parts:
+    everything with weights is in `project`, and everything that compares images is in `loss`. Between the two,
+    `crlf.training.gradients` gathers the projections of several processes, or of the parts of a large batch. Class
+    attributes hold what pages, figures and checks need to know.
     """
 
     title: ClassVar[str] = ""
-    """Its name as its authors write it."""
+    """Its name as the authors write it."""
     paper: ClassVar[str] = ""
-    """Authors and year, and the address."""
+    """Authors, year and address of the paper."""
     gist: ClassVar[str] = ""
     """What it does, in half a sentence."""
     needs: ClassVar[str] = ""
-    """What it takes to do that."""
+    """What it needs for that."""
     loss_name: ClassVar[str] = ""
-    """What the paper calls its loss, if anything."""
+    """The name of the loss in the paper, if any."""
     loss_falls: ClassVar[bool] = False
-    """Whether a loss that does not fall is a fault. That of a method whose targets move may rise while it learns."""
+    """Whether the loss should fall. With moving targets, a loss may rise although the method learns."""
     Settings: type[Any]
     encoder: nn.Module
 
     @abstractmethod
     def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Two or more views, each float (B, C, h, w) -> what the loss compares, each float (V, B, ...).
+        """Project two or more views, each float (B, C, h, w), to what the loss compares, each float (V, B, ...).
 
-        All views go through the encoder in one pass, so that batch norm sees them together, where most papers' code
-        passes one view at a time.
+        All views pass through the encoder together, so batch norm sees all of them; the code of most papers passes one
+        view at a time.
         """
 
     @abstractmethod
     def loss(self, *projections: Any, **labels: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """What `project` gave of all images of a batch -> the scalar loss, and detached scalars for the log."""
+        """The scalar loss of the projections of a batch, and detached scalars for the log."""
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch: views, each float (B, C, h, w)."""
@@ -72,23 +72,21 @@ class Method(nn.Module, ABC):
 
     @staticmethod
     def candidates(views: int, batch: int) -> int | None:
-        """Among how many a view looks for another of its image: an untrained encoder's loss is the log of it.
-
-        None where the loss is no such choice, or the number depends on more.
-        """
+        """The number of candidates among which a view must find its positive; the loss of an untrained encoder is the
+        log of this number. None if the loss is not of this kind, or the number depends on other settings."""
         return None
 
     def meet(self, images: int) -> None:
-        """Called once before the first step, with how many images there are to learn from; it may make weights."""
+        """Called once before the first step with the number of training images; may create weights."""
 
     def after_step(self, progress: float) -> None:
-        """Called after the optimizer, with the share of the steps done; for targets that follow the weights."""
+        """Called after each optimizer step with the share of the run that is done; updates targets."""
 
 
 class SupervisedMethod(Method):
-    """The exception: a method that is given the labels of its batch. What it learns is not learned without labels.
+    """A method that gets the labels of its batch, so it is supervised.
 
-    Its `loss` takes int64 (B,) labels behind the projections, by that name.
+    Its `loss` takes `labels`, int64 (B,), after the projections.
     """
 
     def forward(self, views: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
@@ -97,9 +95,9 @@ class SupervisedMethod(Method):
 
 
 class IndexedMethod(Method):
-    """A method that is told which images stand in its batch.
+    """A method that gets the indices of the images in its batch.
 
-    Its `loss` takes int64 (B,) rows behind the projections, by that name: the numbers of the images among all.
+    Its `loss` takes `rows`, int64 (B,), after the projections: the indices of the images in the training set.
     """
 
     def forward(self, views: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
@@ -108,26 +106,26 @@ class IndexedMethod(Method):
 
 
 class TaughtMethod(IndexedMethod):
-    """A method that learns from a frozen teacher, whose features of every image are known beforehand.
+    """A method that learns from the features of a frozen teacher, which are computed before training.
 
-    Its `Settings` have `teacher` and `teacher_size`, see crlf.training.teaching, which makes the features.
+    Its `Settings` have `teacher` and `teacher_size`, see crlf.training.teaching.
     """
 
     features: Tensor
 
     @abstractmethod
     def learn_from(self, features: Tensor) -> None:
-        """Called once before the first step, with the features of all images, float32 (N, T); it may make weights."""
+        """Called once before the first step with the features of all images, float32 (N, T); may create weights."""
 
 
 def loss_of(method: Method, views: Sequence[Tensor], told: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """A method's loss of a whole batch: views, each float (B, C, h, w), and int64 (B,)."""
+    """The loss of a whole batch: views, each float (B, C, h, w), and labels or indices, int64 (B,)."""
     return compare(method, method.project(views), told)
 
 
 def compare(method: Method, projections: Sequence[Tensor], told: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """A method's loss. What it is told of the batch is its labels for a `SupervisedMethod` alone, and its rows for an
-    `IndexedMethod`: the one place where they meet."""
+    """The loss of projections. `told` holds the labels for a `SupervisedMethod` and the indices for an `IndexedMethod`;
+    this is the only place that passes them on."""
     if isinstance(method, SupervisedMethod):
         assert told is not None, "a supervised method needs labels"
         return method.loss(*projections, labels=told)
@@ -138,12 +136,12 @@ def compare(method: Method, projections: Sequence[Tensor], told: Tensor | None) 
 
 
 def training_flops(method: Method, views: int, channels: int, height: int, width: int, forwards: int = 1) -> float:
-    """Floating-point operations that a view costs in training, two for each multiply-add.
+    """Floating-point operations per view in training, counting a multiply-add as two.
 
-    Torch counts one forward pass; elementwise operations, norms and pools are not in it. A backward pass costs two
-    forwards, and a `Target` has none. A batch in parts goes forward twice (crlf.training.gradients).
+    torch counts one forward pass, without elementwise operations, norms and pools. A backward pass costs two forward
+    passes; a `Target` has none. A batch in parts has two forward passes (crlf.training.gradients).
     """
-    method = copy.deepcopy(method).eval().requires_grad_(False)  # else a parameter as an input (CaiT) ends it
+    method = copy.deepcopy(method).eval().requires_grad_(False)  # the counter fails on parameters as inputs (CaiT)
     device = next(method.parameters()).device
     pair = torch.zeros(2, channels, height, width, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -153,7 +151,7 @@ def training_flops(method: Method, views: int, channels: int, height: int, width
 
 
 def require(settings: object, **limits: tuple[float, float]) -> None:
-    """Raise InputError for the first of these settings that is not within its limits, both included."""
+    """Raise InputError for the first setting outside of its limits (inclusive)."""
     for name, (low, high) in limits.items():
         if not low <= getattr(settings, name) <= high:
             raise InputError(f"{name} must be in {low}..{high}, not {getattr(settings, name)}")
@@ -171,12 +169,14 @@ def mlp(
     bias: bool = True,
     last_norm: bool = False,
 ) -> nn.Sequential:
-    """Linear, batch norm and activation between the given sizes; the last layer is Linear alone.
+    """Linear layers of the given sizes, with batch norm and activation after each except the last.
 
     Args:
-        norm: batch norm after each hidden layer.
-        bias: of the last layer. Nothing can be learned by one whose shift the loss, or a batch norm after it, undoes.
-        last_norm: batch norm without weights after the last layer, which then has no bias.
+        sizes: the widths, from input to output.
+        norm: whether batch norm follows each hidden layer.
+        activation: makes the activation of the hidden layers.
+        bias: whether the last layer has a bias. It is useless if the loss or a later batch norm removes the mean.
+        last_norm: whether batch norm without weights follows the last layer, which then has no bias.
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes[:-1]):
@@ -186,7 +186,7 @@ def mlp(
 
 
 def by_view(rows: Tensor, views: Sequence[Tensor]) -> Tensor:
-    """What came of all views in one pass, apart again: (V B, ...) -> (V, B, ...)."""
+    """Separate the views again after a joint pass: (V B, ...) -> (V, B, ...)."""
     return rows.unflatten(0, (len(views), -1))
 
 
@@ -196,9 +196,9 @@ def out_dim(encoder: nn.Module) -> int:
 
 
 def in_float32(loss: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Let a function of tensors compute in float32: half precision is widened, autocast is off, float64 stays.
+    """Make a function of tensors compute in float32: half precision is converted, autocast is off, float64 stays.
 
-    A bfloat16 has three digits; a logit of 10 is then off by 0.03, and a covariance of a batch by more than it is.
+    bfloat16 has three digits: a logit of 10 is off by 0.03, and a covariance may be off by more than its value.
     """
 
     @functools.wraps(loss)
@@ -218,22 +218,22 @@ def _widen(value: object) -> object:
 
 @in_float32
 def unit(z: Tensor) -> Tensor:
-    """Rows of length 1: float (..., P) -> float32 (..., P)."""
+    """Scale rows to length 1: float (..., P) -> float32 (..., P)."""
     return F.normalize(z, dim=-1)
 
 
 @in_float32
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """The cosine of each row of one with each of the other: float (..., M, P) and (N, P) -> float32 (..., M, N)."""
+    """The cosine similarity of each pair of rows: float (..., M, P) and (N, P) -> float32 (..., M, N)."""
     return unit(a) @ unit(b).T
 
 
 @torch.no_grad()
 def spread(z: Tensor) -> Tensor:
-    """How far from collapse: the standard deviation of normalised features, averaged over P, times the root of P.
+    """The standard deviation of normalised features, averaged over P, times the square root of P.
 
-    float (..., P) -> a scalar in 0..1: 1 when the features point everywhere alike, 0 when all are equal (Chen and He
-    2021, SimSiam, figure 2).
+    float (..., P) -> a scalar in 0..1: 1 if the directions are uniform, 0 if all features are equal, that is, collapsed
+    (Chen and He 2021, SimSiam, figure 2).
     """
     return unit(z.detach()).flatten(0, -2).std(dim=0).mean() * math.sqrt(z.size(-1))
 
@@ -241,19 +241,20 @@ def spread(z: Tensor) -> Tensor:
 def over_pairs(
     loss: Callable[[Tensor, Tensor], Tensor], a: Sequence[Tensor] | Tensor, b: Sequence[Tensor] | Tensor
 ) -> Tensor:
-    """The mean of loss(a[i], b[j]) over the ordered pairs of different views; with two views, of both directions."""
+    """The mean of loss(a[i], b[j]) over ordered pairs of different views; for two views, over both directions."""
     return torch.stack([loss(a[i], b[j]) for i, j in permutations(range(len(a)), 2)]).mean()
 
 
 @in_float32
 def over_negatives(z: Tensor, temperature: float, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The mean over all ordered pairs of two views of the same image of a loss of positive and negatives.
+    """The mean contrastive loss over all ordered pairs of two views of the same image.
 
-    The negatives of a pair are the V (B - 1) views of other images; a third view of the same image is in neither.
+    The negatives of a pair are the V (B - 1) views of other images; further views of the same image are left out.
 
     Args:
         z: float (V, B, P), V and B at least 2; need not be normalised.
-        loss: of the positives' logits (V B, V - 1) and the log of the sum of the negatives' exponentials (V B, 1).
+        temperature: divides the cosine similarities.
+        loss: a function of the logits of the positives (V B, V - 1) and the log-sum-exp of the negatives (V B, 1).
 
     Raises:
         InputError: B is 1.
@@ -268,19 +269,18 @@ def over_negatives(z: Tensor, temperature: float, loss: Callable[[Tensor, Tensor
 
 
 def _other_views(z: Tensor) -> Tensor:
-    """The cosine of each view with every other one of the same image: unit rows (V, B, P) -> (V, B, V - 1)."""
+    """The cosine of each view with the other views of the same image: unit rows (V, B, P) -> (V, B, V - 1)."""
     view = torch.arange(len(z), device=z.device)
     others = view[:-1] + (view[:-1] >= view[:, None])  # (V, V - 1)
     return torch.einsum("vbp,wbp->vbw", z, z).gather(2, others[:, None].expand(-1, z.shape[1], -1))
 
 
 class LogSumExpOfNegatives(torch.autograd.Function):
-    """Of the logits with the views of other images: unit rows (V B, P), B and a temperature -> (V B, 1).
+    """The log-sum-exp of the logits with views of other images: unit rows (V B, P), B and a temperature -> (V B, 1).
 
-    At most `LOGITS` logits are there at a time: when these are all, they are kept for the gradient, and otherwise made
-    once more, so that memory grows with V B and not with its square. Cosines are symmetric: row i of z meets row j in
-    logit ij and in logit ji, so the gradient of row i is complete when the i-th row of logits is there. That saves a
-    product, and any sum over blocks.
+    It holds at most `LOGITS` logits at a time. If these are all, they are kept for the gradient; otherwise they are
+    computed again, so memory grows with V B and not with its square. Cosines are symmetric: rows i and j meet in logits
+    ij and ji, so the i-th row of logits gives the whole gradient of row i. This saves a product and sums over blocks.
     """
 
     @staticmethod

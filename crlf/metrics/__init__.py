@@ -1,1 +1,1 @@
-"""Pure functions of embeddings."""
+"""Metrics: pure functions of embeddings."""

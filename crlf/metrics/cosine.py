@@ -1,4 +1,4 @@
-"""The nearest rows by cosine, exact: what kNN votes with, search lists, and the maps of the report show.
+"""Exact nearest neighbours by cosine similarity, used by kNN, the search and the report.
 
 Shapes: Q queries, N rows to search, D embedding, k neighbours.
 """
@@ -13,30 +13,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 2**28  # what the similarities of one chunk of queries may take
+CHUNK_BYTES = 2**28  # memory for the similarities of one chunk of queries
 
 
 class Nearest(NamedTuple):
-    """The nearest rows of each query, nearest first; equally near ones in the order of the rows."""
+    """The nearest rows of each query, nearest first; ties are in the order of the rows."""
 
     rows: Tensor  # int64 (Q, k)
     cosines: Tensor  # float32 (Q, k)
 
 
 def unit(rows: np.ndarray | Tensor) -> Tensor:
-    """Rows of length 1: float (N, D) -> float (N, D). A row of zeros stays, and its cosines are 0."""
+    """Scale rows to length 1: float (N, D) -> float (N, D). A row of zeros stays zero, so its cosines are 0."""
     if isinstance(rows, np.ndarray) and not rows.flags.writeable:
-        rows = rows.copy()  # torch warns of arrays that it could write to and must not
+        rows = rows.copy()  # torch warns of read-only arrays
     return F.normalize(torch.as_tensor(rows), dim=1)
 
 
 def top_k(queries: Tensor, parts: Iterable[Tensor], k: int) -> Nearest:
-    """The k rows of the highest cosine similarity.
+    """The k rows with the largest cosine similarity to each query.
 
     Args:
-        queries: float32 (Q, D), of length 1 each.
-        parts: the rows to search, of length 1, in order, float32 (n, D) at a time: all of them need not fit in memory.
-        k: how many; fewer where there are fewer rows.
+        queries: float32 (Q, D), rows of length 1.
+        parts: the rows to search, of length 1, as arrays float32 (n, D) in order, so that they need not fit in memory.
+        k: the number of rows per query; fewer if there are fewer rows.
     """
     found = Nearest(torch.empty(len(queries), 0, dtype=torch.int64), torch.empty(len(queries), 0))
     first = 0
@@ -52,10 +52,10 @@ def top_k(queries: Tensor, parts: Iterable[Tensor], k: int) -> Nearest:
 
 
 def best(cosines: Tensor, k: int) -> Nearest:
-    """The k highest of each row: float (Q, n) -> (Q, min(k, n)).
+    """The k largest values of each row: float (Q, n) -> (Q, min(k, n)).
 
-    torch.topk says nothing of the order of equal ones, nor of which it leaves out. Where the k-th is as high as the one
-    after it, the row is sorted as a whole.
+    torch.topk does not define the order of ties or which of them it drops. If the k-th value equals the next one, the
+    whole row is sorted.
     """
     n = cosines.shape[1]
     values, places = cosines.topk(min(k + 1, n), dim=1)
@@ -70,5 +70,5 @@ def best(cosines: Tensor, k: int) -> Nearest:
 
 
 def chunk_rows(others: int) -> int:
-    """Queries in a chunk, so that its similarities to so many others fit in CHUNK_BYTES."""
+    """The number of queries per chunk whose similarities to `others` rows fit in CHUNK_BYTES."""
     return max(1, CHUNK_BYTES // (4 * max(1, others)))

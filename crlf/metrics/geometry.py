@@ -1,7 +1,7 @@
-"""Whether features are sound, without a label: rank, alignment, uniformity, spread, and collapse by its name.
+"""Measures of features that need no labels: rank, alignment, uniformity, spread, and the diagnosis of a collapse.
 
-Every measure is a function of features alone, float (N, D) with row i image i, on any device. Singular values are
-computed on the CPU in float64, since Apple's GPUs have none.
+Every measure is a function of features, float (N, D) with row i for image i, on any device. Singular values are
+computed on the CPU in float64, which Apple's GPUs lack.
 
 Shapes: N images, D features (of an embedding h or a projection z).
 """
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from crlf.methods.base import cosine, spread, unit
 
-DEAD = 1e-3  # of the root mean square of all features: one that deviates less says nothing
-ROUNDING = 1e-12  # a squared distance of normalised float32 features below this is none
+DEAD = 1e-3  # share of the root mean square of all features; a feature that deviates less is dead
+ROUNDING = 1e-12  # squared distances of normalised float32 features below this are rounding errors
 BINS = 20  # of a histogram of cosines, over -1..1
 
-# What is called a collapse. Healthy runs of every method and spoiled ones lie on either side, as
+# Thresholds of a collapse. They separate healthy runs of every method from broken ones, as
 # tests/training/test_monitor.py shows.
-SETTLED = 50  # steps; before, batch norm still remembers its initial statistics, and all images look alike
+SETTLED = 50  # steps; earlier, batch norm still holds its initial statistics, and all embeddings are similar
 CONSTANT = {"z": 0.1, "h": 0.02}  # spread below this: the mean cosine of two images is above 0.99 and 0.9996
-ALIKE = 0.5  # and agreement below this: what is left of the differences is not about the images
-DOMINANT = {"z": 1.1, "h": 2.0}  # effective rank below this; DINO's z is as low as 1.3 and learns
+ALIKE = 0.5  # and agreement below this: the remaining differences do not depend on the image
+DOMINANT = {"z": 1.1, "h": 2.0}  # effective rank below this; DINO's z can be 1.3 in a healthy run
 MOST_DEAD = 0.9  # share of dead features above this
 
 
@@ -33,10 +33,11 @@ MOST_DEAD = 0.9  # share of dead features above this
 
 
 def singular_values(h: Tensor) -> Tensor:
-    """The singular values of a matrix, the largest first: (N, D) -> float64 (min(N, D),) on the CPU, all at least 0.
+    """The singular values of a matrix, largest first: (N, D) -> float64 (min(N, D),) on the CPU, all at least 0.
 
-    They are roots of the eigenvalues of its smaller Gram matrix, which takes a tenth of the time of a decomposition;
-    below 1e-8 of the largest they are rounding, as they would be in features of 7 digits. NaN where h is not finite.
+    They are the square roots of the eigenvalues of the smaller Gram matrix, which takes a tenth of the time of an SVD.
+    Values below 1e-8 of the largest are rounding errors, as they would be in features of 7 digits. NaN if h is not
+    finite.
     """
     h = h.detach().cpu().double()
     gram = h @ h.T if len(h) < h.shape[1] else h.T @ h
@@ -46,12 +47,12 @@ def singular_values(h: Tensor) -> Tensor:
 
 
 def centred(h: Tensor) -> Tensor:
-    """Without the mean of the rows: (N, D) -> (N, D). Features after a ReLU share a direction that tells no images."""
+    """Subtract the mean of the rows: (N, D) -> (N, D). Features after a ReLU share a direction common to all images."""
     return h - h.mean(dim=0)
 
 
 def effective_rank(values: Tensor, epsilon: float = 0.0) -> float:
-    """How many dimensions are in use: the exponential of the entropy of the normalised singular values.
+    """The number of dimensions in use: the exponential of the entropy of the normalised singular values.
 
     Roy and Vetterli 2007, The effective rank: a measure of effective dimensionality, definition 1.
 
@@ -60,7 +61,7 @@ def effective_rank(values: Tensor, epsilon: float = 0.0) -> float:
         epsilon: added to each share, as RankMe does.
 
     Returns:
-        1..K: K when all are equal, 1 when one alone is not 0; 1 for the matrix of zeros, which the paper leaves out.
+        In 1..K: K if all are equal, 1 if only one is not 0; 1 for a matrix of zeros, which the paper leaves out.
     """
     total = values.sum()
     if total == 0:
@@ -70,22 +71,22 @@ def effective_rank(values: Tensor, epsilon: float = 0.0) -> float:
 
 
 def rankme(h: Tensor) -> float:
-    """RankMe (Garrido, Balestriero, Najman and LeCun 2023, equation 1): of (N, D), in 1..min(N, D).
+    """RankMe (Garrido, Balestriero, Najman and LeCun 2023, equation 1): (N, D) -> 1..min(N, D).
 
-    The effective rank of the features as they are, not centred, but for an epsilon of 1e-7 in each share. It grows with
-    the sample up to some 10,000 images: numbers of samples of one size can be compared.
+    It is the effective rank of the uncentred features, with an epsilon of 1e-7 added to each share. It grows with the
+    sample up to about 10,000 images, so only values from samples of the same size can be compared.
     """
     return effective_rank(singular_values(h), epsilon=1e-7)
 
 
 def lidar(views: Tensor, delta: float = 1e-4) -> float:
     """LiDAR (Thilak et al. 2023, Sensing linear probing performance in joint embedding SSL architectures,
-    https://arxiv.org/abs/2312.04000, equations 1 to 4): in how many directions images differ more than their views.
+    https://arxiv.org/abs/2312.04000, equations 1 to 4): how many directions separate images more than views.
 
-    The effective rank of the between-image covariance whitened by that within images, whose eigenvalues it takes.
+    It is the effective rank of the covariance between images, whitened by the covariance within images.
 
     Args:
-        views: float (n, q, D), q views of each of n images; scaled to a deviation of 1, so that delta means the same.
+        views: float (n, q, D), q views of each of n images. They are scaled to a standard deviation of 1 first.
         delta: added to the diagonal of the covariance within images.
 
     Returns:
@@ -103,11 +104,11 @@ def lidar(views: Tensor, delta: float = 1e-4) -> float:
 
 
 def participation_ratio(values: Tensor) -> float:
-    """How many directions share the variance: (sum of v)² / sum of v², where v are squares of singular values (K,).
+    """The participation ratio (sum of v)² / sum of v², where v are the squared singular values (K,).
 
-    Of centred features v are N times the variances along the principal components (Gao et al. 2017, A theory of
-    multineuronal dimensionality, equation 5). In 1..K; squares make small values count for less than in the effective
-    rank. 1 for zeros.
+    For centred features v are N times the variances along the principal components (Gao et al. 2017, A theory of
+    multineuronal dimensionality, equation 5). It is in 1..K, and small values count less than in the effective rank.
+    1 for zeros.
     """
     v = values.square()
     total = v.square().sum()
@@ -115,7 +116,7 @@ def participation_ratio(values: Tensor) -> float:
 
 
 def spectrum(values: Tensor) -> list[float]:
-    """The singular values (K,) of rank 1, 2, 4, 8, … as shares of the first: the shape of the decay, in 0..1."""
+    """The decay of the singular values (K,): those of rank 1, 2, 4, 8, … as shares of the first, in 0..1."""
     picked = values.double()[[2**i - 1 for i in range(len(values).bit_length())]]
     return (picked / picked[0].clamp(min=1e-300)).tolist()
 
@@ -124,7 +125,7 @@ def spectrum(values: Tensor) -> list[float]:
 
 
 def alignment(a: Tensor, b: Tensor) -> float:
-    """The mean squared distance of two views of an image, normalised: (N, D) twice -> 0..4, 0 when they are equal.
+    """The mean squared distance of two normalised views of an image: (N, D) twice -> 0..4, 0 if they are equal.
 
     Wang and Isola 2020, Understanding contrastive representation learning through alignment and uniformity on the
     hypersphere, section 4.1, with their exponent of 2.
@@ -133,30 +134,30 @@ def alignment(a: Tensor, b: Tensor) -> float:
 
 
 def uniformity(h: Tensor) -> float:
-    """The log of the mean Gaussian potential exp(-2 |x - y|²) over pairs of different rows, normalised.
+    """The log of the mean Gaussian potential exp(-2 |x - y|²) over pairs of different normalised rows: (N, D) -> -8..0.
 
-    (N, D) -> -8..0. Wang and Isola 2020, section 4.1, with their t of 2. 0 when all are equal; nearly -4 when they lie
-    evenly on a sphere of many dimensions.
+    Wang and Isola 2020, section 4.1, with their t of 2. 0 if all rows are equal; nearly -4 if they are uniform on a
+    sphere of many dimensions.
     """
     similar = off_diagonal(cosine(h, h)).clamp(max=1)
     return (4 * (similar - 1)).exp().mean().log().item()
 
 
 def dead(h: Tensor) -> float:
-    """The share of features that (nearly) never change: (N, D) -> 0..1.
+    """The share of (nearly) constant features: (N, D) -> 0..1.
 
-    Their standard deviation over the images is at most `DEAD` of the root mean square of all of h, whatever its scale.
+    A feature is dead if its standard deviation over the images is at most `DEAD` times the root mean square of h.
     """
     limit = DEAD * h.square().mean().sqrt()
     return (h.std(dim=0) <= limit).float().mean().item() if h.isfinite().all() else math.nan
 
 
 def agreement(a: Tensor, b: Tensor) -> float:
-    """How much nearer two views of an image are than views of two images: (N, D) twice, normalised -> at most 1.
+    """How much closer two views of an image are than views of different images: (N, D) twice -> at most 1.
 
-    1 - (mean squared distance of the former) / (that of the latter). It estimates the share of the variance that tells
-    images, the intraclass correlation of one rating (Shrout and Fleiss 1979, ICC(1,1)): 0 when what differs is chance,
-    1 when views of an image are equal. 0 when all rows are equal, but for rounding.
+    1 - (mean squared distance of the former) / (that of the latter), after normalisation. It estimates the share of the
+    variance that comes from the image, the intraclass correlation ICC(1,1) of Shrout and Fleiss 1979: 1 if views of an
+    image are equal, 0 if they differ as much as views of different images, and 0 if all rows are equal.
     """
     a, b = unit(a), unit(b)
     same = (a - b).square().sum(dim=1).mean()
@@ -167,18 +168,18 @@ def agreement(a: Tensor, b: Tensor) -> float:
 
 
 def similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The cosines of two views of the same image (N,), and of views of two images (N (N - 1),), from (N, D) twice."""
+    """The cosines of views of the same image (N,) and of different images (N (N - 1),), from (N, D) twice."""
     all_pairs = cosine(a, b)
     return all_pairs.diagonal(), off_diagonal(all_pairs)
 
 
 def off_diagonal(square: Tensor) -> Tensor:
-    """(N, N) -> (N (N - 1),)."""
+    """The entries off the diagonal: (N, N) -> (N (N - 1),)."""
     return square[~torch.eye(len(square), dtype=torch.bool, device=square.device)]
 
 
 def histogram(cosines: Tensor, bins: int = BINS) -> list[int]:
-    """How many lie in each of some equal parts of -1..1, the lowest first."""
+    """Counts in equal bins of -1..1, lowest first."""
     return torch.histc(cosines.detach().cpu().float().clamp(-1, 1), bins, -1, 1).long().tolist()
 
 
@@ -186,8 +187,8 @@ def histogram(cosines: Tensor, bins: int = BINS) -> list[int]:
 
 
 def describe(a: Tensor, b: Tensor, values: Tensor) -> dict[str, float]:
-    """Every measure of two views' features, float (N, D) each; those of one view are of a, whose centred singular
-    values are given."""
+    """Every measure of the features of two views, float (N, D) each. Measures of one view use `a`, whose centred
+    singular values are `values`."""
     positive, negative = similarities(a, b)
     return {
         "rankme": rankme(a),
@@ -214,15 +215,15 @@ ADVICE = {
 
 
 class Collapse(NamedTuple):
-    """Features that no longer tell images apart, and how that shows."""
+    """A collapse: features that no longer distinguish images."""
 
     what: str
-    """In words: what every projection or embedding is like."""
+    """A description of the projections or embeddings."""
     measure: str
-    """What was measured, and of what: "spread of z"."""
+    """The measure that shows it, such as "spread of z"."""
     value: float
     threshold: float
-    """The value lies beyond it."""
+    """The threshold that the value crosses."""
     advice: str
     """Flags to try."""
 
@@ -236,10 +237,10 @@ class Collapse(NamedTuple):
 
 
 def diagnose(health: dict[str, Any]) -> Collapse | None:
-    """The first collapse that the measures show; None if none.
+    """The first collapse that the measures show, or None.
 
     Args:
-        health: as `crlf.training.monitor.measure` gives it, after at least `SETTLED` steps.
+        health: the measures of `crlf.training.monitor.measure`, after at least `SETTLED` steps.
     """
     for name, what in (("z", "projection"), ("h", "embedding")):
         if f"{name}_spread" not in health:

@@ -1,6 +1,6 @@
-"""How far a number would move with other test images: an interval of an accuracy, and of the difference of two.
+"""Confidence intervals of an accuracy, and of the difference of two accuracies.
 
-They hold the run fixed: what another seed would change is not in them. M test images.
+They cover the choice of test images for a fixed run, not the seed. Shapes: M test images.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ DRAWS = 20_000
 def interval(right: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's interval of an accuracy: bool (M,), M at least 1 -> two fractions.
 
-    Wilson 1927, Probable inference, the law of succession, and statistical inference. The bootstrap's percentiles miss
-    the truth where there are few images or few mistakes: with an accuracy of 0.9 of 12 images they hold it in 71 of 100
-    cases, and of 0.98 of 100 in 87, Wilson's in 97 and 95.
+    Wilson 1927, Probable inference, the law of succession, and statistical inference. Percentiles of the bootstrap fail
+    with few images or few mistakes: for an accuracy of 0.9 on 12 images they contain the truth in 71 of 100 cases, for
+    0.98 on 100 images in 87; Wilson's interval in 97 and 95.
     """
     from scipy.stats import binomtest  # slow to import
 
@@ -25,12 +25,11 @@ def interval(right: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
 
 
 def paired_interval(a: np.ndarray, b: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The interval of the accuracy of b less that of a on the same images: bool (M,) twice -> two shares.
+    """The interval of the accuracy of b minus that of a on the same images: bool (M,) twice -> two fractions.
 
-    The bootstrap's percentiles (Efron and Tibshirani 1993, An introduction to the bootstrap, section 13.3): Wilson's is
-    of one accuracy, and two of them would not know that a and b are right on the same images. Images are drawn in
-    pairs: a sample is a multinomial number of those that b alone gets right, that a alone does, and that tell nothing.
-    Always the same draws.
+    It uses percentiles of the bootstrap (Efron and Tibshirani 1993, An introduction to the bootstrap, section 13.3),
+    since Wilson's interval is for a single accuracy and ignores the pairing. A sample is a multinomial draw of the
+    numbers of images that only b, only a, and both or neither predict correctly. The draws are fixed.
     """
     gained, lost = int((b & ~a).sum()), int((a & ~b).sum())
     counts = np.array([gained, lost, len(a) - gained - lost])

@@ -1,1 +1,1 @@
-"""Several stages in one command: from images to a report, and a trial of whether to train at all."""
+"""Commands of several stages: from images to a report, and the trial that compares training with not training."""

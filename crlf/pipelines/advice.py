@@ -1,4 +1,4 @@
-"""What a trial comes to: one sentence on whether to train, and one on whether more images would help."""
+"""The verdict of a trial: one sentence on whether to train, and one on whether more images would help."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ NAMES = {**PROBES, "crops": "finding an image by its crop"}
 
 
 class Verdict(NamedTuple):
-    """What to do, and why."""
+    """The advice of a trial and its reasons."""
 
     train: bool | None
-    """None: it makes no difference that these images could show."""
+    """Whether to train; None if these images show no clear difference."""
     best: Contestant
-    """What to take."""
+    """The contestant to use."""
     plain: Contestant
-    """The best of those that need no training."""
+    """The best contestant without training."""
     trained: Contestant
-    """The best of those that were trained, on all images."""
+    """The best contestant trained on all images."""
     differences: dict[str, Difference]
-    """How much better the best trained one is than the best plain one, by measure."""
+    """The differences between `trained` and `plain`, by measure."""
     what: str
-    """What to do, in a sentence."""
+    """The advice in a sentence."""
     why: str
-    """The numbers."""
+    """The numbers behind it."""
 
 
 Marks = Mapping[Contestant, Judged]
 
 
 def verdict(marks: Marks) -> Verdict:
-    """Whether training paid: with at least one measure outside of its interval and none outside on the other side."""
+    """Whether training paid: at least one measure is better beyond its interval, and none is worse beyond it."""
     plain = max((one for one in marks if not one.trained), key=lambda one: marks[one].score)
     trained = max((one for one in marks if one.trained and one.share == 1), key=lambda one: marks[one].score)
     mine, other = marks[trained].right, marks[plain].right
     found = {name: difference(mine[name], other[name]) for name in mine}
     signs = [one.sign for one in found.values()]
     told = ", ".join(f"{NAMES[name]} {points(one)}" for name, one in found.items())
-    best, train, what = plain, None, f"Training makes no difference that shows: take {plain.name}."
+    best, train, what = plain, None, f"Training makes no clear difference: use {plain.name}."
     if max(signs) > 0 and min(signs) >= 0:
-        best, train, what = trained, True, f"Train: {trained.name} is better than anything that needs no training."
+        best, train, what = trained, True, f"Train: {trained.name} is better than anything without training."
     elif min(signs) < 0 and max(signs) <= 0:
         train, what = False, f"Do not train: {plain.name} is better."
     elif min(signs) < 0:
         best = max(plain, trained, key=lambda one: marks[one].score)
-        what = f"It depends on the use: {trained.name} is better in one way and {plain.name} in another."
-    return Verdict(train, best, plain, trained, found, what, f"{trained.name} less {plain.name}: {told}.")
+        what = f"It depends on your use: {trained.name} is better in one measure and {plain.name} in another."
+    return Verdict(train, best, plain, trained, found, what, f"{trained.name} minus {plain.name}: {told}.")
 
 
 def points(one: Difference) -> str:
@@ -59,13 +59,13 @@ def points(one: Difference) -> str:
 
 
 def curve(marks: Marks) -> list[tuple[float, Judged]]:
-    """The learning curve of training from scratch: shares of the images, the smallest first."""
+    """The learning curve of training from scratch: shares of the images and their results, smallest share first."""
     found = [(one.share, judged) for one, judged in marks.items() if one.kind in ("scratch", "share")]
     return sorted(found, key=lambda point: point[0])
 
 
 def more_images(marks: Marks) -> str:
-    """Whether more images would help, by the last step of the curve; nothing without one."""
+    """Whether more images would help, judged by the last step of the learning curve; empty without a curve."""
     points_of_it = curve(marks)
     if len(points_of_it) < 2:
         return ""
@@ -78,4 +78,4 @@ def more_images(marks: Marks) -> str:
         return f"More images would likely help: {step}, {told}."
     if min(signs) < 0 and max(signs) <= 0:
         return f"More images would not help in this time: {step}, {told}."
-    return f"Whether more images would help does not show: {step}, {told}."
+    return f"It is unclear whether more images would help: {step}, {told}."

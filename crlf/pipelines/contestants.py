@@ -1,5 +1,4 @@
-"""What a trial holds against each other. Each gives an embedding of every image; some are trained for their share of
-the time first, each in a run folder of its own.
+"""The contestants of a trial. Each embeds every image; some are trained first, each in its own run folder.
 
 Shapes: N images of the training part, M of the test part, D embedding.
 """
@@ -35,9 +34,9 @@ from crlf.training.prepare import of_weights, starting
 from crlf.training.pretrain import pretrain
 from crlf.training.weights.sources import FOLDER, HUB
 
-SHARES = (0.1, 0.3)  # of the images, for the learning curve; all of them are a contestant anyway
-GRAY = Normalisation(mean=(0.5,), std=(0.25,))  # of pixels
-FEWEST = 20  # images to learn from, below which a point of the curve is left out
+SHARES = (0.1, 0.3)  # of the images, for the learning curve, beside training on all of them
+GRAY = Normalisation(mean=(0.5,), std=(0.25,))  # for raw pixels
+FEWEST = 20  # training images; a point of the curve with fewer is left out
 
 Kind = Literal["pixels", "untrained", "model", "scratch", "start", "distilled", "share"]
 TRAINED: tuple[Kind, ...] = ("scratch", "start", "distilled", "share")
@@ -45,14 +44,14 @@ TRAINED: tuple[Kind, ...] = ("scratch", "start", "distilled", "share")
 
 @dataclass(frozen=True)
 class Contestant:
-    """One row of the table."""
+    """A contestant, one row of the table."""
 
     name: str
     kind: Kind
     source: str = ""
-    """Trained weights, as `--init` takes them."""
+    """The source of its trained weights, as for `--init`."""
     share: float = 1.0
-    """Of the images that it learns from."""
+    """The share of the images that it learns from."""
 
     @property
     def trained(self) -> bool:
@@ -65,20 +64,20 @@ class Contestant:
 
 
 class Shown(NamedTuple):
-    """What a contestant makes of the images."""
+    """The embeddings of a contestant."""
 
     train: np.ndarray  # float32 (N, D)
-    test: np.ndarray  # float32 (M, D); the same array where every image is tested by cross-validation
+    test: np.ndarray  # float32 (M, D); the same array if all images are tested by cross-validation
     encoder: nn.Module  # frozen
-    images: Tensor  # uint8 (M, C, H, W), or (N, ...) where none are tested: of the size that it sees
+    images: Tensor  # uint8 (M, C, H, W), or (N, C, H, W) without test images, at the size that the encoder sees
     normalisation: Normalisation
 
 
 class Place(NamedTuple):
-    """Where a trial takes place."""
+    """The inputs of a trial."""
 
     recipe: Recipe
-    """What was asked for; its minutes are those of the whole."""
+    """The recipe as given; its minutes are those of the whole trial."""
     models: tuple[str, ...]
     out: Path
     data_dir: str | Path | None
@@ -86,10 +85,10 @@ class Place(NamedTuple):
 
 
 def contestants(place: Place, images: int) -> Iterator[Contestant]:
-    """All of them, those that need no training first.
+    """The contestants of a trial, those without training first.
 
     Args:
-        images: how many there are to learn from.
+        images: the number of training images.
     """
     yield Contestant("raw pixels", "pixels")
     yield Contestant("untrained", "untrained")
@@ -106,12 +105,12 @@ def contestants(place: Place, images: int) -> Iterator[Contestant]:
 
 
 def called(source: str) -> str:
-    """A model's name, of a path its last part."""
+    """The name of a model, or the last part of its path."""
     return source if source.startswith((TIMM, HUB)) else Path(source.removeprefix(FOLDER)).name
 
 
 class Images:
-    """The images of a trial, read once for each way to read them."""
+    """The images of a trial, read once per set of image settings."""
 
     def __init__(self, place: Place):
         self.place = place
@@ -126,10 +125,10 @@ class Images:
 
 
 def shown(contestant: Contestant, place: Place, images: Images, minutes: float = 0.0) -> Shown:
-    """A contestant's embeddings; it is trained first if need be.
+    """The embeddings of a contestant, which is trained first if needed.
 
     Args:
-        minutes: of its training.
+        minutes: its training time.
     """
     if contestant.kind == "pixels":
         train, test = images.of(own(place.recipe))
@@ -139,7 +138,7 @@ def shown(contestant: Contestant, place: Place, images: Images, minutes: float =
     if contestant.kind == "untrained":
         return untrained(place, images)
     run = run_of(contestant, place, images, minutes)
-    recipe = dataclasses.replace(run.recipe, data=place.recipe.data)  # a share of them learned from an array
+    recipe = dataclasses.replace(run.recipe, data=place.recipe.data)  # a share of the images was given as an array
     train, test = images.of(recipe)
     return of_network(load_encoder(run, recipe, train.images.shape[1:]), train, test, recipe.normalisation, place)
 
@@ -156,11 +155,11 @@ def tested(train: ImageSet, test: ImageSet) -> Tensor:
 
 
 class Pixels(nn.Module):
-    """Float (B, C, H, W) -> (B, C h w) of at most `SIDE` × `SIDE` pixels."""
+    """Pixels as embeddings: float (B, C, H, W) -> (B, C h w), averaged to at most `SIDE` × `SIDE` pixels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # says on which device it is
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells the device
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,7 +167,7 @@ class Pixels(nn.Module):
 
 
 def own(recipe: Recipe) -> Recipe:
-    """The recipe without trained weights, and without what is asked of them."""
+    """The recipe without trained weights and the settings that belong to them."""
     asked = recipe if not recipe.start.init else dataclasses.replace(recipe, encoder=Recipe().encoder)
     return dataclasses.replace(asked, start=InitSettings(), minutes=0.0)
 
@@ -184,11 +183,11 @@ def untrained(place: Place, images: Images) -> Shown:
     return of_network(encoders.Frozen(network, recipe.embedding.mirror), train, test, recipe.normalisation, place)
 
 
-# Those that are runs
+# Contestants with a run folder
 
 
 def run_of(contestant: Contestant, place: Place, images: Images, minutes: float) -> Run:
-    """The run folder of a contestant, finished: as it was left, gone on with, or new."""
+    """The finished run of a contestant: an existing one, a resumed one, or a new one."""
     folder = place.out / contestant.folder
     run, recipe = Run(folder), recipe_of(contestant, place, minutes)
     if run.file(ENCODER).is_file() and "train_seconds" in run.scores:
@@ -206,7 +205,7 @@ def run_of(contestant: Contestant, place: Place, images: Images, minutes: float)
 
 
 def recipe_of(contestant: Contestant, place: Place, minutes: float) -> Recipe:
-    """What a contestant is trained by."""
+    """The recipe that a contestant is trained with."""
     recipe = dataclasses.replace(place.recipe, minutes=minutes)
     asked = recipe.start if recipe.start.init == contestant.source else InitSettings(init=contestant.source)
     if contestant.kind == "model":
@@ -218,19 +217,19 @@ def recipe_of(contestant: Contestant, place: Place, minutes: float) -> Recipe:
     if contestant.kind != "distilled":
         return scratch
     teacher = contestant.source
-    if Path(teacher).is_file():  # it does not say of which network it is, nor how it fits: the run of it does
+    if Path(teacher).is_file():  # a file does not name its network; the run made from it does
         teacher = str(place.out / Contestant(f"{called(teacher)} as it is", "model").folder)
     return dataclasses.replace(scratch, method="distill", head=DistillSettings(teacher=teacher))
 
 
 def unless_named(recipe: Recipe, contestant: Contestant, place: Place) -> Recipe:
-    """The recipe with the network of the weights, unless the encoder that was asked for is for them."""
+    """The recipe with the network of the weights, unless the given encoder is meant for these weights."""
     ours = contestant.source == place.recipe.start.init or isinstance(recipe.encoder, Unasked)
     return recipe if ours else dataclasses.replace(recipe, encoder=Recipe().encoder)
 
 
 def on_a_share(contestant: Contestant, recipe: Recipe, images: Images) -> tuple[Recipe, ImageSet]:
-    """A recipe that is settled by all images, and some of them, always the same; a larger share holds a smaller one."""
+    """The recipe settled for all images, and a fixed share of them; larger shares contain the smaller ones."""
     train, _ = images.of(recipe)
     whole = settled(recipe.for_images(len(train))).resolved(train)
     order = torch.randperm(len(train), generator=generator("cpu", "share", recipe.seed))

@@ -1,4 +1,4 @@
-"""One command from images to a report: pretrain, embed, probe, draw, report, in the time that it is given."""
+"""`crlf run`: pretrain, embed, probe, draw and report in one command, within a time budget."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from crlf.visualization.figures import draw
 from crlf.visualization.report import report
 from crlf.visualization.summary import summary
 
-MINUTES = 20.0  # for your own images, where nothing else is asked for
-FIGURES = 15.0  # seconds of the figures and the report
-WHOLE = 1.5  # times as long as in the best trial an image takes among all: 1.5 to 2 times at 224 px
-MOST = 0.5  # of the minutes is kept for what comes after training
+MINUTES = 20.0  # default for your own images
+FIGURES = 15.0  # seconds for the figures and the report
+WHOLE = 1.5  # time per image in a whole set over that in the fastest trial: measured 1.5 to 2 at 224 px
+MOST = 0.5  # share of the minutes that may be kept for the stages after training
 
 
 @each_once()
@@ -51,25 +51,25 @@ def run(
     overwrite: bool = False,
     track: str = "none",
 ) -> Run:
-    """Learn from images without labels, then show what was learned: pretrain, embed, probe, draw, report. With images
-    of your own all of it takes about --minutes, 20 if neither minutes nor --epochs are given. On a data set known by
-    name --minutes are those of training alone.
+    """Train an encoder without labels and evaluate it: pretrain, embed, probe, draw and report. For your own images,
+    all stages together take about --minutes (20 if you give neither --minutes nor --epochs). For a named data set,
+    --minutes is the time for training alone.
 
     Args:
-        recipe: every setting of the run.
-        out: the run folder, where everything is written.
-        data_dir: where a data set known by name lies; by default the cache, ~/.cache/crlf.
-        device: cpu, cuda, mps, or auto for the best that is there.
-        resume: continue the run in the folder, in the stage that it had come to.
-        overwrite: replace the run in the folder.
-        track: what the log goes to as well: tensorboard, wandb or mlflow, on this machine.
+        recipe: the settings of the run.
+        out: the run folder; all files are written there.
+        data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
+        device: cpu, cuda, mps, or auto for the best available.
+        resume: continue the run in --out at the stage where it stopped.
+        overwrite: replace the run in --out.
+        track: also send the log to tensorboard, wandb or mlflow, which store it on this machine.
 
     Returns:
-        The run, of which torchrun's other processes have nothing but the training.
+        The run. Under torchrun, only the first process carries out the stages after training.
 
     Raises:
-        InputError: as each of the stages; what the stages before it made is there.
-        Interrupted: Ctrl-C or SIGTERM; it says how to go on.
+        InputError: any error of a stage; the results of the earlier stages stay.
+        Interrupted: Ctrl-C or SIGTERM; the message says how to continue.
     """
     started, here = time.perf_counter(), Run(out)
     recipe = of_weights(recipe, starting(recipe, here if resume else None))
@@ -79,13 +79,13 @@ def run(
         if not distributed.by_first(lambda: resume and trained(here, recipe)):
             settings: dict[str, Any] = {"data_dir": data_dir, "device": device, "track": track}
             pretrain(recipe, out=out, resume=resume, overwrite=overwrite, **settings)
-    if distributed.rank() == 0:  # torchrun's other processes have trained along; what is left is little
+    if distributed.rank() == 0:  # the stages after training are short and need one process
         show(here, data_dir, device)
     return here
 
 
 def show(run: Run, data_dir: str | Path | None, device: str) -> None:
-    """What comes after training, from the first stage on that is not done."""
+    """Run the stages after training, from the first unfinished one on."""
     stages: dict[str, Callable[[], object]] = {
         "embed": lambda: embed(run, data_dir=data_dir, device=device),
         "probe": lambda: probe(run, data_dir=data_dir, device=device),
@@ -95,18 +95,18 @@ def show(run: Run, data_dir: str | Path | None, device: str) -> None:
     names = list(stages)
     first = next((place for place, name in enumerate(names) if not DONE[name](run)), len(names))
     if first:
-        say(f"done already: {', '.join(['pretrain', *names[:first]])}")
+        say(f"already done: {', '.join(['pretrain', *names[:first]])}")
     for name in names[first:]:
         with interrupted_in(name, run, resume=True):
             stages[name]()
     summary(run)
 
 
-# What is done already
+# Whether a stage is done
 
 
 def trained(run: Run, recipe: Recipe) -> bool:
-    """Whether the run has come to the end of its training, with these settings."""
+    """Whether the run's training has finished with these settings."""
     whole = "train_seconds" in run.scores and run.file(ENCODER).is_file()  # the scores are written last
     return whole and not difference(recipe.to_dict(), completed(run.settings))
 
@@ -126,7 +126,7 @@ def drawn(run: Run) -> bool:
 
 
 def reported(run: Run) -> bool:
-    """Whether the report is younger than all that it shows."""
+    """Whether the report is newer than everything it shows."""
     ages = {name: run.file(name).stat().st_mtime_ns for name in run.held()}
     return REPORT in ages and ages[REPORT] == max(ages.values())
 
@@ -138,11 +138,12 @@ DONE = {"embed": embedded, "probe": probed, "draw": drawn, "report": reported}
 
 
 def in_time(recipe: Recipe, run: Run, resume: bool, data_dir: str | Path | None, device: str, started: float) -> Recipe:
-    """The recipe with the minutes of the whole and those that training leaves to the other stages, for images of one's
-    own, unless it asks for epochs; to resume, those that the run has.
+    """Set the time budget of a run on your own images, and the part reserved for the stages after training.
+
+    Nothing changes for a named data set, or if the recipe sets its epochs. A resumed run keeps its budget.
 
     Args:
-        started: when the command did, on the clock of `time.perf_counter`.
+        started: the start of the command on the clock of `time.perf_counter`.
     """
     by_epochs = not recipe.minutes and not isinstance(recipe.epochs, Unasked)
     if recipe.data in SOURCES or by_epochs:
@@ -156,14 +157,14 @@ def in_time(recipe: Recipe, run: Run, resume: bool, data_dir: str | Path | None,
         return dataclasses.replace(recipe, minutes=minutes)
     needed = after_training(recipe, data_dir, device)
     kept = min(time.perf_counter() - started + needed, 60 * MOST * minutes)
-    training = f"{duration(60 * minutes - kept)} of training, the rest to embed, probe and draw"
-    more = f", which may take {duration(needed)}" if needed > kept else ""
-    say(f"{duration(60 * minutes)} in all (--minutes sets others): {training}{more}")
+    training = f"{duration(60 * minutes - kept)} to train, the rest to embed, probe and draw"
+    more = f" (which may take {duration(needed)})" if needed > kept else ""
+    say(f"{duration(60 * minutes)} in all (change it with --minutes): {training}{more}")
     return dataclasses.replace(recipe, minutes=minutes, reserve=round(kept / 60, 3))
 
 
 def after_training(recipe: Recipe, data_dir: str | Path | None, device: str) -> float:
-    """About how many seconds the stages after training take: the embedding from a trial, the probes as measured on two
+    """Estimate the seconds that the stages after training take: embedding from a trial, probes as measured on two
     cores."""
     train, test = load(recipe.data, data_dir, recipe.images, recipe.subset)
     images = len(train) + (0 if test is train else len(test))
@@ -180,9 +181,10 @@ def after_training(recipe: Recipe, data_dir: str | Path | None, device: str) -> 
 
 
 def fitting(images: int, length: int, classes: int, cross_validated: bool) -> float:
-    """About how many seconds the linear probes take, on the embeddings, on those of the untrained encoder and on
-    pixels: L-BFGS asks so often for the slope, each time for two products with the images and two with a triangle of
-    their rank. The three took 11 s for 416 images of 11 classes, on two threads with nothing beside them."""
+    """Estimate the seconds that the three linear probes take: on the embeddings, the untrained encoder and the pixels.
+
+    Each L-BFGS iteration computes two products with the images and two with a triangular matrix of their rank. The
+    three took 11 s for 416 images of 11 classes, on two idle threads."""
     asked, images = (6000, round(0.64 * images)) if cross_validated else (500, images)  # 4/5 of 4/5 are fitted
     rank = min(images, length)
     return 3 * asked * (3e-4 + 4 * classes * (images * rank / 6e10 + rank**2 / 1e10))
@@ -192,34 +194,34 @@ def fitting(images: int, length: int, classes: int, cross_validated: bool) -> fl
 
 
 def require_free(recipe: Recipe, out: str | Path, resume: bool, overwrite: bool) -> None:
-    """Raise InputError where `pretrain` would refuse the folder, or where it lies among the images."""
+    """Raise InputError if `pretrain` would refuse the folder, or if it is inside the folder of images."""
     require_place(out, resume, overwrite)
     images, place = Path(os.path.realpath(recipe.data)), Path(os.path.realpath(out))
     if resume or not images.is_dir() or not place.is_relative_to(images):
         return
-    if not any(part.startswith(".") for part in place.relative_to(images).parts):  # those are passed over
+    if not any(part.startswith(".") for part in place.relative_to(images).parts):  # hidden folders are skipped
         other = shlex.quote(os.path.relpath(images.parent / place.name))
-        raise InputError(f"output folder {str(out)!r} lies among the images of {recipe.data!r}: try --out {other}")
+        raise InputError(f"output folder {str(out)!r} is inside the image folder {recipe.data!r}: try --out {other}")
 
 
 @contextlib.contextmanager
 def interrupted_in(stage: str, run: Run, resume: bool) -> Iterator[None]:
-    """Let Ctrl-C say how to go on.
+    """Make Ctrl-C say how to continue.
 
     Args:
-        resume: whether the run in the folder is the one that goes on; else that is told by whether it is new.
+        resume: whether the run in the folder can be continued; if False, only if it was created in this block.
     """
     before = age(run)
     try:
         yield
     except KeyboardInterrupt as stop:
         what = str(stop).partition(":")[0] or f"stopped in {stage}"
-        how = f"`crlf run --resume --out {shlex.quote(str(run.path))}` goes on"
+        how = f"`crlf run --resume --out {shlex.quote(str(run.path))}` continues"
         if not resume and age(run) == before:
-            how = "nothing was trained yet, and the same command begins again"
+            how = "nothing was trained yet; the same command starts again"
         raise Interrupted(getattr(stop, "exit_code", 130) - 128, f"{what}: {how}") from None
 
 
 def age(run: Run) -> int | None:
-    """When the run in the folder began, as a number; None where there is none."""
+    """The start time of the run in the folder, in nanoseconds; None if there is no run."""
     return run.file(RECIPE).stat().st_mtime_ns if run.file(RECIPE).exists() else None

@@ -1,4 +1,4 @@
-"""What embeddings are worth: with labels three probes, image by image; without any, measures that need none.
+"""Scores embeddings image by image: with labels by three probes, without labels by measures that need none.
 
 Shapes: N images of the training part, M of the test part, D embedding.
 """
@@ -23,33 +23,33 @@ from crlf.metrics.geometry import agreement, rankme
 from crlf.pipelines.contestants import Shown
 from crlf.runtime.devices import one_thread
 
-EACH = 5  # labels a class, where a class has more images
-DRAWS = 5  # of these labels
-SMALL = 5000  # images, below which products are too small for several threads
-Z = 1.96  # of 95 % of a normal distribution
+EACH = 5  # labels per class, if the class has more images
+DRAWS = 5  # random draws of these labels
+SMALL = 5000  # images; with fewer, one thread is faster than several
+Z = 1.96  # standard deviations, 95 % of a normal distribution
 PROBES = {"linear": "linear", "knn": "kNN", "few": "few labels"}
 
 
 class Judged(NamedTuple):
-    """A contestant's marks."""
+    """The scores of a contestant."""
 
     right: dict[str, np.ndarray]
-    """By the name of a measure, for each image the share of the tries in which it was told right: float64 (M,), in
-    0..1, and not a number where it was never asked about."""
+    """By measure, the share of tries in which each image was predicted correctly: float64 (M,), in 0..1; NaN for an
+    image that was never tested."""
     measures: dict[str, float]
-    """Others, without labels."""
+    """Measures that need no labels."""
 
     def mean(self, name: str) -> float:
         return float(np.nanmean(self.right[name]))
 
     @property
     def score(self) -> float:
-        """The mean of the probes; of images without labels, how often a crop finds its image."""
+        """The mean over the probes; without labels, how often a crop finds its image."""
         return sum(map(self.mean, self.right)) / len(self.right)
 
 
 class Difference(NamedTuple):
-    """How much better one is than another on the same images: shares, and the interval of 95 %."""
+    """The difference of two contestants on the same images, as a share, with its 95 % interval."""
 
     mean: float
     low: float
@@ -57,20 +57,22 @@ class Difference(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval is on one side of 0, else 0."""
+        """1 or -1 if the interval lies on one side of 0, else 0."""
         return int(self.low > 0) - int(self.high < 0)
 
 
 def difference(right: np.ndarray, other: np.ndarray) -> Difference:
-    """Of float (M,) twice; what was not asked of both does not count. The interval is that of a mean of M differences
-    by the normal distribution: shares of several tries are no yes and no, of which a bootstrap would draw."""
+    """The mean difference of two float (M,) arrays, leaving out images that are NaN in either.
+
+    The interval uses the normal distribution of a mean of M differences, since the values are shares of several tries.
+    """
     apart = (right - other)[~np.isnan(right - other)]
     mean, half = float(apart.mean()), Z * float(apart.std(ddof=1)) / math.sqrt(len(apart)) if len(apart) > 1 else 1.0
     return Difference(mean, mean - half, mean + half)
 
 
 def folds(train: ImageSet, test: ImageSet) -> np.ndarray | None:
-    """The folds of images that are all tested, the same for every contestant: int64 (N,). Copies stand in one."""
+    """The folds for cross-validation, the same for every contestant: int64 (N,). Copies are in the same fold."""
     if test is not train or train.labels is None:
         return None
     groups = same(train.images.flatten(1).numpy().astype(np.float32))
@@ -78,10 +80,11 @@ def folds(train: ImageSet, test: ImageSet) -> np.ndarray | None:
 
 
 def judge(shown: Shown, train: ImageSet, test: ImageSet, by: np.ndarray | None) -> Judged:
-    """A contestant's marks.
+    """Score a contestant.
 
     Args:
-        train, test: whose labels count; none: it is judged without.
+        shown: its embeddings.
+        train, test: the images with their labels, if there are any.
         by: the folds, see `folds`.
     """
     asked, rows = crops_and_images(shown.encoder, some(shown.images), shown.normalisation)
@@ -99,7 +102,7 @@ def judge(shown: Shown, train: ImageSet, test: ImageSet, by: np.ndarray | None) 
 
 
 def few(embedded: Embedded) -> np.ndarray:
-    """The linear probe with a few labels a class, on all other images: float64 (M,), the mean over draws."""
+    """The linear probe with a few labels per class, tested on all other images: float64 (M,), the mean over draws."""
     smallest = int(np.unique(embedded.train_lbl, return_counts=True)[1].min())
     each = max(1, min(EACH, smallest - (embedded.folds is not None)))
     right, times = np.zeros(len(embedded.test)), np.zeros(len(embedded.test))

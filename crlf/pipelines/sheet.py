@@ -1,4 +1,4 @@
-"""A trial on one page, and in the terminal: a sentence, a table, the learning curve."""
+"""The results of a trial as a page and on the terminal: the verdict, a table, the learning curve."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def header(marks: Marks) -> list[str]:
 
 
 def rows(marks: Marks) -> list[list[str]]:
-    """A line a contestant: accuracies in %, and what needs no labels."""
+    """One row per contestant: accuracies in %, and the measures that need no labels."""
     return [
         [
             one.name,
@@ -52,7 +52,7 @@ def free(name: str, value: float) -> str:
 
 
 def table(marks: Marks) -> str:
-    """For the terminal."""
+    """The table for the terminal."""
     lines = [header(marks), *rows(marks)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
@@ -79,7 +79,7 @@ def picture(marks: Marks) -> bytes:
         axes.set_xscale("log")
         axes.set_xticks([100 * share for share, _ in points], [f"{share:.0%}" for share, _ in points])
         axes.minorticks_off()
-        axes.set_xlabel("share of the images that SimCLR learned from, in the same time")
+        axes.set_xlabel("share of the images used for training, in the same time")
         axes.set_ylabel("accuracy, %")
         axes.grid(True, axis="y")
         axes.legend()
@@ -89,10 +89,14 @@ def picture(marks: Marks) -> bytes:
 
 
 def write(path: Path, marks: Marks, found: Verdict, about: dict[str, Any], folder: Path) -> None:
-    """The page.
+    """Write the page.
 
     Args:
-        about: seconds of each trained contestant by its name, `images`, `classes`, `tested`, `minutes`, `data`.
+        path: the HTML file.
+        marks: the scores of the contestants.
+        found: the verdict.
+        about: `seconds`, the training times by contestant, and `images`, `classes`, `tested`, `minutes`, `data`.
+        folder: the folder of the trial.
     """
     html = templates().get_template("trial.html").render(
         css=CSS.read_text(encoding="utf-8"),
@@ -111,7 +115,7 @@ def write(path: Path, marks: Marks, found: Verdict, about: dict[str, Any], folde
 
 
 def go_on(best: Contestant, folder: Path, data: str) -> str:
-    """The command that makes use of what was found."""
+    """The command to run next."""
     run = shlex.quote(str(folder / best.folder))
     if best.kind == "model":
         return f"crlf embed {run}"
@@ -125,7 +129,7 @@ def time_of(seconds: float) -> str:
 
 
 def closing(marks: Marks, found: Verdict, page: Path, folder: Path, data: str) -> Sequence[str]:
-    """The last lines on the terminal."""
+    """The last lines of output."""
     return [
         f"{found.what} {found.why}",
         *([more] if (more := more_images(marks)) else []),

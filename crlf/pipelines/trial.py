@@ -1,4 +1,4 @@
-"""`crlf trial`: should I train at all?"""
+"""`crlf trial`: compares training with not training on the same images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from crlf.text import duration, each_once, say
 from crlf.training.weights.sources import read
 
 MINUTES = 20.0
-LEAST = 0.02  # minutes of a contestant's training
+LEAST = 0.02  # minutes; the shortest training of a contestant
 RESULTS, PAGE = "trial.json", "trial.html"
 
 
@@ -36,24 +36,24 @@ def trial(
     device: str = "auto",
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Should I train at all? Hold raw pixels, an untrained encoder, trained models as they are, SimCLR from scratch and
-    from the first model, and distillation from it, against each other on the same images. All of it takes about
-    --minutes, of which each that is trained gets the same share; two of them learn from 10 and 30 % of the images, and
-    say whether more images would help.
+    """Should you train at all? Compare raw pixels, an untrained encoder, trained models as they are, SimCLR from
+    scratch, SimCLR from the first model and distillation from it, on the same images. The trial takes about --minutes
+    (20 by default), divided equally among the contestants that are trained. Two of them learn from 10 and 30 % of the
+    images, to show whether more images would help.
 
     Args:
-        recipe: every setting of the training; --init counts as a model, the first one.
-        model: trained models: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, or run folders.
-        out: the folder for the page trial.html, the numbers trial.json, and a run folder for each.
-        data_dir: where a data set known by name lies; by default the cache, ~/.cache/crlf.
-        device: cpu, cuda, mps, or auto for the best that is there.
-        resume: go on with the trial in the folder.
+        recipe: the settings of the training; --init counts as the first model.
+        model: the trained models to compare: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, or run folders.
+        out: the folder for trial.html, trial.json and one run folder per contestant.
+        data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
+        device: cpu, cuda, mps, or auto for the best available.
+        resume: continue the trial in --out.
 
     Returns:
-        What trial.json holds.
+        The contents of trial.json.
 
     Raises:
-        InputError: a wrong setting, images or model; or a folder that holds another trial.
+        InputError: a wrong setting, image set or model, or a folder with another trial.
     """
     begun, folder = time.perf_counter(), Path(out)
     models = tuple(dict.fromkeys([*([recipe.start.init] if recipe.start.init else []), *model]))
@@ -74,7 +74,7 @@ def trial(
             continue
         if one.trained and not share:
             share = share_of(recipe, everyone, marks, time.perf_counter() - begun, judging)
-            say(f"each that is trained gets {duration(60 * share)}")
+            say(f"training time for each contestant: {duration(60 * share)}")
         say(f"{number}/{len(everyone)}: {one.name}")
         started = time.perf_counter()
         found = shown(one, place, images, share)
@@ -105,34 +105,34 @@ def trial(
 def share_of(
     recipe: Recipe, everyone: list[Contestant], marks: dict[Contestant, Judged], passed: float, judging: float
 ) -> float:
-    """Minutes of each training that is left: the rest of the time, but for what judging takes."""
+    """Minutes for each remaining training: the time left, without the time that scoring takes."""
     left = [one for one in everyone if one.trained and one not in marks]
     rest = 60 * (recipe.minutes or MINUTES) - passed - judging * len(left)
     return max(LEAST, rest / 60 / len(left))
 
 
 def before(folder: Path, asked: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """What a trial in the folder has found so far.
+    """The results so far of the trial in the folder.
 
     Raises:
-        InputError: there is one, and nobody asked to go on with it; or it is another one.
+        InputError: the folder holds a trial and `resume` is False, or it holds another trial or other files.
     """
     fresh = {**asked, "marks": {}, "seconds": {}}
     if not (folder / RESULTS).is_file():
         if folder.is_dir() and any(folder.iterdir()) and not resume:
-            raise InputError(f"output folder {str(folder)!r} is not empty, and holds no trial: --out names another")
+            raise InputError(f"output folder {str(folder)!r} is not empty and holds no trial: choose another --out")
         return fresh
     if not resume:
-        raise InputError(f"output folder {str(folder)!r} holds a trial: --resume goes on with it, --out names another")
+        raise InputError(f"output folder {str(folder)!r} holds a trial: continue it with --resume, or change --out")
     found = read_json(folder / RESULTS, dict)
     for name, value in json.loads(json.dumps(asked)).items():
         if found.get(name) != value:
-            raise InputError(f"the trial in {str(folder)!r} was of other {name}: --out names another folder")
+            raise InputError(f"the trial in {str(folder)!r} has different settings ({name}): choose another --out")
     return {**fresh, "marks": found.get("marks", {}), "seconds": found.get("seconds", {})}
 
 
 def packed(judged: Judged) -> dict[str, Any]:
-    """As plain values."""
+    """The scores as plain values for JSON."""
     right = {k: [None if np.isnan(v) else round(float(v), 4) for v in row] for k, row in judged.right.items()}
     return {"right": right, "measures": judged.measures, "means": {k: judged.mean(k) for k in judged.right}}
 

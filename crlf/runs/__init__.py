@@ -1,1 +1,1 @@
-"""A run is a folder: its files, and how they are written."""
+"""Run folders: the files of a run, and how they are read and written."""

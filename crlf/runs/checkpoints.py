@@ -1,6 +1,6 @@
-"""What a run needs to go on. It keeps the last checkpoint and the one before it, and notices when one is damaged.
+"""Checkpoints, from which a run resumes. The last two are kept, and damaged ones are detected.
 
-A checkpoint is written to a temporary name, synced, and renamed; it is checked when it is read (crlf.runs.files).
+A checkpoint is written to a temporary file, synced and renamed, and it is checked when it is read (crlf.runs.files).
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from crlf.runs.run import CHECKPOINT, CHECKPOINT_BEFORE, Run
 
 
 def save(run: Run, values: dict[str, Any]) -> None:
-    """Write a checkpoint; the last one becomes the one before it."""
+    """Write a checkpoint, and keep the previous one."""
     save_tensors(run.file(CHECKPOINT), values, before=run.file(CHECKPOINT_BEFORE))
 
 
 def kept(run: Run) -> bool:
-    """Whether there is one."""
+    """Whether the run has a checkpoint."""
     return run.file(CHECKPOINT).exists() or run.file(CHECKPOINT_BEFORE).exists()
 
 
 def load(run: Run) -> dict[str, Any]:
-    """The last checkpoint; when it is damaged or missing, the one before it, with a warning on stderr.
+    """Load the last checkpoint, or if it is damaged or missing the previous one, with a warning on stderr.
 
     Raises:
-        InputError: neither can be read; the error is the last one's.
+        InputError: neither can be read; the message is about the last one.
     """
     try:
         return run.tensors(CHECKPOINT)
@@ -36,5 +36,5 @@ def load(run: Run) -> dict[str, Any]:
             values = run.tensors(CHECKPOINT_BEFORE)
         except InputError:
             raise error from None
-        print(f"warning: {error}; the one before it is used", file=sys.stderr)
+        print(f"warning: {error}; using the previous one", file=sys.stderr)
         return values

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: a write leaves either the old file or the new one.
+"""Atomic writes: after a crash, a file is either the old one or the new one, and complete.
 
-It goes to a temporary name in the same folder, is synced, and is then renamed over the old file. A file of tensors is
-checked when it is read: torch does not, and takes a weight with a flipped bit for another weight.
+A file is written under a temporary name in the same folder, synced and renamed over the old one. Files of tensors are
+checked when they are read, since torch does not notice a flipped bit in a weight.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ from crlf.errors import InputError, first_line
 
 @contextlib.contextmanager
 def replacing(path: Path, before: Path | None = None) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` when the block ends well, and vanishes otherwise.
+    """A file to write to, which replaces `path` when the block ends without an error and is removed otherwise.
 
     Args:
-        before: what was at `path` goes here.
+        path: the file to replace.
+        before: where to keep the old file.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -52,7 +56,7 @@ def replacing(path: Path, before: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 def _sync(folder: Path) -> None:
-    """Make renames last through a loss of power, where the system can."""
+    """Make renames survive a loss of power, if the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -73,14 +77,14 @@ def write_bytes(path: Path, data: bytes, before: Path | None = None) -> None:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """What a JSON file holds: a dict or a list, as `kind` says.
+    """Read a JSON file that holds a dict or a list, as given by `kind`.
 
     Raises:
         InputError: it is missing, damaged, or holds something else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last of a deep nest of brackets
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: deeply nested brackets
         raise InputError(f"{str(path)!r} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(value, kind):
         expected = "object" if kind is dict else "list"
@@ -89,12 +93,12 @@ def read_json(path: Path, kind: type) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON, indented; NaN and infinities become null, so that any reader can load it."""
+    """Write indented JSON; NaN and infinities become null, so that any reader can load it."""
     write_bytes(path, (json.dumps(finite(value), indent=2) + "\n").encode())
 
 
 def finite(value: Any) -> Any:
-    """The same value with None for each NaN or infinite number."""
+    """Replace each NaN or infinite number by None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -110,7 +114,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def save_rows(path: Path, count: int, parts: Iterable[np.ndarray]) -> None:
-    """A `.npy` file of `count` rows, from some of them at a time: arrays (n, ...) that differ in n alone."""
+    """Write a `.npy` file of `count` rows from arrays (n, ...) that differ only in n."""
     with replacing(path) as file:
         shape, written = None, 0
         for part in parts:
@@ -128,7 +132,7 @@ def save_tensors(path: Path, value: Any, before: Path | None = None) -> None:
     """Save tensors and plain values so that `torch.load(weights_only=True)` reads them."""
     import torch
 
-    buffer = io.BytesIO()  # torch's writer needs a file that seeks; a full disk then fails in one place
+    buffer = io.BytesIO()  # torch needs a seekable file; with a buffer, a full disk fails only in write_bytes
     torch.save(value, buffer)
     write_bytes(path, buffer.getvalue(), before)
 
@@ -136,22 +140,22 @@ def save_tensors(path: Path, value: Any, before: Path | None = None) -> None:
 # A file of tensors is a zip file
 
 
-FOLDER = 0x10  # the attribute of a folder
+FOLDER = 0x10  # zip attribute of a folder
 
 
 def check_zip(data: bytes) -> None:
-    """Look whether these are the bytes of a zip file of tensors as they were written.
+    """Check the bytes of a zip file of tensors.
 
-    Each member has a CRC-32, which torch writes and does not check. Of the bits that it does not cover one matters: a
-    member that is marked as a folder is not read, and its tensor holds whatever lay in the memory. What torch writes is
-    not compressed, and what it reads may be: a small file could fill the memory.
+    Each member has a CRC-32, which torch writes but does not check. One bit outside of it matters: torch does not read
+    a member marked as a folder, and its tensor then has arbitrary contents. torch writes uncompressed members but also
+    reads compressed ones, so a small file could fill the memory.
 
     Raises:
-        ValueError, or what `zipfile` raises: they are not.
+        ValueError, or an error of `zipfile`: the file is damaged.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         if sum(member.file_size for member in members) > len(data):
-            raise ValueError("it holds more than its size")
+            raise ValueError("its contents are larger than the file")
         if any(member.external_attr & FOLDER for member in members) or archive.testzip() is not None:
             raise ValueError("its checksum is wrong")

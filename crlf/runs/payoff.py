@@ -1,37 +1,37 @@
-"""Whether training paid: what a run's embeddings are worth beside those of the same encoder before its first step."""
+"""Whether training paid: compares a run's scores with those of the same encoder before its first step."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 MEASURES = {"linear": "linear probe", "knn": "kNN", "crops": "finding an image by a crop of it"}
-# What to try where training did not pay, and where it started from trained weights.
+# What to try if training did not pay, with and without trained weights at the start.
 OF_TRAINED = "fewer steps (--minutes, --epochs), a lower --lr, more frozen layers (--freeze), or the weights as given"
 ADVICE = "train longer (--minutes, --epochs), on smaller images (--image-size), or ask `crlf doctor`"
 
 
 class Payoff(NamedTuple):
-    """What training was worth."""
+    """The gain from training."""
 
     paid: bool | None
-    """None: within noise."""
+    """Whether training paid; None if the gain is within noise."""
     what: str
-    """In a few words."""
+    """The verdict in a few words."""
     numbers: str
     advice: str
-    """What to try where it did not pay."""
+    """What to try if it did not pay."""
 
     @property
     def sentence(self) -> str:
-        """Both, and what to try where it did not pay."""
+        """The verdict with its numbers, and what to try if training did not pay."""
         return f"{self.what}: {self.numbers}." + ("" if self.paid else f" Try: {self.advice}.")
 
 
 def payoff(scores: dict[str, Any]) -> Payoff | None:
-    """What the scores of a run say of its training; None where that was not measured.
+    """The gain from training according to a run's scores; None if it was not measured.
 
-    With labels it is the linear probe and kNN on test images that tell, each with the paired interval of its gain over
-    the untrained encoder, and over raw pixels; without labels it is the crops (crlf.evaluation.crops).
+    With labels it uses the linear probe and kNN on test images, each with the paired interval of its gain over the
+    untrained encoder and over raw pixels; without labels it uses the crops (crlf.evaluation.crops).
     """
     names = [name for name in ("linear", "knn") if f"{name}_over_untrained" in scores] or ["crops"]
     gains = [(name, scores[key]) for name in names if (key := f"{name}_over_untrained") in scores]
@@ -50,7 +50,7 @@ def payoff(scores: dict[str, Any]) -> Payoff | None:
         return Payoff(False, "Training did not pay, raw pixels do better", f"{told}; {pixels}", advice)
     if min(highs) < 0:
         return Payoff(False, "Training did not pay", told, advice)
-    return Payoff(None, "Whether training paid is within noise", told, advice)
+    return Payoff(None, "Training made no clear difference", told, advice)
 
 
 def told_gain(scores: dict[str, Any], name: str, gain: dict[str, Any]) -> str:
@@ -60,5 +60,5 @@ def told_gain(scores: dict[str, Any], name: str, gain: dict[str, Any]) -> str:
     where = "above" if gain["difference"] >= 0 else "below"
     apart = f"{abs(100 * gain['difference']):.1f} points {where} {before}"
     between = f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
-    own = scores.get(f"{name}_accuracy")  # not there where `untrained` alone was asked for
+    own = scores.get(f"{name}_accuracy")  # missing if `untrained` was the only probe
     return f"{MEASURES[name]}{'' if own is None else f' {100 * own:.1f} %'}, {apart} ({between})"

@@ -1,4 +1,4 @@
-"""The run folder: the names of its files, and how one folder is the place of one run."""
+"""The run folder: the names of its files, and how a folder is claimed for one run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOCK = ".lock"
 EVENTS = "tensorboard/events.out.tfevents.*"  # what --track tensorboard writes
 VIEWS, REPORT, TABLE = "views.npy", "report.html", "embeddings.parquet"
 THUMBNAILS, MAPS = "thumbnails.npy", "maps.npz"
-CLASSIFIER, CLASSIFIER_WEIGHTS = "classifier.json", "classifier.pth"  # in the folder of a classifier, no run's
+CLASSIFIER, CLASSIFIER_WEIGHTS = "classifier.json", "classifier.pth"  # in the folder of a classifier
 MADE_BY = {
     "train_emb.npy": "embed",
     "test_emb.npy": "embed",
@@ -42,7 +42,7 @@ MADE_BY = {
     "test_pred.npy": "probe",
     "test_prob.npy": "probe",
     MAPS: "draw",
-}  # whatever is not here is made by pretrain
+}  # all other files are made by pretrain
 FIGURES = (
     *("loss_curve.png", "health.png", "confusion_matrix.png"),
     *("pca_embedding.png", "tsne_embedding.png", "views.png", "filters.png"),
@@ -52,7 +52,7 @@ FILES = (RECIPE, LOG, CHECKPOINT, CHECKPOINT_BEFORE, ENCODER, LOSS, VIEWS, SCORE
 
 
 class Run:
-    """One run: a folder. Everything that comes after training knows only its files."""
+    """A run, stored in a folder. The stages after training use only its files."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
@@ -65,10 +65,10 @@ class Run:
         return Run, (self.path,)  # a lock stays with its process
 
     def lock(self) -> None:
-        """Let no other process train into the folder until `release`, or until this process ends.
+        """Keep other processes from training into the folder until `release` or the end of this process.
 
         Raises:
-            InputError: another one does.
+            InputError: another process is training into it.
         """
         self._lock = FileLock(self.file(LOCK), timeout=0)
         try:
@@ -79,7 +79,7 @@ class Run:
             raise InputError(f"output folder {str(self.path)!r} cannot be written: {error.strerror}") from error
 
     def release(self) -> None:
-        """Let others train into the folder."""
+        """Let other processes train into the folder again."""
         if self._lock is not None:
             let_go(self._lock)
 
@@ -88,7 +88,7 @@ class Run:
         """The run in an existing folder.
 
         Raises:
-            InputError: the folder is not there, or holds no run.
+            InputError: the folder does not exist, or holds no run.
         """
         opened = run if isinstance(run, Run) else cls(run)
         if not opened.path.is_dir():
@@ -111,7 +111,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The plain values in recipe.json, whatever they are: for what only shows them, and needs no torch."""
+        """The plain values in recipe.json, unchecked and without importing torch."""
         return read_json(self.file(RECIPE), dict)
 
     @property
@@ -125,11 +125,11 @@ class Run:
 
     @property
     def cross_validated(self) -> bool:
-        """Whether every image is tested, by what was fitted on others: the test images are the training images then."""
+        """Whether all images are tested by cross-validation: the test images are then the training images."""
         return self.scores.get("cross_validated") is True
 
     def update_scores(self, **values: Any) -> None:
-        """Merge these into scores.json. Dicts, such as `protocol`, are merged one level deep."""
+        """Merge values into scores.json. Dicts such as `protocol` are merged one level deep."""
         scores = self.scores
         for key, value in values.items():
             old = scores.get(key)
@@ -137,7 +137,7 @@ class Run:
         write_json(self.file(SCORES), scores)
 
     def forget_score(self, name: str) -> None:
-        """Take this out of scores.json."""
+        """Remove an entry from scores.json."""
         scores = self.scores
         if name in scores:
             write_json(self.file(SCORES), {key: value for key, value in scores.items() if key != name})
@@ -152,7 +152,7 @@ class Run:
         if not path.exists():
             raise InputError(f"{str(path)!r} is missing: `crlf {self._maker(name)}` makes it")
         try:
-            with path.open("rb") as file:  # of a damaged archive numpy would leave its own open
+            with path.open("rb") as file:  # numpy would leave its own handle of a damaged archive open
                 array = np.load(file, allow_pickle=False)
             if not isinstance(array, np.ndarray):
                 raise ValueError("it is an archive")
@@ -174,22 +174,22 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes; none where there are no labels, or before `crlf embed`."""
+        """The names of the classes; empty without labels, or before `crlf embed`."""
         path = self.file(CLASSES)
         return [str(name) for name in read_json(path, list)] if path.exists() else []
 
     def ids(self, split: str) -> list[str] | None:
-        """The name of each image of "train" or "test", of files the relative path; None before `crlf embed`."""
+        """The name of each image of "train" or "test" (for files the relative path); None before `crlf embed`."""
         path = self.file(f"{split}_ids.json")
         return [str(name) for name in read_json(path, list)] if path.exists() else None
 
     def tensors(self, name: str) -> Any:
-        """What `torch.save` wrote: tensors and plain values only, on the CPU.
+        """Load a file written by `torch.save`, with tensors (on the CPU) and plain values only.
 
         Raises:
             InputError: the file is missing, damaged, or holds anything else.
         """
-        import torch  # here, so that what only reads scores and figures starts without it
+        import torch  # imported here, so that commands that only read scores start fast
 
         path = self.file(name)
         if not path.exists():
@@ -206,13 +206,13 @@ class Run:
         return command if command == "pretrain" else f"{command} {self.path}"
 
     def held(self) -> list[str]:
-        """The files of a run that are there."""
+        """The files of a run that exist."""
         return [name for name in FILES if self.file(name).exists()]
 
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a JSON file, such as a run's recipe.json."""
-    from crlf.recipe import Recipe  # here, for it brings torch
+    from crlf.recipe import Recipe  # imported here because it imports torch
 
     return Recipe.from_dict(read_json(path, dict))
 
@@ -225,18 +225,19 @@ def claim(
     space: int = 0,
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Run:
-    """Make a folder the place of a run, and write its recipe.json.
+    """Claim a folder for a run, lock it, and write its recipe.json.
 
     Args:
-        recipe: every setting, plain values.
-        resume: the folder's run has the same settings and goes on.
-        overwrite: the folder's run is removed first; files that no run writes stay.
+        path: the folder.
+        recipe: the settings as plain values.
+        resume: continue the run in the folder, which must have the same settings.
+        overwrite: remove the run in the folder first; other files stay.
         space: bytes that the run will need.
-        complete: gives the recipe of an older run the settings that it does not know.
+        complete: adds missing settings to the recipe of an older run.
 
     Raises:
-        InputError: the folder holds a run and neither was asked for, holds none to resume, holds one with other
-            settings, cannot be written, or its disk is full. Nothing was changed then.
+        InputError: the folder holds a run and neither `resume` nor `overwrite` is set, holds no run to resume or one
+            with other settings, cannot be written, or its disk is full. Nothing was changed.
     """
     run = require_place(path, resume, overwrite)
     held = run.held()
@@ -256,7 +257,7 @@ def claim(
         raise InputError(f"{where} needs {space / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB free")
     run.lock()
     try:
-        write_json(run.file(RECIPE), recipe)  # shows that the folder can be written before anything goes
+        write_json(run.file(RECIPE), recipe)  # fails before anything is removed if the folder cannot be written
     except InputError:
         run.release()
         raise
@@ -270,15 +271,15 @@ def claim(
 
 
 def require_place(path: str | os.PathLike[str], resume: bool, overwrite: bool) -> Run:
-    """The folder as that of a run to be; nothing is locked or changed yet.
+    """Check that a folder can be claimed, without locking or changing it.
 
     Raises:
-        InputError: as `claim`, for what can be told without the settings of the run.
+        InputError: as `claim`, as far as it does not depend on the settings.
     """
     run = Run(path)
     held, where = run.held(), f"output folder {str(run.path)!r}"
     if resume and overwrite:
-        raise InputError("--resume and --overwrite exclude each other: pass one of them")
+        raise InputError("--resume and --overwrite cannot be combined: give one of them")
     if resume and RECIPE not in held:
         raise InputError(f"{where} holds no run to resume")
     if held and not resume and not overwrite:
@@ -287,7 +288,7 @@ def require_place(path: str | os.PathLike[str], resume: bool, overwrite: bool) -
 
 
 def clear(run: Run) -> None:
-    """Remove what a process that was killed while it wrote has left."""
+    """Remove temporary files left by a process that was killed."""
     for name in FILES:
         for path in run.path.glob(f".{name}.*"):
             path.unlink(missing_ok=True)

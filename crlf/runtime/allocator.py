@@ -1,4 +1,4 @@
-"""The allocator of a whole process: for programs, and not for a library to choose."""
+"""Memory allocator settings of the process, for programs and not for libraries."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to keep what is freed, as the allocators of GPUs do; elsewhere do nothing.
+    """Tell glibc's malloc to keep freed memory, as GPU allocators do. On other systems it does nothing.
 
-    By default it gives every large activation back to the kernel, and the next step faults it in again page by page:
-    on two cores that cost the light CNN a quarter of its speed (`python -m bench memory`). The commands of crlf call
-    it, and its functions do not: it would change the program that imports them.
+    By default malloc returns every large activation to the kernel, and the next step faults it in again page by page.
+    On two cores this cost the light CNN a quarter of its speed (`python -m bench memory`). The commands of crlf call
+    this function; the Python API does not, since it would change the program that imports it.
 
     Returns:
         Whether the allocator took the settings.

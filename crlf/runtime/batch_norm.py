@@ -1,6 +1,6 @@
-"""Batch norm of a batch that lies in parts: on several ranks, or one part after another.
+"""Batch norm for a batch that is split: across ranks, or into parts computed one after another.
 
-Within `joined()` batch norms take their moments over all ranks' rows. Within `FrozenNorms` they use what they remember.
+Within `joined()`, batch norms use the moments of all ranks' rows. Within `FrozenNorms`, they use running statistics.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from crlf.runtime import distributed
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Within this block a forward pass is one over the rows of all ranks."""
+    """Let batch norms use the moments of all ranks' rows within this block."""
     if distributed.world() == 1:
         yield
         return
@@ -30,10 +30,7 @@ def joined() -> Iterator[None]:
 
 
 class BatchNormBy(TorchFunctionMode):
-    """Within this block another function takes the place of `torch.nn.functional.batch_norm`.
-
-    Any module's batch norm, those of timm as well, comes down to that one.
-    """
+    """Replace `torch.nn.functional.batch_norm`, which all batch norms call, including timm's, within this block."""
 
     def __init__(self, function: Callable[..., Tensor]):
         super().__init__()
@@ -57,7 +54,7 @@ def batch_norm(
 ) -> Tensor:
     """`torch.nn.functional.batch_norm`, with the moments of all ranks' rows in training.
 
-    torch.nn.SyncBatchNorm is for GPUs alone, and for modules of torch's own classes.
+    torch.nn.SyncBatchNorm works only on GPUs and for torch's own classes.
 
     Args:
         x: float (B, C, ...); B may differ between ranks.
@@ -109,21 +106,21 @@ def _all_but_channels(x: Tensor) -> list[int]:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Half precision in float32: moments of it have three digits."""
+    """Convert half precision to float32, since its moments would have only three digits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class FrozenNorms(BatchNormBy):
-    """Within this block batch norms in training use their running statistics; at its end these move.
+    """Let batch norms in training use their running statistics within this block, and update these at its end.
 
-    A network's rows are then independent of each other, so the gradients of a batch in parts are exactly those of the
-    whole. What is remembered still follows the batches: the moments that the inputs of each batch norm have are added
-    up over the parts and the processes, and blended in at the end of the step. No gradient flows through them, so
-    weights may grow without anything to hold them (Ioffe 2017, Batch Renormalization, section 3): it serves encoders
-    whose statistics have settled.
+    Rows are then independent of each other, so the gradients of a batch in parts equal those of the whole. The moments
+    of each batch norm's inputs are summed over parts and processes and blended into the running statistics at the end
+    of the step. No gradient flows through the moments, so weights may grow without bound (Ioffe 2017, Batch
+    Renormalization, section 3): use it for encoders whose statistics have settled.
 
     Args:
-        passes: how often every image goes through the network meanwhile.
+        network: the network with the batch norms.
+        passes: how often every image passes through the network within the block.
     """
 
     def __init__(self, network: nn.Module, passes: int = 1):

@@ -1,4 +1,4 @@
-"""Where tensors live, and what that place needs."""
+"""Devices: choosing one, its precision and its memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODES = ("none", "graphs", "kernels", "all")  # of compiling a step
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of this name; "auto" is the first that is there of cuda, mps and cpu.
+    """The device with this name; "auto" is the first available of cuda, mps and cpu.
 
     Raises:
         InputError: the name is not known, or this machine has no such device.
@@ -37,14 +37,14 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """A few words for the record, such as "cpu, 2 threads"."""
+    """A short description of the device, such as "cpu, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether bf16 products are faster there than float32: NVIDIA from Ampere on, CPUs with AVX512-BF16 or AMX."""
+    """Whether bf16 products are faster than float32: on NVIDIA from Ampere on, and CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
@@ -54,18 +54,18 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """What a precision of `PRECISIONS` means on a device: torch.bfloat16 or torch.float32."""
+    """The dtype of a precision of `PRECISIONS` on a device: torch.bfloat16 or torch.float32."""
     bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(device))
     return torch.bfloat16 if bf16 else torch.float32
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """A context in which the network's products have this precision; weights, losses and statistics are float32."""
+    """An autocast context for the network's products; weights, losses and statistics stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype_of(precision, device) is torch.bfloat16)
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was asked."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -73,7 +73,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def memory_used(device: torch.device) -> int:
-    """Bytes that this process holds on the device; 0 where the system does not tell."""
+    """Bytes that this process uses on the device; 0 if the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if device.type == "mps":
@@ -82,7 +82,7 @@ def memory_used(device: torch.device) -> int:
 
 
 def bytes_held(column: int) -> int:
-    """A number of /proc/self/statm: 1 for what is in memory, 5 for what limits count, touched or not; 0 elsewhere."""
+    """Bytes from a column of /proc/self/statm: 1 for resident memory, 5 for data, which limits count; 0 elsewhere."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[column]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -90,7 +90,7 @@ def bytes_held(column: int) -> int:
 
 
 def memory_there(device: torch.device) -> int:
-    """Bytes of memory that the device has, and this process may use; 0 where the system does not tell."""
+    """Bytes of memory that this process may use on the device; 0 if the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
@@ -101,9 +101,9 @@ def memory_there(device: torch.device) -> int:
 
 
 def limits() -> Iterator[int]:
-    """What this process may hold, in bytes: the limits of its container, and of itself (`ulimit -d`)."""
+    """Memory limits in bytes, of the container and of the process (`ulimit -d`)."""
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        with contextlib.suppress(OSError, ValueError):  # the value may be "max"
             yield int(Path(path).read_text())
     with contextlib.suppress(ImportError):  # Windows
         import resource
@@ -114,25 +114,25 @@ def limits() -> Iterator[int]:
 
 
 def fits(size: int, device: torch.device) -> bool:
-    """Whether so many bytes of images leave enough memory to work with them there: at most half of it."""
+    """Whether images of `size` bytes fit on the device: they may take at most half of the free memory."""
     there = memory_there(device)
     held = bytes_held(5) if device.type == "cpu" else 0
     return not there or size <= (there - held) / 2
 
 
-FEW = 5000  # rows of a small product
+FEW = 5000  # rows; products with fewer are small
 
 
 def threads_for(rows: int) -> contextlib.AbstractContextManager[None]:
-    """One thread for products of few rows, else as many as there are; one instead of two, which as a rule are of one
+    """A context with one thread for products of few rows, and if there are only two threads, which usually share a
     core: the linear probe of 50,000 embeddings took 36 s with the two threads of a core, and 25 s with one."""
     return one_thread() if rows < FEW or torch.get_num_threads() == 2 else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch on the CPU. Small products gain nothing from more, and where another program has a core
-    they wait for it at each: fits of 500 images took 24 s with two threads then, and 0.6 s with one."""
+    """Use one thread for torch on the CPU. Small products gain nothing from more, and lose much if another program uses
+    a core: fits of 500 images then took 24 s with two threads, and 0.6 s with one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,11 +1,10 @@
-"""Which of several processes this is, and what they tell each other. `torchrun` starts them; alone, nothing here acts.
+"""Communication between the processes started by `torchrun`. With a single process, these functions do nothing.
 
-CPU tensors travel by gloo, those on NVIDIA's GPUs by NCCL.
+CPU tensors are sent by gloo, tensors on NVIDIA GPUs by NCCL.
 
-They train one batch together: each has a share of it. Batch norms take their moments over all ranks' rows
-(crlf.runtime.batch_norm), and `whole_batch` puts together the rows that a loss compares. What comes after is computed
-by every rank alike, so that each holds the loss of the whole batch; `add_up` then makes of the gradients, to which each
-rank gave those of its rows, the ones that a single process has.
+The processes train on one batch together, each on its part. Batch norms use the moments of all ranks' rows
+(crlf.runtime.batch_norm), and `whole_batch` gathers the rows that a loss compares, so every rank computes the loss of
+the whole batch. Each rank has the gradients of its own rows, and `add_up` sums them to those of a single process.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ from torch import Tensor
 from crlf.errors import InputError, first_line
 
 T = TypeVar("T")
-WAIT = datetime.timedelta(days=7)  # for the slowest rank; when one dies, torchrun ends the others
-FAILED = 2  # the exit code of a rank that ends because the first one refused the input
-ANSWER = datetime.timedelta(seconds=10)  # when a rank is lost, for the others to say that they are there
+WAIT = datetime.timedelta(days=7)  # for the slowest rank; if one dies, torchrun ends the others
+FAILED = 2  # the exit code of a rank that ends because rank 0 refused the input
+ANSWER = datetime.timedelta(seconds=10)  # for the other ranks to respond after one is lost
 
 
 def rank() -> int:
-    """This process among `world()`: 0, 1, …"""
+    """The number of this process among `world()`: 0, 1, …"""
     return int(os.environ.get("RANK", 0)) if world() > 1 else 0
 
 
 def world() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Within this block, or function, the processes that torchrun started can speak to each other."""
+    """Let the processes of torchrun communicate within this block or function."""
     if world() == 1 or torch.distributed.is_initialized():
         yield
         return
@@ -59,11 +58,15 @@ def together() -> Iterator[None]:
 
 
 class Unanswered(RuntimeError):
-    """Another rank is gone: what was to be said to all could not be."""
+    """A collective failed because another rank is gone."""
 
 
 def speak(collective: Callable[..., Any], *arguments: Any) -> None:
-    """A collective of torch.distributed."""
+    """Call a collective of torch.distributed.
+
+    Raises:
+        Unanswered: another rank is gone.
+    """
     try:
         collective(*arguments)
     except RuntimeError as error:  # gloo's, and NCCL's DistBackendError
@@ -71,7 +74,7 @@ def speak(collective: Callable[..., Any], *arguments: Any) -> None:
 
 
 def _lost() -> list[int]:
-    """The ranks that do not say within `ANSWER` that they are there; torchrun's own end of us waits until then."""
+    """The ranks that do not respond within `ANSWER`. SIGTERM from torchrun is ignored until then."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -83,13 +86,13 @@ def _lost() -> list[int]:
         while lost and time.monotonic() < deadline:
             lost = [other for other in lost if not store.check([f"{key}/{other}"])]
             time.sleep(0.2)
-    except RuntimeError:  # the store is gone, and with it who holds it where torchrun's agent does not
+    except RuntimeError:  # the store is gone, and rank 0 with it unless torchrun's agent holds it
         lost = [0]
     return lost
 
 
 def _end_without(lost: Sequence[int]) -> None:
-    """End this process; the first one that is left says why."""
+    """End this process; the first remaining one prints the reason."""
     who = "rank " + ", ".join(map(str, lost)) if lost else "a rank"
     first = min(set(range(world())) - set(lost), default=rank())
     advice = "--resume continues from the last checkpoint, on any number of processes"
@@ -97,7 +100,7 @@ def _end_without(lost: Sequence[int]) -> None:
 
 
 def gather(value: T) -> list[T]:
-    """What each rank calls this with, in the order of the ranks; all of them wait for the last."""
+    """The values of all ranks, in order. Every rank waits for the last one."""
     if world() == 1:
         return [value]
     found: list[T] = [value] * world()
@@ -106,12 +109,15 @@ def gather(value: T) -> list[T]:
 
 
 def part_of(count: int) -> range:
-    """This rank's share of so many things: the ranks' shares are contiguous, in order, and as equal as can be."""
+    """This rank's part of `count` items: contiguous, in rank order, and of nearly equal size."""
     return range(count * rank() // world(), count * (rank() + 1) // world())
 
 
 def parts_of(count: int, most: int = 0) -> list[range]:
-    """This rank's share in as few parts of at most so many as can be, on all ranks alike many; 0 leaves it whole."""
+    """This rank's part of `count` items, cut into the fewest parts of at most `most` items; 0 for one part.
+
+    All ranks have the same number of parts.
+    """
     share = part_of(count)
     parts = -(-count // (most * world())) if most else 1
     cuts = [share.start + len(share) * i // parts for i in range(parts + 1)]
@@ -119,21 +125,21 @@ def parts_of(count: int, most: int = 0) -> list[range]:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """Of several GPUs the one that is this rank's; any other device stays as it is."""
+    """The GPU of this rank if there are several; any other device is returned unchanged."""
     if world() == 1 or device.type != "cuda" or device.index is not None:
         return device
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
-# What the first one does for all
+# Work of rank 0 for all
 
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-    """The block runs on rank 0, and then on the others: what the first one fetched, they find.
+    """Run the block on rank 0 first, then on the others, which find what rank 0 downloaded or cached.
 
     Raises:
-        SystemExit: on the others, when the block failed on rank 0, which says why.
+        SystemExit: on the other ranks, if the block failed on rank 0, which prints the reason.
     """
     if rank() > 0:
         _end_unless(gather(True)[0])
@@ -148,7 +154,7 @@ def first_alone() -> Iterator[None]:
 
 
 def by_first(act: Callable[[], T]) -> T:
-    """What a function returned on rank 0, which alone calls it. Raises as `first_alone` does."""
+    """Call a function on rank 0 only, and return its result on all ranks. Raises as `first_alone` does."""
     made: T | None = None
     with first_alone():
         made = act() if rank() == 0 else None
@@ -162,7 +168,7 @@ def _end_unless(fine: bool) -> None:
 
 
 def highest(*values: float) -> list[float]:
-    """The highest of all ranks, of each value: so they agree on what time or a signal tells them differently."""
+    """The maximum of each value over all ranks, so that they agree on times and signals."""
     if world() == 1:
         return list(values)
     told = torch.tensor(values, dtype=torch.float64)  # on the CPU: no device waits
@@ -171,25 +177,25 @@ def highest(*values: float) -> list[float]:
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum of all ranks' values, in the same tensor."""
+    """Sum a tensor over all ranks, in place."""
     if world() > 1:
         speak(torch.distributed.all_reduce, value)
     return value
 
 
 def all_gather(value: Tensor) -> list[Tensor]:
-    """What each rank calls this with, of one shape and dtype, in the order of the ranks."""
+    """The tensors of all ranks, in order; all must have the same shape and dtype."""
     found = [torch.empty_like(value) for _ in range(world())]
     speak(torch.distributed.all_gather, found, value)
     return found
 
 
 def require_share(batch_size: int, device: torch.device) -> None:
-    """Raise InputError when a batch has no image for some rank, or the device cannot train with so many."""
+    """Raise InputError if a batch has fewer images than ranks, or the device does not support several processes."""
     if batch_size < world():
         raise InputError(f"batch_size must be at least the {world()} processes, not {batch_size}")
     if world() > 1 and device.type == "mps":
-        raise InputError(f"device 'mps' trains with one process, not {world()}: gloo and NCCL do not know it")
+        raise InputError(f"device 'mps' trains with one process, not {world()}: gloo and NCCL do not support it")
     here, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if device.type == "cuda" and here > there:
         raise InputError(f"nproc-per-node must be at most the {there} GPUs of this machine, not {here}")
@@ -199,13 +205,13 @@ def require_share(batch_size: int, device: torch.device) -> None:
 
 
 def whole_batch(rows: Tensor, dim: int = 1) -> Tensor:
-    """The rows of all ranks, in order.
+    """Gather the rows of all ranks, in order.
 
-    The gradient of what each rank computes from them, all the same, reaches the rows that are its own.
+    Every rank must compute the same from the result; the gradient reaches this rank's own rows.
 
     Args:
         rows: any dtype, (..., B of this rank, ...).
-        dim: which of them B is.
+        dim: the dimension of B.
     """
     if world() == 1:
         return rows
@@ -220,7 +226,7 @@ class _WholeBatch(torch.autograd.Function):
         sizes = [int(count) for count in counts]
         ctx.dim, ctx.start, ctx.size = dim, sum(sizes[: rank()]), rows.shape[dim]
         mine = rows.movedim(dim, 0)
-        padded = mine.new_zeros(max(sizes), *mine.shape[1:])  # all ranks send as much
+        padded = mine.new_zeros(max(sizes), *mine.shape[1:])  # all ranks must send the same size
         padded[: len(mine)] = mine
         parts = [part[:size] for part, size in zip(all_gather(padded), sizes, strict=True)]
         return torch.cat(parts).movedim(0, dim).contiguous()
@@ -231,7 +237,7 @@ class _WholeBatch(torch.autograd.Function):
 
 
 def add_up(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Make each gradient the sum of all ranks': one message for each dtype."""
+    """Sum each gradient over all ranks, with one message per dtype."""
     if world() == 1:
         return
     grads = [p.grad for p in parameters if p.grad is not None]

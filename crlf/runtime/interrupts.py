@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps, not within one."""
+"""Handles Ctrl-C and SIGTERM between two steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user or the system asked the run to stop, and what was done is saved."""
+    """The user or the system stopped the run, and its progress is saved."""
 
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
@@ -19,9 +19,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that stays empty until SIGINT or SIGTERM arrives, whose number it then holds.
+    """A list that receives the number of SIGINT or SIGTERM when it arrives.
 
-    A second Ctrl-C acts at once. Outside the main thread Python allows no handlers, and nothing changes.
+    A second Ctrl-C interrupts at once. Outside the main thread Python allows no handlers, and the list stays empty.
     """
     received: list[int] = []
 

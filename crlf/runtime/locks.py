@@ -1,4 +1,4 @@
-"""Locks of files that two processes would write at once."""
+"""File locks between processes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from filelock import BaseFileLock
 
 
 def let_go(lock: BaseFileLock) -> None:
-    """Release a lock and take its file away, the file first: filelock looks whether what it locked is still there."""
+    """Release a lock and remove its file, the file first: filelock checks that the locked file still exists."""
     if lock.is_locked:
-        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+        with contextlib.suppress(OSError):  # Windows cannot remove an open file
             os.unlink(lock.lock_file)
     lock.release()

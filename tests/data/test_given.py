@@ -106,7 +106,7 @@ def test_a_run_is_resumed_with_its_images_alone(run: crlf.Run, capsys):
 
 
 def test_the_command_line_says_in_a_line_that_they_must_be_given_again(run: crlf.Run, tmp_path: Path, capsys):
-    again = f"error: {NAME!r} was given from Python and is not kept: give it again, as crlf.embed(run, data=images)"
+    again = f"error: {NAME!r} was given as an array and not stored: give it again, as crlf.embed(run, data=images)"
     for words in (
         ["embed", str(run.path)],
         ["pretrain", "--recipe", str(run.file(RECIPE)), "--out", str(tmp_path / "again")],
@@ -128,7 +128,7 @@ def test_what_needs_no_images_needs_none(run: crlf.Run, tmp_path: Path, capsys, 
     capsys.readouterr()
     crlf.doctor(run)
     assert f"{NAME!r} was given from Python" in capsys.readouterr().out.replace("\n   ", " ")
-    with pytest.raises(InputError, match="was given from Python and is not kept"):
+    with pytest.raises(InputError, match="was given as an array and not stored"):
         crlf.probe(run, probes="pixels")
     seen = []
     monkeypatch.setattr(
@@ -150,7 +150,7 @@ def test_what_needs_no_images_needs_none(run: crlf.Run, tmp_path: Path, capsys, 
         (IMAGES / 255, r"array 'data' must be uint8 .*, not float64 \(96, 3, 32, 32\)"),
         (torch.zeros(3, 32), "must be uint8"),
         (IMAGES[:, :2], "must be uint8"),
-        ("shapes", "data must be an ImageSet or an array of images; a name or a path is the recipe's, not a str"),
+        ("shapes", "data must be an ImageSet or an array of images (names and paths go into the recipe), not a str"),
         ([IMAGES], "not a list"),
         (IMAGES[:0], "must be uint8"),
         (IMAGES[:1].repeat(40, 0), r"images of 'array of 40 images of 3×32×32' must differ"),

@@ -91,12 +91,12 @@ def test_few_images_are_all_tested_and_trained_on(tmp_path: Path, capsys: pytest
     assert test is train and len(train) == 3 * EACH and train.hold_out == 0
     assert train.labels.tolist() == [0, 1, 2] * EACH, "classes take turns"
     assert len(data.load_for_pretraining(folder)) == len(train)
-    assert "which pretraining never sees; no image is held out" in capsys.readouterr().err
+    assert "which pretraining never sees; no images are held out" in capsys.readouterr().err
     first, again = data.load(folder, subset=10)
     assert again is first and len(first) == 10 and set(first.labels.tolist()) == {0, 1, 2}
     held = data.load(folder, settings=ImageSettings(hold_out=0.25))  # another place in the cache
     assert list(map(len, held)) == [30, 12] and held[0].hold_out == held[1].hold_out == 0.25
-    assert "12 images, about 25 % of each, are held out" in capsys.readouterr().err
+    assert "12 images, about 25 % of each class, are held out" in capsys.readouterr().err
     assert data.load(folder)[0].ids == train.ids
 
 
@@ -148,7 +148,7 @@ def test_a_class_of_one_image_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "ant" / "0.png").write_bytes(encoded(Image.fromarray(picture(1, 999)), "PNG"))
     train, test = data.load(str(tmp_path))
     assert test is train and train.classes[0] == "ant" and "ant/0.png" in train.ids
-    assert "'ant' has one image: no other image can tell what it is" in capsys.readouterr().err
+    assert "'ant' has one image: they cannot be recognised by others" in capsys.readouterr().err
 
 
 def test_new_images_are_read_once(tmp_path: Path):

@@ -70,7 +70,7 @@ def test_split_folders_without_classes(tmp_path: Path, capsys: pytest.CaptureFix
     train, test = data.load(str(put(tmp_path, several("train", "val"))), None, ImageSettings(image_size=16))
     assert train.labels is None and test.labels is None
     assert {name[:5] for name in train.ids} == {"train"} and {name[:3] for name in test.ids} == {"val"}
-    assert "the folders are splits: 'train' is to train on, 'val' to test on" in capsys.readouterr().err
+    assert "the folders are splits: 'train' is for training, 'val' is for testing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["unlabeled", "unlabelled", "Train_Unlabelled", "extra"])
@@ -159,7 +159,7 @@ def test_masks_are_no_images(names: list[str], tmp_path: Path, capsys: pytest.Ca
     train, test = data.load(str(put(tmp_path, names)), None, ImageSettings(image_size=16, hold_out=0.1))
     assert sorted([*train.ids, *test.ids]) == sorted(name for name in names if "mages/" in name)
     assert train.classes == (("cat", "dog") if any("cat" in name for name in names) else ())
-    assert "is not used: by its name it holds what was drawn over the images" in capsys.readouterr().err
+    assert "is not used: its name suggests masks or labels drawn over the images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -177,14 +177,14 @@ def test_dates(name: str, is_date: bool):
 def test_folders_of_dates_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     train, test = data.load(str(put(tmp_path, several("2019", "2020"))), None, ImageSettings(image_size=16))
     assert train.labels is None and len(train) == 8 and not len(test)
-    assert "the folders are not taken for classes: their names are dates, such as '2019'" in capsys.readouterr().err
+    assert "the folders are not used as classes: their names are dates, such as '2019'" in capsys.readouterr().err
 
 
 def test_some_names_of_dates_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     train, _ = data.load(str(put(tmp_path, several("2019", "2020", "cat"))), None, ImageSettings(image_size=16))
     assert train.classes == ("2019", "2020", "cat")
     said = capsys.readouterr().err
-    assert "warning: '2019', '2020' look like dates: --no-labels takes no folder for a class" in said
+    assert "warning: '2019', '2020' look like dates: use --no-labels if folders are not classes" in said
 
 
 @pytest.mark.parametrize("names", [several("cat", "dog"), in_classes("train", "val")])
@@ -211,14 +211,14 @@ def test_one_loose_image_does_not_silence_the_classes(tmp_path: Path, capsys: py
     train, test = data.load(str(path), None, settings)
     learn = data.load_for_pretraining(str(path), None, settings)
     assert len(train) == 18 and len(test) == 2 and list(learn.ids) == [*train.ids, "cover.png"]
-    assert "1 image lies in no class folder: trained on and embedded, without a label" in capsys.readouterr().err
+    assert "1 image lies in no class folder: used for training and embedded, without a label" in capsys.readouterr().err
 
 
 def test_a_class_of_the_test_split_alone_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = put(tmp_path, [*in_classes("train", "test"), *several("test/eel")])
     train, test = data.load(str(path), None, ImageSettings(image_size=16))
     assert train.classes == test.classes == CLASSES and len(test) == 8
-    assert "test images of 'eel' are left out: no training image is of that class" in capsys.readouterr().err
+    assert "test images of 'eel' are left out: there are no training images of this class" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_class_of_the_test_split_alone_is_left_out(tmp_path: Path, capsys: pyt
 def test_the_reason_is_told(names: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     train, test = data.load(str(put(tmp_path, names)), None, ImageSettings(image_size=16))
     assert train.labels is None and len(train) == len(names) and not len(test)
-    assert f"the folders are not taken for classes: {reason}" in capsys.readouterr().err
+    assert f"the folders are not used as classes: {reason}" in capsys.readouterr().err
 
 
 # Sidecars
@@ -246,7 +246,7 @@ def test_sidecars_do_not_count_as_skipped(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "empty").write_bytes(b"")
     assert len(data.load(str(tmp_path), None, ImageSettings(max_skipped=0))[0]) == 6
     said = capsys.readouterr().err
-    assert "files that are no images: 20 × .json, 1 × without a suffix, 1 × .txt" in said and "skipped" not in said
+    assert "other files: 20 × .json, 1 × without a suffix, 1 × .txt" in said and "skipped" not in said
     (tmp_path / "bad.png").write_text("{}")
     with pytest.raises(InputError, match=r"1 of 7 files were skipped, more than max_skipped 0\.1"):
         data.load(str(tmp_path), None, ImageSettings())

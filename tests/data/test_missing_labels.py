@@ -136,7 +136,7 @@ def test_labels_that_are_missing_in_an_array(labels: list, tmp_path: Path, capsy
     assert [row % 2 for row in rows(train.ids)] == train.labels.tolist()
     for row, image in zip(MISSING, parts["unlabelled"].images, strict=True):
         assert np.array_equal(image.permute(1, 2, 0).numpy(), ARRAYS[row])
-    assert "6 of 24 labels are missing: such images are trained on without one" in capsys.readouterr().err
+    assert "6 of 24 labels are missing: these images are used for training only" in capsys.readouterr().err
 
 
 # Copies
@@ -184,7 +184,7 @@ def test_a_classifier_of_copies_is_refused_with_the_reason(run: Run, tmp_path: P
     for i in range(4):
         shutil.copy(tmp_path / "in/b/8.png", tmp_path / f"in/b/copy {i}.png")
     line = refused("finetune", str(run.path), str(tmp_path / "in"), "--out", str(tmp_path / "c"), alone=False)
-    assert "no labels that can be used: the folders are not taken for classes: 'b' has only copies of one image" in line
+    assert "no labels that can be used: the folders are not used as classes: 'b' has only copies of one image" in line
     path = table(tmp_path / "t" / "a.parquet", ["a"] * 8 + ["b"] * 4, [*FILES[:8], *[FILES[8]] * 4])
     line = refused("finetune", str(run.path), str(path), "--out", str(tmp_path / "c"), alone=False)
     assert "no labels that can be used: of the classes 'b' has only copies of one image" in line

@@ -339,7 +339,7 @@ def test_what_cannot_be_embedded_is_one_line(run: crlf.Run, photos: Path, tmp_pa
         (str(tmp_path / "float.npy"),): "must be uint8",
         (str(photos), "--out", str(tmp_path / "t.csv")): "must end in .parquet",
         (str(photos), "--out", str(tmp_path / "no" / "t.parquet")): "does not exist",
-        (str(photos), "--out", str(tmp_path / "there.parquet")): "is there already: --overwrite replaces it",
+        (str(photos), "--out", str(tmp_path / "there.parquet")): "already exists: --overwrite replaces it",
         (
             str(tmp_path / "small.npy"),
             "--out",

@@ -110,11 +110,11 @@ def test_what_cannot_be_a_run_is_one_line(tmp_path: Path, capsys: pytest.Capture
     torch.save({"a": torch.ones(1)}, path)
     for words, message in (
         (["--model", str(path)], "do not name their network: name it with `crlf pretrain"),
-        (["--model", "nowhere"], "weights 'nowhere' are not there: they must be timm:NAME"),
+        (["--model", "nowhere"], "weights 'nowhere' do not exist: they must be timm:NAME"),
     ):
         assert cli.main(["embed", str(images), *words, "--out", str(tmp_path / "run")]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match="model is for images"):
+    with pytest.raises(InputError, match="model embeds images without a run"):
         crlf.embed(images, "more", model="timm:x")
     with pytest.raises(InputError, match=r"epochs must be in 1\.\.100000, not 0"):
         Recipe(epochs=0)  # random weights, untrained, are no run

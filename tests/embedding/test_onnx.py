@@ -57,7 +57,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_the_embeddings_are_what_the_file_gives(model: Path, photos: Path, tmp_path: Path, capsys):
     run = crlf.embed(photos, model=str(model), out=tmp_path / "run", device="cpu")
-    assert "taken to want images normalised by ImageNet's mean" in capsys.readouterr().err
+    assert "assumed to need images normalised by ImageNet's mean" in capsys.readouterr().err
     assert run.scores["image_shape"] == [3, 32, 32]
     assert run.scores["started_from"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
     images = crlf.data.load(str(photos), None, run.recipe.images)[0].images
@@ -120,7 +120,7 @@ def test_a_batch_and_a_type_of_its_own(tmp_path: Path):
     assert whole.pixels and torch.allclose(whole(x.sigmoid()), Net()((255 * x.sigmoid()).round()), atol=1e-3)
     twin = copy.deepcopy(whole)
     empty = OnnxFile(tmp_path / "gone.onnx")
-    with pytest.raises(InputError, match=r"gone\.onnx' is not there"):
+    with pytest.raises(InputError, match=r"gone\.onnx' does not exist"):
         empty(x)
     empty.load_state_dict(twin.state_dict())
     assert torch.equal(empty(x.sigmoid()), whole(x.sigmoid()))
@@ -135,7 +135,7 @@ def test_what_is_no_such_model_is_one_line(model: Path, photos: Path, tmp_path: 
 
     saved(tmp_path / "rows.onnx", Two(), torch.randn(2, 5))
     for words, says in (
-        (["embed", str(photos), "--model", str(tmp_path / "text.onnx")], "are no ONNX model"),
+        (["embed", str(photos), "--model", str(tmp_path / "text.onnx")], "are not an ONNX model"),
         (["embed", str(photos), "--model", str(tmp_path / "rows.onnx")], "must take one batch of images (B, 3, H, W)"),
         (["pretrain", str(photos), "--init", str(model), "--epochs", "1"], "are an ONNX file, which cannot be trained"),
     ):

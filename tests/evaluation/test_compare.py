@@ -53,7 +53,7 @@ def test_a_planted_gain_in_one_class_is_named_and_no_other(tmp_path: Path, base:
     assert row["verdict"] == "better" and row["difference"] == pytest.approx(better.mean() - base.mean())
     assert [c["verdicts"] for c in found["classes"]] == [["within noise"], ["better"], ["within noise"]]
     said = capsys.readouterr().out
-    assert "* beyond noise, which is 1 of 3" in said and "better" in said and "dog" in said and "bär" in said
+    assert "* beyond noise: 1 of 3" in said and "better" in said and "dog" in said and "bär" in said
     worse = crlf.compare(make(tmp_path / "c", better), make(tmp_path / "d", base))
     assert worse["runs"][1]["verdict"] == "worse"
 
@@ -128,7 +128,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, base: np.ndarray):
         crlf.compare(a, b)
     b.file("test_lbl.npy").unlink()
     save_array(b.file("test_emb.npy"), np.zeros((M, 2), np.float32))
-    with pytest.raises(crlf.InputError, match="has no labels, and others have"):
+    with pytest.raises(crlf.InputError, match="has no labels, but others have"):
         crlf.compare(a, b)
 
 
@@ -158,7 +158,7 @@ def test_runs_without_labels_are_compared_by_crops(tmp_path: Path, capsys):
         "crop finds image" in said and "70.0 %" in said and "41.5" in said and "−2.5" in said and "seed 0 → 1" in said
     )
     save_array(a.file("train_lbl.npy"), LABELS), save_array(a.file("test_lbl.npy"), LABELS)
-    assert "has no labels, and others have" in refused("compare", str(tmp_path / "b"), str(tmp_path / "c"), str(a.path))
+    assert "has no labels, but others have" in refused("compare", str(tmp_path / "b"), str(tmp_path / "c"), str(a.path))
 
 
 def test_runs_without_labels_that_cannot_be_compared(tmp_path: Path):
@@ -166,7 +166,7 @@ def test_runs_without_labels_that_cannot_be_compared(tmp_path: Path):
     write_json(b.file("train_ids.json"), [f"{i}.png" for i in range(400)])
     assert "must have the same images" in refused("compare", str(a.path), str(b.path))
     write_json(b.file("scores.json"), {})
-    assert f"`crlf probe {b.path}` measures how often a crop finds" in refused("compare", str(a.path), str(b.path))
+    assert f"`crlf probe {b.path}` measures the score that is compared" in refused("compare", str(a.path), str(b.path))
 
 
 def test_the_command_takes_any_number_of_runs(tmp_path: Path, base: np.ndarray, capsys):

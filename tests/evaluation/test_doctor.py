@@ -94,7 +94,7 @@ TRAINED: dict[str, tuple[dict, str]] = {
     ),
     "blur": ({"augmentation": ViewSettings(blur=0.5)}, "50 % of them"),
     "too_few_epochs": ({"epochs": 4}, "after 8"),
-    "batch_norm": ({"epochs": 1}, "in 8 steps"),
+    "batch_norm": ({"epochs": 1}, "from 8 steps"),
 }
 BESIDE = {
     "too_few_epochs",
@@ -222,16 +222,16 @@ def write_log(run: crlf.Run, rows: list[dict]) -> None:
 
 
 WRITTEN: dict[str, tuple[Callable[[crlf.Run, pytest.MonkeyPatch], None], str, str]] = {
-    "shifted training labels": (shift_train, "shifted_labels", "of 1 row below"),
-    "shifted test labels": (shift_test, "shifted_labels", "of 2 rows above"),
+    "shifted training labels": (shift_train, "shifted_labels", "labels 1 row below"),
+    "shifted test labels": (shift_test, "shifted_labels", "labels 2 rows above"),
     "copies": (copies, "duplicates", "40 of 768"),
     "leaked": (leak, "leakage", "30 of 300 (10.0 %)"),
     "batch norm reset": (reset, "batch_norm", "off by a factor of"),
-    "stem": (coarse, "stem", "1 × 1 places"),
+    "stem": (coarse, "stem", "only 1 × 1"),
     "collapsed": (collapsed, "collapse", "0.000"),
     "loss stuck": (stuck, "loss", "from 4.84"),
     "worth less than untrained": (worthless, "worth", "2.1 points below the same encoder untrained"),
-    "over at once": (over_at_once, "short_training", "52 steps, which are 0.4 epochs of 130 steps"),
+    "over at once": (over_at_once, "short_training", "52 steps, 0.4 epochs of 130 steps"),
     "loss rose": (rising, "loss", "with muon, lr 0.02"),
 }
 
@@ -252,7 +252,9 @@ def test_every_check_has_a_planted_fault():
 def test_the_leak_tells_what_it_does_to_the_score(copy: crlf.Run, monkeypatch: pytest.MonkeyPatch):
     leak(copy, monkeypatch)
     right = copy.array("test_pred.npy") == copy.array("test_lbl.npy")
-    expected = f"gets {100 * right[:30].mean():.1f} % of these right and {100 * right[30:].mean():.1f} % of the rest"
+    expected = (
+        f"is right on {100 * right[:30].mean():.1f} % of these and on {100 * right[30:].mean():.1f} % of the rest"
+    )
     assert expected in found(copy)["leakage"]
 
 
@@ -264,7 +266,7 @@ def test_without_labels_the_rest_is_looked_at(copy: crlf.Run, capsys):
         copy.file(name).unlink()
     edit(copy, optim=dataclasses.asdict(OptimSettings(lr=5.0)))
     assert set(found(copy)) == {"learning_rate"}
-    assert "not looked at:\n   shifted_labels: the images have no labels" in capsys.readouterr().out
+    assert "skipped:\n   shifted_labels: the images have no labels" in capsys.readouterr().out
 
 
 def test_what_is_missing_or_damaged_is_said_and_ends_nothing(copy: crlf.Run, capsys):
@@ -276,7 +278,7 @@ def test_what_is_missing_or_damaged_is_said_and_ends_nothing(copy: crlf.Run, cap
     said = capsys.readouterr().out
     for words in (
         "`crlf embed",
-        "the log holds no loss",
+        "the log has no loss",
         "loss.npy must hold finite numbers",
         "no measures of the features",
         "views.npy'",

@@ -115,7 +115,7 @@ def test_four_patches_a_side_or_maps_of_two(monkeypatch: pytest.MonkeyPatch, pla
     monkeypatch.setattr(settings, "places_left", lambda *arguments: (places, patches))
     found = settings.stem(Seen(view_shape=(3, 32)))  # type: ignore[arg-type]
     assert judged([found]) == [told]
-    assert not found or f"fewer than {4 if patches else 2} × " in found.evidence
+    assert not found or f"below {4 if patches else 2} × " in found.evidence
 
 
 @pytest.mark.parametrize("value, told", [(0.039, True), (0.041, False), (0.69, False), (0.71, True)])
@@ -215,7 +215,7 @@ def test_twice_the_epochs_should_bring_a_tenth_of_the_fall_and_four_can_be_judge
 
 @pytest.mark.parametrize(
     "off, steps, advice",
-    [(0.45, 10, None), (0.55, 99, "more --epochs"), (0.55, 100, "crlf pretrain anew")],
+    [(0.45, 10, None), (0.55, 99, "more --epochs"), (0.55, 100, "run crlf pretrain again")],
 )
 def test_variances_that_are_off_by_more_than_half_an_e(
     monkeypatch: pytest.MonkeyPatch, off: float, steps: int, advice: str | None

@@ -132,7 +132,7 @@ def test_all_weights_move_when_all_are_tuned_and_the_same_seed_gives_the_same(ru
     moved = [name for name, value in before.items() if not torch.equal(value, first[f"encoder.{name}"])]
     assert set(moved) == set(before)
     assert {"accuracy", "linear_accuracy"} <= set(scores(one)) and "6 steps of 8" in scores(one)["protocol"]
-    assert "tells 24 labels best that were held out before" in scores(one)["protocol"]
+    assert "which fits 24 held-out labels best" in scores(one)["protocol"]
     assert 1 / 20 <= scores(one)["temperature"] <= 20 and scores(one)["temperature"] == scores(same)["temperature"]
 
 
@@ -317,7 +317,7 @@ def test_a_batch_is_as_one_by_one(linear: Path, shapes: Path):
         (["shapes", "--labels-per-class", "-1"], "labels_per_class must be 0 or more, not -1"),
         (
             ["shapes", "--labels-per-class", "5", "--fraction", "0.5"],
-            "labels_per_class and fraction exclude each other",
+            "labels_per_class and fraction cannot be combined",
         ),
         (["few", "--labels-per-class", "9"], "labels_per_class must be at most the 3 images of class 'disc', not 9"),
         (["shapes", "--epochs", "-1"], "epochs must be in 0..100000, not -1"),
@@ -327,18 +327,18 @@ def test_a_batch_is_as_one_by_one(linear: Path, shapes: Path):
         (["shapes", "--device", "cdua"], "Did you mean 'cuda'?"),
         (
             ["few", "--mode", "full", "--epochs", "3", "--lr", "1e30"],
-            "fine-tuning diverged: a lower --lr than 1e+30 may do",
+            "fine-tuning diverged: try an --lr below 1e+30",
         ),
         (["nowhere/x"], "nowhere/x' does not exist"),
-        (["flat"], "has no labels: its images must lie in a folder for each class"),
+        (["flat"], "has no labels: its images must be in one folder per class"),
         (["flat.npy"], "has no labels"),
         (["cifer10"], "Did you mean 'cifar10'?"),
-        (["few", "--test", "strange"], "has the class 'cross', which 'few' does not have"),
+        (["few", "--test", "strange"], "has the class 'cross', which 'few' lacks"),
         (["few", "--test", "flat"], "test 'flat' has no labels"),
         (["few", "--test", "nowhere/x"], "nowhere/x' does not exist"),
         (["few", "--out", "taken"], "output folder 'taken' holds a classifier: --overwrite replaces it"),
-        (["few", "--out", "run"], "output folder 'run' holds a run: a classifier needs a folder of its own"),
-        (["few", "--out", "flat.npy/c"], "output folder 'flat.npy/c' cannot be made: 'flat.npy' is a file"),
+        (["few", "--out", "run"], "output folder 'run' holds a run: a classifier needs its own folder"),
+        (["few", "--out", "flat.npy/c"], "output folder 'flat.npy/c' cannot be created: 'flat.npy' is a file"),
         ([], "DATA is missing"),
     ],
 )
@@ -366,7 +366,7 @@ def test_bad_input_is_one_line(arguments: list[str], reason: str, run: Run, tmp_
         (["c", "empty"], "data folder 'empty' is empty"),
         (["empty", "a.png"], "folder 'empty' holds no run and no classifier: `crlf finetune` makes one"),
         (["nowhere", "a.png"], "folder 'nowhere' does not exist"),
-        (["c", "a.png", "--out", "text"], "output file 'text' is there already: --overwrite replaces it"),
+        (["c", "a.png", "--out", "text"], "output file 'text' already exists: --overwrite replaces it"),
         (["c", "a.png", "--out", "no/t.csv"], "'no/t.csv' cannot be written"),
         (["c", "a.png", "--batch-size", "0"], "batch_size must be 1 or more, not 0"),
         (["bad json", "a.png"], "'bad json/classifier.json' cannot be read as JSON"),
@@ -399,7 +399,7 @@ def test_a_data_set_of_another_size(run: Run, tmp_path: Path, monkeypatch: pytes
     small = data.ImageSet(torch.zeros(9, 3, 16, 16, dtype=torch.uint8), torch.arange(9) % 2, ("a", "b"), ["x"] * 9)
     monkeypatch.setitem(data.SOURCES, "shapes", lambda data_dir: (small, small))
     with pytest.raises(
-        InputError, match="images of 'shapes' must be 3 × 32 × 32, as those of the run, not 3 × 16 × 16"
+        InputError, match="images of 'shapes' must be 3 × 32 × 32 like those of the run, not 3 × 16 × 16"
     ):
         crlf.finetune(run, "shapes", out=tmp_path / "c", device="cpu")
 

@@ -39,7 +39,7 @@ def scores(linear: float, knn: float, over_pixels: float = 30.0) -> dict[str, An
         (1.0, 5.0, 30.0, True, "Training paid"),  # one beyond noise, and the other within
         (-2.1, -2.4, 30.0, False, "Training did not pay"),
         (5.0, -2.1, 30.0, False, "Training did not pay"),  # one is lost
-        (1.0, -1.0, 30.0, None, "Whether training paid is within noise"),
+        (1.0, -1.0, 30.0, None, "Training made no clear difference"),
         (20.7, 28.0, -4.2, False, "Training did not pay, raw pixels do better"),
     ],
 )

@@ -125,17 +125,17 @@ def refused(run: Run, *arguments: str) -> str:
 
 @pytest.mark.parametrize("name", ["a/b/c", "some one/encoder", "someone/a--b", "", "ü/x", "x" * 97])
 def test_a_name_that_no_repository_can_have(name: str, here: Hub, run: Run):
-    assert refused(run, name).startswith(f"crlf push: error: name {name!r} is not one of a repository: ")
+    assert refused(run, name).startswith(f"crlf push: error: name {name!r} is not valid for a repository: ")
     assert here.repositories == {}
 
 
 def test_without_a_token(here: Hub, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert "needs a token of the Hugging Face hub: `hf auth login`" in refused(run, "someone/encoder")
+    assert "needs a token for the Hugging Face Hub: run `hf auth login`" in refused(run, "someone/encoder")
 
 
-@pytest.mark.parametrize("status, expected", [(401, "refuses the token"), (403, "refuses the token"), (500, "500")])
+@pytest.mark.parametrize("status, expected", [(401, "denies access (401)"), (403, "denies access (403)"), (500, "500")])
 def test_a_hub_that_refuses(status: int, expected: str, here: Hub, run: Run):
     here.status = status
     line = refused(run, "someone/encoder")

@@ -205,7 +205,7 @@ def test_what_cannot_teach_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     fixed = tmp_path / "vit"
     timm.models.save_for_hf(timm.create_model("test_vit", num_classes=0), fixed)
     assert "method 'distill' needs a teacher: --teacher RUN or timm:NAME, or --init" in refused(capsys, out, "shapes")
-    assert "weights 'nowhere' are not there: they must be timm:NAME" in refused(
+    assert "weights 'nowhere' do not exist: they must be timm:NAME" in refused(
         capsys, out, "shapes", "--teacher", "nowhere"
     )
     assert "does not name its network" in refused(capsys, out, "shapes", "--teacher", str(path))

@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, capsys
         path.write_bytes(path.read_bytes()[: 0 if fault == "empty" else -200])
     assert checkpoints.kept(run) and checkpoints.load(run)["step"] == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"warning: '{path}' is ") and said.endswith("; the one before it is used\n")
+    assert said.startswith(f"warning: '{path}' is ") and said.endswith("; using the previous one\n")
     flip(run.file(CHECKPOINT_BEFORE))
     with pytest.raises(InputError, match=r"checkpoint\.pt' is (damaged|missing)"):
         checkpoints.load(run)

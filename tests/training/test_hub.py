@@ -153,8 +153,8 @@ def test_a_model_of_the_hub_is_fetched_once_and_then_there_without_it(
 @pytest.mark.parametrize(
     "name, more, says",
     [
-        (GATED, {}, "its owner wants you to accept terms first: do that on its page, then log in with `hf auth login`"),
-        ("someone/nothing", {}, "the hub has no such model, or shows it to its owner alone"),
+        (GATED, {}, "its owner asks you to accept terms first: do so on its page, then log in with `hf auth login`"),
+        ("someone/nothing", {}, "the hub has no such model, or it is private"),
         (MODEL, {"HF_HUB_OFFLINE": "1"}, "the hub cannot be reached, and its weights are not in the cache"),
     ],
 )

@@ -141,12 +141,12 @@ def test_what_is_no_weights_of_it_is_one_line(what: str, tmp_path: Path, capsys:
     assert len([line for line in said if "error" in line or "init" in line]) == 1, said
     reason = {
         "another network": "fit 0 of the encoder's",
-        "another width": f"{first!r} is (5, 3, 3, 3) there and ",
-        "a pickle": "are no file of weights",
-        "a number": "are no state dict: the file holds an object of type 'int'",
+        "another width": f"{first!r} is (5, 3, 3, 3) in the weights and ",
+        "a pickle": "cannot be loaded",
+        "a number": "are not a state dict: the file holds an object of type 'int'",
         "NaN": f"hold NaN or infinite values in {first!r}",
-        "empty": "are no state dict",
-        "cut": "are no file of weights",
+        "empty": "are not a state dict",
+        "cut": "cannot be loaded",
     }[what]
     assert reason in said[-1] and "weights.pth" in said[-1]
     assert not (tmp_path / "run").exists()
@@ -156,7 +156,7 @@ def test_a_part_is_taken_where_that_is_asked_for(tmp_path: Path):
     path, state = tmp_path / "weights.pth", net(seed=1).state_dict()
     names = list(state)
     torch.save({name: state[name] for name in names[: len(names) // 2]}, path)
-    with pytest.raises(InputError, match="--partial-init takes what fits"):
+    with pytest.raises(InputError, match="--partial-init loads what fits"):
         started(path, net())
     found = started(path, net(), partial_init=True)
     assert found.missing and set(found.taken) | set(found.missing) == set(matching.own_tensors(net()))
@@ -344,12 +344,12 @@ def test_earlier_layers_move_more_slowly():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"match": "order"}, "match is for init, and no init is given"),
+    ({"match": "order"}, "match needs init, which is not given"),
     ({"init": "x", "match": "shape"}, "match 'shape' is not known"),
-    ({"mix": 0.3}, "mix is for init, and no init is given"),
+    ({"mix": 0.3}, "mix needs init, which is not given"),
     ({"init": "x", "mix": 1.5}, r"mix must be in 0\.\.1, not 1\.5"),
     ({"init": "x", "norms": "kept"}, "norms 'kept' is not known: choose from follow, keep. Did you mean 'keep'?"),
-    ({"head_first": 0.1}, "head_first is for init, and no init is given"),
+    ({"head_first": 0.1}, "head_first needs init, which is not given"),
     ({"init": "x", "head_first": 1.0}, r"head_first must be in 0\.\.0\.9, not 1"),
     ({"layer_decay": 0.0}, "layer_decay must be above 0"),
 ])  # fmt: skip
@@ -396,7 +396,7 @@ def test_training_is_held_against_the_weights_that_it_started_from(
     )
     values = before.tensors(ENCODER)
     torch.save({name: value + 1 for name, value in values.items()}, before.file(ENCODER))
-    with pytest.raises(InputError, match="are others than the run started from"):
+    with pytest.raises(InputError, match="are not those the run started from"):
         crlf.probe(run, probes="untrained", device="cpu")
 
 

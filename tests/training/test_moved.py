@@ -106,7 +106,7 @@ def test_images_that_moved_are_found_again(kind: str, command: str, tmp_path: Pa
     shutil.move(before.parent if kind == "list" else before, after.parent if kind == "list" else after)
     rest = ("--out", run, "--resume") if command == "pretrain" else (run,)
     line = refused(command, *rest, alone=False)
-    assert line.endswith(f"data {str(before)!r} does not exist: --data says where the images lie now")
+    assert line.endswith(f"data {str(before)!r} does not exist: give the new path of the images with --data")
     code, said = here(PIPES, command, *rest, "--data", str(after))
     assert code == 0 and f"the images of {str(before)!r} are now those of {str(after)!r}: they are the same" in said
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["data"] == str(after)

@@ -306,7 +306,7 @@ def test_the_folder_is_looked_at_before_the_images(straight: crlf.Run, tmp_path:
     monkeypatch.setattr("crlf.training.prepare.with_images", lambda *arguments: pytest.fail("the images were loaded"))
     refused("holds another run", out=straight.path)
     refused("holds no run to resume", out=tmp_path, resume=True)
-    refused("exclude each other", out=straight.path, resume=True, overwrite=True)
+    refused("cannot be combined", out=straight.path, resume=True, overwrite=True)
 
 
 def test_resume_with_other_settings_names_them(straight: crlf.Run):
@@ -317,7 +317,7 @@ def test_resume_with_other_settings_names_them(straight: crlf.Run):
 
 
 def test_resume_and_overwrite_exclude_each_other(straight: crlf.Run):
-    refused("exclude each other", out=straight.path, resume=True, overwrite=True)
+    refused("cannot be combined", out=straight.path, resume=True, overwrite=True)
 
 
 def test_nothing_to_resume(tmp_path: Path):

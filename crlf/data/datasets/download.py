@@ -81,7 +81,7 @@ def given(path: Path, spec: Official, splits: Sequence[str]) -> Arrays:
     arrays = read(*found, spec)
     with contextlib.suppress(OSError), workspace(cache_dir(), spec.name) as temporary:  # a convenience only
         store(arrays, cache_dir() / spec.name, temporary, spec)
-        say(f"{spec.title} is kept decoded in {str(cache_dir())!r}: from now on --data-dir can be left out")
+        say(f"{spec.title} is now stored decoded in {str(cache_dir())!r}: --data-dir is no longer needed")
         return read(cache_dir() / spec.name, read_decoded, spec, splits)
     return arrays
 
@@ -121,7 +121,7 @@ def nothing_in(path: Path, spec: Official) -> str:
         why = f"holds no {spec.title}" if any(path.iterdir()) else "is empty"
     files = " and ".join(name for names in spec.batches.values() for name in names)
     forms = " or ".join([spec.folder or files, *archive_names(spec)])
-    return f"data folder {str(path)!r} {why}: it must hold {forms}; without --data-dir {spec.title} is fetched"
+    return f"data folder {str(path)!r} {why}: it must hold {forms}; without --data-dir {spec.title} is downloaded"
 
 
 def cached(cache: Path, spec: Official, splits: Sequence[str]) -> Arrays:
@@ -132,7 +132,7 @@ def cached(cache: Path, spec: Official, splits: Sequence[str]) -> Arrays:
             try:
                 return read(folder, read_decoded, spec, splits)
             except InputError as error:
-                say(f"{error}; fetching it again")
+                say(f"{error}; downloading it again")
         with workspace(cache, spec.name) as temporary, lock(cache):
             with contextlib.suppress(InputError):
                 return read(folder, read_decoded, spec, splits)  # another process filled it while this one waited
@@ -141,15 +141,15 @@ def cached(cache: Path, spec: Official, splits: Sequence[str]) -> Arrays:
             return read(folder, read_decoded, spec, splits)  # what is large is then mapped from the disk
     except OSError as error:
         where = f"cache folder {str(cache)!r} cannot be written: {error.strerror or error}"
-        raise InputError(f"{where}; CRLF_CACHE can name another") from error
+        raise InputError(f"{where}; set CRLF_CACHE to another folder") from error
 
 
 def sources(cache: Path, temporary: Path, spec: Official) -> Iterator[tuple[str, Callable[[], Arrays]]]:
     """Each place to have the data from, in the order in which they are tried: its name, and how."""
     yield f"cache folder {str(cache)!r}", lambda: from_folder(cache, spec)
-    much = f"{size(spec.fetched)} are" if spec.fetched else "it is"
+    much = f" ({size(spec.fetched)})" if spec.fetched else ""
     own = "`crlf run PATH` learns from your own images"
-    say(f"data set {spec.name}: {much} fetched to {str(cache)!r}; {own}")
+    say(f"data set {spec.name}: downloading{much} to {str(cache)!r}; {own}")
     yield spec.url, lambda: download(spec, temporary)
     if package := spec.package:
         name = f"{package.name}@{package.version}"
@@ -175,7 +175,7 @@ def everything(path: Path, reader: Reader, spec: Official) -> Arrays:
 def from_folder(cache: Path, spec: Official) -> Arrays:
     found = find(cache, spec)
     if found is None:
-        raise InputError("it holds none")
+        raise InputError("it does not hold it")
     return read(*found, spec)
 
 
@@ -188,7 +188,7 @@ def first_answer(places: Iterator[tuple[str, Callable[[], Arrays]]], spec: Offic
             return bring()
         except InputError as error:
             tried.append(f"  {place}: {error}")
-    raise InputError("\n".join([f"{spec.title} could not be fetched. Tried, in this order:", *tried, advice(spec)]))
+    raise InputError("\n".join([f"{spec.title} could not be downloaded. Tried, in this order:", *tried, advice(spec)]))
 
 
 def advice(spec: Official) -> str:

@@ -59,9 +59,9 @@ def download(url: str, path: Path, md5: str) -> Path:
             bar.update(len(block))
         got = file.tell()
     if total is not None and got < total:
-        raise InputError(f"it broke off after {got / 1e6:.1f} of {total / 1e6:.1f} MB")
+        raise InputError(f"it stopped after {got / 1e6:.1f} of {total / 1e6:.1f} MB")
     if digest.hexdigest() != md5:
-        raise InputError(f"it holds another file ({got / 1e6:.1f} MB): its MD5 is {digest.hexdigest()}, not {md5}")
+        raise InputError(f"it is another file ({got / 1e6:.1f} MB): its MD5 is {digest.hexdigest()}, not {md5}")
     return path
 
 
@@ -85,7 +85,7 @@ def blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
         try:
             block = response.read(BLOCK)
         except (OSError, http.client.HTTPException) as error:
-            raise InputError(f"it broke off: {reason(error)}") from error
+            raise InputError(f"it stopped: {reason(error)}") from error
         if not block:
             return
         yield block
@@ -135,7 +135,7 @@ def npm_pack(package: str, folder: Path, sha1: str, size: int) -> Path:
         raise InputError(f"exit code {code}: {complaint(log.read_text(encoding='utf-8', errors='replace'))}")
     found = hashlib.sha1(packed[0].read_bytes(), usedforsecurity=False).hexdigest()
     if found != sha1:
-        raise InputError(f"it brought another file: its SHA-1 is {found}, not {sha1}")
+        raise InputError(f"it is another file: its SHA-1 is {found}, not {sha1}")
     return packed[0]
 
 

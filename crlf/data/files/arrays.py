@@ -68,7 +68,7 @@ def load(
     if len(known) == len(places):
         train, test = split(whole, places, classes, share_of(hold_out, len(known)))
         return train, test, train
-    say(f"{len(places) - len(known):,} of {len(places):,} labels are missing: such images are trained on without one")
+    say(f"{len(places) - len(known):,} of {len(places):,} labels are missing: these images are used for training only")
     own = part(whole, known, None, [])
     train, test = split(own, [places[row] for row in known], classes, share_of(hold_out, len(known)))
     rest = [row for row, place in enumerate(places) if place < 0]
@@ -103,7 +103,7 @@ def split(whole: ImageSet, labels: list[int], classes: list[str], share: float) 
     odd = lacking(labels, digests, share)
     if len(set(labels)) - len(odd) < 2:
         why = reasons({classes[label]: what for label, what in odd.items()})
-        say(f"too few images of each class to test on ({why}): all are for training, without labels")
+        say(f"too few images per class to test on ({why}): all are used for training, without labels")
         return replace(whole, why=f"of the classes {why}"), part(whole, [], None, [])
     rest = f"{len(held):,} images are held out" if held else "no image is held out"
     say(f"labels of {len(classes):,} classes, which pretraining never sees; {rest}")
@@ -173,7 +173,7 @@ def require_room(archive: zipfile.ZipFile, names: Collection[str]) -> None:
     files = {*names, *(f"{name}.npy" for name in names)}
     size = sum(info.file_size for info in archive.infolist() if info.filename in files)
     if not fits(size, torch.device("cpu")):
-        raise InputError(f"what it holds takes {size:,} bytes, more than half of the memory that is left")
+        raise InputError(f"its contents take {size:,} bytes, more than half of the free memory")
 
 
 def only(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Class folders: labels to evaluate with, and images that are held out for it, or none."""
+"""Class folders: labels for evaluation, and the images held out for it."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from typing import NamedTuple, TypeVar
 from crlf.data.files.layout import FEW, UNLABELLED, Layout, looks_like_a_cameras, looks_like_a_date
 
 HELD_OUT = 0.1  # share of each class that becomes the test split, of many images
-MANY = 5000  # labelled images; of fewer none is held out, and all are tested by cross-validation
+MANY = 5000  # labelled images; with fewer, none is held out and all are tested by cross-validation
 SHOWN = 3  # names in a message
 
 T = TypeVar("T", bound=Hashable)
 
 
 class Arranged(NamedTuple):
-    """How decoded images are put in order."""
+    """The order, splits and labels of decoded images."""
 
     train: list[int]
     test: list[int]
     labels: list[int] | None
-    """Of each image, before they are put in order; -1 for those without."""
+    """The label of each image, in the original order; -1 for none."""
     classes: list[str]
     unlabelled: list[int] = []  # noqa: RUF012 - nobody writes to it
-    """What is trained on as well, and has no label."""
+    """Images without a label, which are also used for training."""
     notes: tuple[str, ...] = ()
-    """What to say of it."""
+    """Messages to print."""
     why: str = ""
-    """There are no labels, where there might be."""
+    """The reason why possible labels are not used."""
 
 
 def share_of(asked: float, count: int) -> float:
-    """The share of so many labelled images that is held out: what is asked for, or if that is below 0 what suits."""
+    """The share of `count` labelled images to hold out: `asked`, or if that is below 0 a share that suits `count`."""
     return asked if asked >= 0 else 0.0 if count < MANY else HELD_OUT
 
 
 def arrange(found: Layout, digests: Sequence[str], labels: bool = True, share: float = HELD_OUT) -> Arranged:
-    """Images by their folders: splits, where they are such, and classes, where that is obvious.
+    """Arrange images by their folders: as splits, and as classes where that is clear.
 
-    Folders are classes where there are two or more, nearly all images lie in them, and their names are no dates. A
-    class of which no image can be held out, or that the test split does not have, is a class all the same.
+    Folders are classes if there are two or more, nearly all images are in them, and their names are not dates. A class
+    stays a class if none of its images can be held out, or if the test split lacks it.
 
     Args:
-        found: what the folders say of each image.
+        found: the layout of the folders.
         digests: the SHA-256 of each image.
-        labels: whether they may be classes.
-        share: of each class, is held out where there is no test split.
+        labels: whether folders may be classes.
+        share: the share of each class to hold out if there is no test split.
     """
     parts: dict[str, list[int]] = {"train": [], "test": [], UNLABELLED: []}
     for row, role in enumerate(found.roles):
@@ -55,7 +55,7 @@ def arrange(found: Layout, digests: Sequence[str], labels: bool = True, share: f
     train, test, unlabelled = parts["train"], parts["test"], parts[UNLABELLED]
     reason = not_classes(found, train, test, digests, share) if labels else ""
     if not labels or reason is None or reason:
-        why = f"the folders are not taken for classes: {reason}" if reason else ""
+        why = f"the folders are not used as classes: {reason}" if reason else ""
         return Arranged(sorted(train + unlabelled), test, None, [], [], (*found.notes, *([why] if why else [])), why)
     return in_classes(found, train, test, unlabelled, digests, share)
 
@@ -72,11 +72,11 @@ def in_classes(
         labels[row] = -1
     notes = [*found.notes, *dates(classes)]
     if loose:
-        notes.append(f"{of(loose, found)} in no class folder: trained on and embedded, without a label")
+        notes.append(f"{of(loose, found)} in no class folder: used for training and embedded, without a label")
     if found.count("test"):
         strange = sorted({found.folders[row] for row in test if labels[row] < 0})
         if strange:
-            notes.append(f"test images of {listed(strange)} are left out: no training image is of that class")
+            notes.append(f"test images of {listed(strange)} are left out: there are no training images of this class")
         test = [row for row in test if labels[row] >= 0]
         train, test = take_turns(grouped(train, labels)), take_turns(grouped(test, labels))
     else:
@@ -92,7 +92,7 @@ def in_classes(
 def not_classes(
     found: Layout, train: Sequence[int], test: Sequence[int], digests: Sequence[str], share: float = HELD_OUT
 ) -> str | None:
-    """Why the folders are not taken for classes; "" if they are, None where there is nothing to take."""
+    """The reason why the folders are not used as classes; "" if they are, None if there are no folders to use."""
     folders = [found.folders[row] for row in train]
     loose, sizes = folders.count(""), Counter(name for name in folders if name)
     if not sizes:
@@ -116,10 +116,10 @@ def not_classes(
 
 
 def lacking(labels: Sequence[T], digests: Sequence[str], share: float) -> dict[T, str]:
-    """The labels of which no image can be tested, and what is wrong with each.
+    """The labels without images to test on, each with the reason.
 
-    Where a share is held out, a label needs two images that have no copy; where none is, two that differ, so that one
-    can be told by the other. What another label has as well counts for neither.
+    If a share is held out, a label needs two images without copies. With cross-validation it needs two different
+    images. Images that another label has too do not count.
     """
     copies, sizes = Counter(digests), Counter(labels)
     holders = Counter(digest for _, digest in set(zip(labels, digests, strict=True)))
@@ -150,12 +150,12 @@ def reasons(odd: Mapping[str, str]) -> str:
 
 
 def untested(odd: Mapping[str, str], share: float) -> str:
-    """What it means that some classes lack images."""
-    return f"{reasons(odd)}: " + ("none of them is held out" if share else "no other image can tell what it is")
+    """A note on classes with too few images to test on."""
+    return f"{reasons(odd)}: " + ("none of them is held out" if share else "they cannot be recognised by others")
 
 
 def contradictions(labels: Sequence[int], digests: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """A warning where the same image lies in two classes."""
+    """A warning if the same image is in several classes."""
     places: dict[str, set[int]] = {}
     for label, digest in zip(labels, digests, strict=True):
         places.setdefault(digest, set()).add(label)
@@ -168,12 +168,12 @@ def contradictions(labels: Sequence[int], digests: Sequence[str], classes: Seque
 
 
 def dates(classes: Sequence[str]) -> list[str]:
-    """A warning where some names of classes look like dates."""
+    """A warning if class names look like dates."""
     found = [name for name in classes if looks_like_a_date(name)]
     if not found:
         return []
     verb = "looks like a date" if len(found) == 1 else "look like dates"
-    return [f"warning: {listed(found)} {verb}: --no-labels takes no folder for a class"]
+    return [f"warning: {listed(found)} {verb}: use --no-labels if folders are not classes"]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -195,12 +195,12 @@ def grouped(rows: Sequence[int], labels: Sequence[int]) -> list[list[int]]:
 
 
 def hold_out(labels: Sequence[int], digests: Sequence[str], share: float) -> tuple[list[int], list[int]]:
-    """Rows for training, and rows for testing.
+    """Split rows into training and test rows.
 
-    This share of each class, at least one, is held out, or with 0 none: those with the smallest SHA-256, which is as
-    good as chance and does not change with a name. No image that has a copy is held out: the copy would be trained on.
-    Nor is the only other one of its class. The classes take turns, so that the first images of a split are of all of
-    them.
+    This share of each class, at least one image, is held out (none if it is 0): those with the smallest SHA-256, which
+    is as good as random and does not depend on names. Images with copies are not held out, since a copy would be
+    trained on, and neither is the last image left of a class. Classes alternate, so that the first images of a split
+    are of all classes.
     """
     copies = Counter(digests)
     kept, held = [], []
@@ -213,7 +213,7 @@ def hold_out(labels: Sequence[int], digests: Sequence[str], share: float) -> tup
 
 
 def enough(count: int, classes: int, share: float) -> int:
-    """How many images, the same number of each class, leave `count` for training when a share is held out."""
+    """The number of images, the same for each class, that leaves `count` for training after a share is held out."""
     if not share:
         return count
     each = -(-count // classes)

@@ -40,29 +40,29 @@ FORM = 3  # of what the cache holds; another number makes it anew
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """How your own images are read. The data sets known by name are as they are."""
+    """How your own images are read. The named data sets ignore these settings."""
 
     image_size: int = unasked(0)
-    """Pixels a side; 0 takes 32, 64, 96, 128 or 224, the largest that half of the images reach; left out, no more than
-    64 of them; arrays stay as they are."""
+    """Resize images to this many pixels per side. 0: the largest of 32, 64, 96, 128 and 224 that at least half of the
+    images have. By default the same, but at most 64. Arrays keep their size."""
     max_skipped: float = 0.1
-    """The share of the files that may be no image, or a broken one; more stop the run."""
+    """Stop if more than this share of the files are broken or not images."""
     max_pixels: int = 100_000_000
-    """An image of more is skipped: a small file may hold a picture that fills the memory."""
+    """Skip images with more pixels than this, since a small file may hold a picture that fills the memory."""
     follow_links: bool = False
-    """Whether symbolic links that lead out of the folder are followed."""
+    """Follow symbolic links that lead out of the folder."""
     image_column: str = ""
-    """The column of a table that holds the images; left out, it is found by its type."""
+    """The table column with the images; by default it is found by its type."""
     label_column: str = ""
-    """The column of a table that holds the labels, to evaluate only; left out, it is found by its type or name."""
+    """The table column with the labels, used for evaluation only; by default it is found by its type or name."""
     labels: bool = True
-    """Whether folders, or a column of a table, are taken for classes, to evaluate only."""
+    """Use folders or a table column as classes, for evaluation only."""
     white: int = 0
-    """The number that is white in files of 16 bits or more, such as 4095; 0 takes that of the 8, 10, 12, 14 or 16 bits
-    which the brightest of a hundred of them needs. A file of 8, 10 or 12 bits is white where these are full."""
+    """The value of white in files of 16 bits or more, such as 4095. 0: full 8, 10, 12, 14 or 16 bits, whichever the
+    brightest of a hundred files needs. Files of 8, 10 or 12 bits always use their full range."""
     hold_out: float = -1.0
-    """The share of each class that is held out to test on, where the data have labels and no test split of their own.
-    0: none, every image is tested, by cross-validation. -1: 0 for fewer than 5,000 labelled images, else 0.1."""
+    """The share of each class to hold out for testing, if the data have labels but no test split. 0: hold out none, and
+    test every image by cross-validation. -1: 0 for fewer than 5,000 labelled images, else 0.1."""
 
     def __post_init__(self) -> None:
         if self.image_size and not 8 <= self.image_size <= 1024:
@@ -78,7 +78,7 @@ class ImageSettings:
 
 
 def is_path(data: str) -> bool:
-    """Whether this means a path rather than a name: it exists, has a separator, or ends as a list or an array does."""
+    """Whether this is a path, not a name: it exists, has a separator, or has the suffix of a list or an array."""
     separators = [sep for sep in (os.sep, os.altsep) if sep]
     file = Path(data).suffix.lower() in (LIST, *arrays.SUFFIXES, *shards.SUFFIXES)
     return file or any(sep in data for sep in separators) or os.path.exists(os.path.expanduser(data))
@@ -88,30 +88,30 @@ class Loaded(NamedTuple):
     """The images of a source."""
 
     train: ImageSet
-    """With labels, where there are any."""
+    """The training images, with labels if there are any."""
     test: ImageSet
-    """The training images themselves where they are tested by cross-validation."""
+    """The test images; the training images themselves if they are tested by cross-validation."""
     learn: ImageSet
-    """What is learned from: the training images, and those beside them that have no label."""
+    """The images to learn from: the training images and the unlabelled ones beside them."""
 
 
 def load(data: str, settings: ImageSettings, subset: int = 0) -> Loaded:
-    """The images of a source, of ids that are the relative paths, or the rows of a table.
+    """Load the images of a source. Their ids are relative paths or table rows.
 
-    Folders for splits (crlf.data.files.layout), or those of a table, make the training and the test images. Without
-    them, where folders are obviously classes (crlf.data.files.class_folders), or a table has labels
-    (crlf.data.files.tables), `ImageSettings.hold_out` of each class is the test set, or it is the training set; without
-    labels it is empty.
+    Folders named after splits (crlf.data.files.layout), or the splits of a table, give the training and test images.
+    Otherwise, if folders are clearly classes (crlf.data.files.class_folders) or a table has labels
+    (crlf.data.files.tables), the share `ImageSettings.hold_out` of each class is the test set; if that is 0, the test
+    set is the training set. Without labels the test set is empty.
 
     Args:
-        data: the path of a folder, nested or flat; of a list (.txt) of paths, one a line; of a table or a folder of
+        data: the path of a folder, nested or flat; of a list (.txt) with one path per line; of a table or a folder of
             its shards; of an array (crlf.data.files.arrays); or hf:NAME.
-        settings: how they are read.
-        subset: at most this many training and as many test images are decoded; 0 for all.
+        settings: how the images are read.
+        subset: decode at most this many training and as many test images; 0 for all.
 
     Raises:
-        InputError: there is nothing at the path, it cannot be read, it holds no image, too many files were skipped, or
-            the cache cannot be written.
+        InputError: the path does not exist, cannot be read or holds no images, too many files were skipped, or the
+            cache cannot be written.
     """
     path = Path(data)
     if data.startswith(huggingface.PREFIX):
@@ -165,10 +165,10 @@ def load_tables(where: str, splits: dict[str, list[Path]], settings: ImageSettin
 
 
 def refuse_columns(settings: ImageSettings, data: str) -> None:
-    """Raise InputError when the columns of a table are named, and there is none."""
+    """Raise InputError if table columns are named but the data are not a table."""
     for name in ("image_column", "label_column"):
         if getattr(settings, name):
-            raise InputError(f"{name} is for tables (.parquet, .arrow, .csv, hf:NAME), and {data!r} is none")
+            raise InputError(f"{name} is for tables (.parquet, .arrow, .csv, hf:NAME), but {data!r} is not a table")
 
 
 def cut(found: Loaded, subset: int, reach: int) -> Loaded:
@@ -179,7 +179,7 @@ def cut(found: Loaded, subset: int, reach: int) -> Loaded:
 def from_cache(
     data: str, collection: Collection, side: int, settings: ImageSettings, limit: int, white: int
 ) -> tuple[ImageSet, Index]:
-    """The images in a collection, from the cache, which is filled if need be; and what its rows are."""
+    """The images of a collection from the cache, which is filled if needed, and the index of their rows."""
     limit = limit if limit < len(collection.names) else 0
     folder = cache_dir() / "images" / key(collection, side, settings.max_pixels, limit, white)
     try:
@@ -190,11 +190,11 @@ def from_cache(
         raise InputError(f"data {data!r} cannot be used: {error}") from error
     except OSError as error:
         where = f"cache folder {str(folder)!r} cannot be written: {error.strerror or error}"
-        raise InputError(f"{where}; CRLF_CACHE can name another") from error
+        raise InputError(f"{where}; set CRLF_CACHE to another folder") from error
     looked_at = len(index.ids) + index.skipped
     if index.skipped > settings.max_skipped * looked_at:
         share = f"more than max_skipped {settings.max_skipped:g}"
-        why = f"{index.skipped:,} of {looked_at:,} files were skipped, {share}: {str(folder / SKIPPED)!r} says why"
+        why = f"{index.skipped:,} of {looked_at:,} files were skipped, {share}: see {str(folder / SKIPPED)!r}"
         raise InputError(f"data {data!r} cannot be used: {why}")
     tell(data, folder, index, side, collection)
     held = -1.0 if index.labels is None or collection.hold_out is None else collection.hold_out
@@ -202,7 +202,7 @@ def from_cache(
 
 
 def parts(whole: ImageSet, index: Index) -> Loaded:
-    """The training and the test images of a set, as its index says."""
+    """Split a set into training and test images by its index."""
     labelled = index.train - index.unlabelled
     train, test = (part_of(whole, index, part) for part in (slice(0, labelled), slice(index.train, None)))
     if index.labels is not None and not len(test):
@@ -219,9 +219,9 @@ def part_of(whole: ImageSet, index: Index, rows: slice) -> ImageSet:
 
 
 def brightest(data: str, collection: Collection, files: Sequence[File], max_pixels: int) -> int:
-    """The number that is white in those of these files that have 16 bits or more; 0 where there are none.
+    """The value of white in those of the files with 16 bits or more; 0 if there are none.
 
-    It is looked for once, and kept in the cache.
+    It is determined once and kept in the cache.
     """
     folder = cache_dir() / "images" / key(collection, 0, max_pixels, 0, 0)
     with contextlib.suppress(OSError, ValueError):
@@ -229,28 +229,28 @@ def brightest(data: str, collection: Collection, files: Sequence[File], max_pixe
     looked_at = [file for file in files if not file.skipped and not file.name.lower().endswith(SHALLOW)]
     highest = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, on files that are a little out of order
+        warnings.simplefilter("ignore")  # Pillow warns of slightly malformed files
         for file in looked_at[:: -(-len(looked_at) // BRIGHT) or 1]:
-            with contextlib.suppress(OSError):  # decoding it will say why
+            with contextlib.suppress(OSError):  # decoding reports the reason
                 highest = max(highest, peak(bytes_of(file), max_pixels))
     found = white_of(highest) if highest else 0
-    with contextlib.suppress(OSError):  # what cannot be written is said when the images are
+    with contextlib.suppress(OSError):  # reported later, when the images are written
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / WHITE, str(found).encode())
     return told_white(data, found)
 
 
 def told_white(data: str, white: int) -> int:
-    """The same number; said where it is not the usual one."""
+    """Return the value of white, and print it if it is not the usual one."""
     if white and white != 65535:
         bits = white.bit_length()
-        why = f"the brightest number that was looked at needs {bits} of the 16 bits"
-        say(f"data {data!r}: {why}, so {white} is white (--white sets another)")
+        why = f"the brightest value found needs {bits} of 16 bits"
+        say(f"data {data!r}: {why}, so white is {white} (--white sets another value)")
     return white
 
 
 def side_of(files: Sequence[File], settings: ImageSettings) -> tuple[int, int]:
-    """Pixels a side that files are read at, and what `typical` says of them; 0 where a size is given."""
+    """The side in pixels at which files are read, and their `typical` size, or 0 if a size is given."""
     if settings.image_size:
         return settings.image_size, 0
     reach = typical(files, settings.max_pixels)
@@ -258,11 +258,11 @@ def side_of(files: Sequence[File], settings: ImageSettings) -> tuple[int, int]:
 
 
 def typical(files: Sequence[File], max_pixels: int) -> int:
-    """The size that suits these files: one of `SIZES`, from the median of the shorter sides of some of them."""
+    """One of `SIZES` that suits these files, from the median of the shorter sides of a sample."""
     looked_at = [file for file in files if not file.skipped]
     sides = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, on files that are a little out of order
+        warnings.simplefilter("ignore")  # Pillow warns of slightly malformed files
         for file in looked_at[:: -(-len(looked_at) // MEASURED) or 1]:
             with contextlib.suppress(InputError, OSError):  # decoding it will say why
                 sides.append(min(size_of(file, max_pixels)))
@@ -277,9 +277,9 @@ def size_of(file: File, max_pixels: int) -> tuple[int, int]:
 
 
 def key(collection: Collection, side: int, max_pixels: int, limit: int, white: int) -> str:
-    """The name of a place in the cache: another one as soon as a file's name, size or time of change is another.
+    """The name of the cache folder, which changes if the name, size or modification time of a file changes.
 
-    The bytes of the files are not read for it, so that a second run starts at once.
+    It does not read the files, so a second run starts at once.
     """
     where, *rest = collection.mark
     told = [FORM, where, side, max_pixels, white, *rest] + [limit] * bool(limit)
@@ -287,30 +287,30 @@ def key(collection: Collection, side: int, max_pixels: int, limit: int, white: i
 
 
 def tell(data: str, folder: Path, index: Index, side: int, collection: Collection) -> None:
-    """Say what was found, and what the folders are taken for."""
+    """Print what was found, and how the folders are used."""
     count, listed = len(index.ids), str(folder / SKIPPED)
     found = [f"{count:,} images of {side} × {side} pixels"]
     if index.skipped:
         found.append(f"files skipped: {index.skipped:,}, listed in {listed!r}")
     if index.sidecars:
         kinds = ", ".join(f"{number:,} × {suffix}" for suffix, number in index.sidecars.items())
-        found.append(f"files that are no images: {kinds}")
+        found.append(f"other files: {kinds}")
     if index.duplicates:
         found.append(f"copies of other images: {index.duplicates:,}, listed in {str(folder / DUPLICATES)!r}")
     say(f"data {data!r}: {'; '.join(found)}")
     for note in index.notes:
         say(note)
     splits = collection.layout is not None and collection.layout.splits
-    held = "no image is held out"
+    held = "no images are held out"
     if count > index.train and collection.hold_out:
         share = "a tenth" if collection.hold_out == HELD_OUT else f"{100 * collection.hold_out:g} %"
-        held = f"{count - index.train:,} images, about {share} of each, are held out as the test set"
+        held = f"{count - index.train:,} images, about {share} of each class, are held out as the test set"
     if index.labels is None and not collection.labels:
-        say("no labels" if splits else "no labels: all images are for training, and no test set is held out")
+        say("no labels" if splits else "no labels: all images are used for training, without a test set")
     elif index.labels is None:
-        say(f"too few images of each class to test on ({index.why}): all are for training, without labels")
+        say(f"too few images per class to test on ({index.why}): all are used for training, without labels")
     elif collection.layout is not None:
-        rest = held if collection.hold_out is not None else f"{count - index.train:,} images are to test on"
-        say(f"the {len(index.classes):,} folders are taken for classes, which pretraining never sees; {rest}")
+        rest = held if collection.hold_out is not None else f"{count - index.train:,} images are for testing"
+        say(f"the {len(index.classes):,} folders are used as classes, which pretraining never sees; {rest}")
     elif collection.hold_out is not None:
         say(f"of the {len(index.classes):,} classes {held}")

@@ -54,5 +54,5 @@ def datasets() -> Any:
     try:
         import datasets as module  # slow to import, and an extra
     except ModuleNotFoundError as error:
-        raise InputError("hf: data sets need the library datasets: pip install 'crlf[hf]'") from error
+        raise InputError("hf: data sets need the datasets library: pip install 'crlf[hf]'") from error
     return module

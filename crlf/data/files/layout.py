@@ -109,7 +109,7 @@ def layout(names: Sequence[str]) -> Layout:
         notes += note
     else:
         rest, found, without = unlabelled_inside(rest, found)
-        notes += [f"images in {name} have no label: they are trained on and embedded" for name in without.values()]
+        notes += [f"images in {name} have no label: used for training and embedded" for name in without.values()]
     rest, found, note = without_masks(rest, found, seen)
     return Layout(found, [parts[0] if parts else "" for parts in rest], pictures, bool(roles), (*notes, *note))
 
@@ -191,13 +191,13 @@ def used(
     notes = []
     for kind in ("test", "validation"):
         if kind in names_of and kind != test:
-            why = "its images lie in no folders of classes" if kind not in fits else f"{names_of[test]} is to test on"
-            notes.append(f"folder {names_of[kind]} is left alone: {why}")
-    told = [f"{names_of['train']} is to train on"]
+            why = "its images are not in class folders" if kind not in fits else f"{names_of[test]} is the test set"
+            notes.append(f"folder {names_of[kind]} is not used: {why}")
+    told = [f"{names_of['train']} is for training"]
     if UNLABELLED in names_of:
         told.append(f"so is {names_of[UNLABELLED]}, whose images have no label")
     if test:
-        told.append(f"{names_of[test]} to test on")
+        told.append(f"{names_of[test]} is for testing")
     role_of = {"train": "train", UNLABELLED: UNLABELLED, test: "test"}
     return [role_of.get(kind, "") for kind in roles], [f"the folders are splits: {', '.join(told)}", *notes]
 
@@ -212,5 +212,5 @@ def without_masks(
     masks = sorted({rest[i][0] for i in seen if roles[i] and rest[i] and rest[i][0].lower() in MASKS})
     kept = [kind if not parts or parts[0].lower() not in MASKS else "" for parts, kind in zip(rest, roles, strict=True)]
     shorter = [parts[1:] if parts and parts[0].lower() in IMAGES else parts for parts in rest]
-    note = f"folder {', '.join(map(repr, masks))} is not used: by its name it holds what was drawn over the images"
+    note = f"folder {', '.join(map(repr, masks))} is not used: its name suggests masks or labels drawn over the images"
     return shorter, kept, [note] if masks else []

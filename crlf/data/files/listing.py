@@ -98,12 +98,12 @@ def in_list(path: Path) -> list[File]:
         raise InputError(f"list {str(path)!r} cannot be read: {error.strerror}") from error
     lines = [text for text in re.split(r"\r\n|\n|\r", whole) if text.strip()]
     if not lines:
-        raise InputError(f"list {str(path)!r} is empty: it must name an image a line")
+        raise InputError(f"list {str(path)!r} is empty: it must name one image per line")
     files = [look_at(text, os.path.join(path.parent, text)) for text in lines]
     missing = [file.name for file in files if not os.path.exists(file.path)]
     if missing and any("\udc80" <= letter <= "\udcff" for letter in "".join(missing)):
-        raise InputError(f"list {str(path)!r} cannot be read: it is no UTF-8 text")
+        raise InputError(f"list {str(path)!r} cannot be read: it is not UTF-8 text")
     if missing:
         count = f"{len(missing):,} of {len(files):,} files" if len(files) > 1 else "a file"
-        raise InputError(f"list {str(path)!r} names {count} that are not there, the first {missing[0]!r}")
+        raise InputError(f"list {str(path)!r} names {count} that do not exist, the first {missing[0]!r}")
     return files

@@ -1,4 +1,4 @@
-"""The doctor: why a run may score low, from what it recorded. Each finding has its evidence and a flag to try."""
+"""The doctor: looks for causes of a low score in a run's records. Each finding has evidence and a flag to try."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from crlf.runtime.terminal import columns
 
 
 def doctor(run: Run | str | Path, *, data_dir: str | Path | None = None) -> list[Finding]:
-    """Print what is wrong with a run, or that nothing was found, and what could not be looked at and why.
+    """Look for causes of a low score in a run. Print the findings, and which checks were skipped and why.
 
     Args:
         run: the run folder.
-        data_dir: where a data set known by name lies, for what needs the images.
+        data_dir: the folder of the named data sets, for checks that need the images.
 
     Returns:
-        The findings; an empty list for a sound run.
+        The findings; an empty list if there are none.
 
     Raises:
         InputError: the folder holds no run.
     """
     case = Case(Run.open(run), data_dir)
     found: list[Finding] = []
-    unseen: dict[str, list[str]] = {}  # the checks that each reason keeps from being made
+    unseen: dict[str, list[str]] = {}  # the skipped checks, by reason
     for name, check in CHECKS.items():
         try:
             finding = check(case)
@@ -41,7 +41,7 @@ def doctor(run: Run | str | Path, *, data_dir: str | Path | None = None) -> list
 
 
 def text(found: list[Finding], looked_at: int, unseen: dict[str, list[str]]) -> str:
-    """What the command prints."""
+    """The text that the command prints."""
     checks = f"{looked_at} check{'s' * (looked_at != 1)}"
     head = f"{len(found)} finding{'s' * (len(found) != 1)} in {checks}" if found else f"nothing found in {checks}"
     parts = [head]
@@ -51,11 +51,11 @@ def text(found: list[Finding], looked_at: int, unseen: dict[str, list[str]]) -> 
         )
     if unseen:
         reasons = (line for reason, names in unseen.items() for line in lines(f"{', '.join(names)}: {reason}"))
-        parts.append("\n".join(["not looked at:", *reasons]))
+        parts.append("\n".join(["skipped:", *reasons]))
     return "\n\n".join(parts)
 
 
 def lines(sentence: str) -> list[str]:
-    """Indented, as wide as the terminal, but not too wide to read."""
+    """Indented lines as wide as the terminal, at most 110 columns."""
     width = min(110, columns(otherwise=110))
     return textwrap.wrap(sentence, width, initial_indent="   ", subsequent_indent="   ", break_long_words=False)

@@ -1,4 +1,4 @@
-"""What the checks of the doctor look at, and what they find."""
+"""The input and the findings of the doctor's checks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from crlf.runs.run import LOSS, VIEWS, Run
 
 
 class Finding(NamedTuple):
-    """Something that may be wrong with a run."""
+    """A possible cause of a low score."""
 
-    name: str  # the check's, in `crlf.evaluation.doctor.checks.CHECKS`
-    what: str  # in a line
+    name: str  # of the check in `crlf.evaluation.doctor.checks.CHECKS`
+    what: str  # one line
     evidence: str  # numbers from the run
     advice: str  # what to try, with its flag
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A run, read once for all checks. What is missing raises InputError, which says what makes it."""
+    """A run, read once for all checks. Missing parts raise InputError, which names the command that makes them."""
 
     run: Run
     data_dir: str | Path | None = None
@@ -42,7 +42,7 @@ class Case:
         needed = ("step", "h_spread", "h_agreement", "h_effective_rank", "h_dead")
         rows = [row for row in self.run.log() if all(isinstance(row.get(key), int | float) for key in needed)]
         if not rows:
-            raise InputError("the log holds no measures of the features: `crlf pretrain` writes them each epoch")
+            raise InputError("the log has no measures of the features, which `crlf pretrain` writes")
         return rows[-1]
 
     @functools.cached_property
@@ -55,7 +55,7 @@ class Case:
 
     @functools.cached_property
     def view_shape(self) -> tuple[int, int]:
-        """The channels of a view, and the pixels of its shorter side."""
+        """The channels of a view, and its shorter side in pixels."""
         shape = self.run.array(VIEWS).shape  # (n, 1 + V, C, h, w)
         if len(shape) != 5 or 0 in shape:
             raise InputError(f"{VIEWS} must be (n, 1 + V, C, h, w), not {shape}")

@@ -1,4 +1,4 @@
-"""What the doctor looks at: each check takes a `Case` and gives a `Finding`, or None where all is well."""
+"""The table of the doctor's checks. A check takes a `Case` and returns a `Finding`, or None if all is well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the data: copies, near-copies of test images among the training images, labels that look shifted."""
+"""Checks of the data: copies, test images with near-copies among the training images, shifted labels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from crlf.metrics.cosine import top_k, unit
 from crlf.text import percent
 
 COPIES = 0.01  # share of the training images that may be copies
-CORRELATION = 0.95  # of the pixels of two images, above which one is a near-copy of the other
+CORRELATION = 0.95  # of the pixels of two images; above it they are near-copies
 LEAKED = 0.01  # share of the test images that may have one; CIFAR-10 has 0.84 to 0.96 %
 SHIFTS = (-3, -2, -1, 1, 2, 3)  # rows
-FITTED, HELD = 5000, 2000  # images that the labels are checked on
+FITTED, HELD = 5000, 2000  # images to fit and to test the check of the labels
 RIDGE = 1e-2  # penalty, relative to the variance
 
 
 def duplicates(case: Case) -> Finding | None:
-    """Training images that are there more than once."""
+    """Copies among the training images."""
     train = case.splits[0]
     first: dict[bytes, int] = {}
     copies = []
@@ -37,20 +37,20 @@ def duplicates(case: Case) -> Finding | None:
     a, b = copies[0]
     return Finding(
         "duplicates",
-        "training images are there more than once",
+        "some training images are copies of others",
         f"{len(copies):,} of {len(train):,} ({percent(len(copies) / len(train))}) are copies of an earlier one, such "
         f"as {train.ids[b]!r} of {train.ids[a]!r}: as negatives they push an image away from itself",
-        "--data without the copies (duplicates.csv beside the cached images lists those of a folder)",
+        "--drop-copies, or --data without the copies (for a folder, duplicates.csv in its cache lists them)",
     )
 
 
 def leakage(case: Case) -> Finding | None:
-    """Test images that training saw, or nearly."""
+    """Test images that are near-copies of training images."""
     if case.run.cross_validated:
-        return None  # the test images are the training images, and each is tested by a fit that did not see it
+        return None  # every image is tested by a model that was not fitted on it
     train, test = case.splits
     if not len(test) or len(case.train) != len(train) or len(case.test) != len(test):
-        raise InputError("there are no test images, or not as many as embeddings")
+        raise InputError("there are no test images, or their number differs from that of the embeddings")
     places = nearest_rows(case.train, case.test)
     alike = correlation(train.images[places], test.images)
     leaked = (alike > CORRELATION).numpy()
@@ -59,20 +59,21 @@ def leakage(case: Case) -> Finding | None:
     worst = int(alike.argmax())
     return Finding(
         "leakage",
-        "test images are among the training images, or nearly",
+        "some test images are (nearly) the same as training images",
         f"{int(leaked.sum()):,} of {len(test):,} ({percent(leaked.mean())}) correlate by more than {CORRELATION} with "
         f"a training image, such as {test.ids[worst]!r} with {train.ids[int(places[worst])]!r}{scored(case, leaked)}",
-        "--data with these removed from one side, then pretrain and probe anew",
+        "remove these images from one of the two splits, then run pretrain and probe again",
     )
 
 
 def nearest_rows(train: np.ndarray, test: np.ndarray) -> Tensor:
-    """The training image of the highest cosine for each test image: float32 (N, D), (M, D) -> int64 (M,)."""
+    """The training image with the largest cosine for each test image: float32 (N, D), (M, D) -> int64 (M,)."""
     return top_k(unit(test), [unit(train)], 1).rows[:, 0]
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Of the pixels of two images each, as they are or one mirrored: uint8 (M, C, H, W) twice -> float32 (M,)."""
+    """The correlation of the pixels of pairs of images, the larger of plain and mirrored: uint8 (M, C, H, W) twice ->
+    float32 (M,)."""
     found = []
     for x, y in zip(a.split(1000), b.split(1000), strict=True):
         rows = [image.float().flatten(1) for image in (x, x.flip(3), y)]
@@ -82,21 +83,21 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def scored(case: Case, leaked: np.ndarray) -> str:
-    """What the linear probe gets right of these and of the rest, where that is known."""
+    """The accuracy of the linear probe on these images and on the rest, if known."""
     if case.run.unlabelled or not case.run.file("test_pred.npy").exists():
         return ""
     right = case.run.array("test_pred.npy") == case.labels("test")
     if len(right) != len(leaked) or leaked.all():
         return ""
     these, rest = percent(right[leaked].mean()), percent(right[~leaked].mean())
-    return f"; the linear probe gets {these} of these right and {rest} of the rest"
+    return f"; the linear probe is right on {these} of these and on {rest} of the rest"
 
 
 # Labels
 
 
 def shifted_labels(case: Case) -> Finding | None:
-    """Labels that fit the images of other rows: their own are told near chance, those of some rows on well."""
+    """Labels that are shifted against the images: predicted near chance, but well after a shift by some rows."""
     train, labels = case.train, case.labels("train")
     if labels.shape != train.shape[:1]:
         raise InputError(f"train_lbl.npy must be ({len(train)},) as the embeddings, not {labels.shape}")
@@ -111,18 +112,19 @@ def shifted_labels(case: Case) -> Finding | None:
     return Finding(
         "shifted_labels",
         f"the labels of the {split} images look shifted by {apart}",
-        f"a linear fit gets {percent(own)} of the {split} images right with their own labels, and {percent(other)} "
-        f"with those of {apart} {'below' if rows > 0 else 'above'}",
-        "--data with the labels in the order of the images: label i belongs to image i",
+        f"a linear fit is right on {percent(own)} of the {split} images with their own labels, and on {percent(other)} "
+        f"with the labels {apart} {'below' if rows > 0 else 'above'}",
+        "put the labels in the order of the images: label i belongs to image i",
     )
 
 
 def best_shift(
     x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, split: str
 ) -> tuple[str, int, float, float] | None:
-    """Whether labels fit better some rows on: the split, the shift, the accuracy without it and with it; or None.
+    """The shift at which the labels fit clearly better: (split, shift, accuracy without, accuracy with), or None.
 
-    Of the training images a part is held out, and both parts' labels are shifted; of the test images only theirs.
+    For the training split, a part is held out and the labels of both parts are shifted; for the test split, only the
+    test labels are shifted.
     """
     random = np.random.default_rng(0)
     order = random.permutation(len(x))
@@ -148,9 +150,9 @@ def best_shift(
 
 
 def ridge(x: np.ndarray, y: np.ndarray, x_test: np.ndarray) -> np.ndarray:
-    """The class of the largest output of a ridge regression on one-hot labels.
+    """Predict classes by ridge regression on one-hot labels: float32 (N, D), int (N,), float32 (M, D) -> int (M,).
 
-    float32 (N, D), int (N,) and float32 (M, D) -> int (M,). Solved in the smaller of the two spaces, in under a second.
+    It solves the primal or the dual problem, whichever is smaller, in under a second.
     """
     classes, places = np.unique(y, return_inverse=True)
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6

@@ -1,4 +1,4 @@
-"""Checks of what training left: collapse, a loss that went wrong or was still falling, batch-norm statistics."""
+"""Checks of the training: collapse, a loss that went wrong or was still falling, batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from crlf.metrics.geometry import SETTLED, diagnose
 from crlf.runs.payoff import ADVICE, payoff
 from crlf.runtime.seeding import generator
 
-FEW = 200  # steps: the encoder is then often no better than it was drawn
-ROSE = 0.1  # share of the fall that the last epoch may lie above the lowest
-MOVED = 0.01  # share of the loss that a run should at least take off
-POINTS = 4  # epochs that a curve needs to be extrapolated
-GAIN = 0.1  # of the fall so far, that twice the epochs should bring
+FEW = 200  # steps; with fewer, an encoder is often no better than untrained
+ROSE = 0.1  # how far the last loss may be above the lowest, as a share of the fall
+MOVED = 0.01  # smallest fall of the loss, as a share of the first loss
+POINTS = 4  # epochs needed to extrapolate a curve
+GAIN = 0.1  # fall expected from twice the epochs, as a share of the fall so far
 OFF = 0.5  # mean |log| of the ratio of variances: 0.1 after 39 steps, 1 after 8
-ENOUGH = 100  # steps, after which the first statistics are forgotten
-SAMPLE = 512  # images that statistics are taken of
+ENOUGH = 100  # steps after which the first statistics no longer count
+SAMPLE = 512  # images for the statistics
 
 
 def worth(case: Case) -> Finding | None:
-    """Embeddings that are worth no more than those of the same encoder before its first step."""
+    """Embeddings that are no better than those of the untrained encoder."""
     found = payoff(case.run.scores)
     if found is None:
-        raise InputError("what training was worth was not measured: `crlf probe` does, where the images are at hand")
+        raise InputError(
+            "the gain from training was not measured: `crlf probe` measures it, if it finds the images"
+        )
     return None if found.paid else Finding("worth", found.what.lower(), found.numbers, ADVICE)
 
 
 def short_training(case: Case) -> Finding | None:
-    """So few steps that nothing can be said of them, unless training is known to have paid all the same."""
+    """Too few steps, unless training is known to have paid anyway."""
     rows = [row for row in case.run.log() if isinstance(row.get("step"), int) and isinstance(row.get("epoch"), float)]
     if not rows:
-        raise InputError("the log holds no step: `crlf pretrain` writes it")
+        raise InputError("the log has no steps: `crlf pretrain` writes them")
     steps, epochs = rows[-1]["step"], rows[-1]["epoch"]
     found = payoff(case.run.scores)
     if (epochs >= 1 and steps >= FEW) or (found and found.paid):
@@ -50,15 +52,15 @@ def short_training(case: Case) -> Finding | None:
     return Finding(
         "short_training",
         f"training was short: {steps:,} steps",
-        f"{steps:,} steps, which are {epochs:.3g} epochs of {round(steps / epochs):,} steps; "
-        f"fewer than {FEW} steps, or than one epoch, as a rule teach little",
-        f"--minutes or --epochs for {times} times as many steps or more; smaller images (--image-size) or a smaller "
-        "--batch-size make more steps in the same time",
+        f"{steps:,} steps, {epochs:.3g} epochs of {round(steps / epochs):,} steps; an encoder usually learns little in "
+        f"fewer than {FEW} steps or less than one epoch",
+        f"--minutes or --epochs for at least {times} times as many steps; smaller images (--image-size) or a smaller "
+        "--batch-size allow more steps in the same time",
     )
 
 
 def collapse(case: Case) -> Finding | None:
-    """Features that do not tell images apart, by `crlf.metrics.geometry`."""
+    """Features that do not distinguish images, by `crlf.metrics.geometry`."""
     found = diagnose(case.health) if case.health["step"] >= SETTLED else None
     if found is None:
         return None
@@ -67,7 +69,7 @@ def collapse(case: Case) -> Finding | None:
 
 
 def loss(case: Case) -> Finding | None:
-    """A loss that stood still, or rose again: what was logged first against the means of the epochs."""
+    """A loss that did not fall, or rose again: compares the first logged loss with the means of the epochs."""
     first, means = logged(case)[0], case.losses
     lowest, last = float(means.min()), float(means[-1])
     if not METHODS[case.recipe.method].loss_falls:
@@ -82,25 +84,25 @@ def loss(case: Case) -> Finding | None:
     return Finding(
         "loss",
         what,
-        f"from {first:.4g} over {lowest:.4g} at the lowest to {last:.4g} with {optimizer}, lr {lr:g}",
+        f"from {first:.4g} to {last:.4g} (lowest {lowest:.4g}) with {optimizer}, lr {lr:g}",
         flag,
     )
 
 
 def logged(case: Case) -> list[float]:
-    """The logged losses, each a mean over the steps since the one before.
+    """The logged losses, each a mean over the steps since the previous one.
 
     Raises:
-        InputError: there are none.
+        InputError: the log has none.
     """
     losses = [row["loss"] for row in case.run.log() if isinstance(row.get("loss"), float)]
     if not losses:
-        raise InputError("the log holds no loss: `crlf pretrain` writes it")
+        raise InputError("the log has no loss: `crlf pretrain` writes it")
     return losses
 
 
 def too_few_epochs(case: Case) -> Finding | None:
-    """A curve that goes on falling: twice the epochs would bring a good part of the fall so far."""
+    """A loss that is still falling: twice the epochs would bring a good part of the fall so far."""
     losses = case.losses
     if not METHODS[case.recipe.method].loss_falls or len(losses) < POINTS or losses[0] <= losses[-1]:
         return None
@@ -110,17 +112,17 @@ def too_few_epochs(case: Case) -> Finding | None:
         return None
     return Finding(
         "too_few_epochs",
-        f"{len(losses)} epochs are few: the loss was still falling",
-        f"{losses[0]:.3g} in the first epoch, {losses[-1]:.3g} in the last; a power law through the curve gives "
-        f"{longer:.3g} after {2 * len(losses)}, {100 * gain:.0f} % of the fall so far",
+        f"{len(losses)} epochs are too few: the loss was still falling",
+        f"{losses[0]:.3g} in the first epoch, {losses[-1]:.3g} in the last; a power law fitted to the curve predicts "
+        f"{longer:.3g} after {2 * len(losses)}, another {100 * gain:.0f} % of the fall so far",
         f"--epochs {2 * len(losses)} or more",
     )
 
 
 def extrapolate(losses: np.ndarray, epoch: int) -> float:
-    """The loss after so many epochs by a power law a + b e^-c through the epochs' means, float (epochs,).
+    """The loss after `epoch` epochs by a power law a + b e^-c fitted to the mean losses, float (epochs,).
 
-    Hestness et al. 2017, Deep learning scaling is predictable, empirically, equation 1. The last loss where none fits.
+    Hestness et al. 2017, Deep learning scaling is predictable, empirically, equation 1. The last loss if the fit fails.
     """
     epochs = np.arange(1, len(losses) + 1, dtype=np.float64)
     low = min(0.0, losses.min() - 2 * np.ptp(losses))
@@ -140,7 +142,7 @@ def extrapolate(losses: np.ndarray, epoch: int) -> float:
 
 
 def batch_norm(case: Case) -> Finding | None:
-    """Statistics of the encoder's batch norms that are not those of the views it learned from."""
+    """Batch-norm statistics that do not match the training views."""
     images = case.splits[0].images
     order = torch.randperm(len(images), generator=generator("cpu", "doctor", case.recipe.seed))[:SAMPLE]
     encoder = load_encoder(case.run, case.recipe, images.shape[1:]).encoder
@@ -154,16 +156,16 @@ def batch_norm(case: Case) -> Finding | None:
         return None
     return Finding(
         "batch_norm",
-        "the batch-norm statistics are not those of the views",
+        "the batch-norm statistics do not match the views",
         f"the variances in {name} are off by a factor of {np.exp(off):.1f} on average over views of {len(order)} "
-        f"training images; they were gathered in {steps:,} steps, each of which replaces a tenth",
-        "more --epochs or a smaller --batch-size, for more steps" if steps < ENOUGH else "crlf pretrain anew",
+        f"training images; they come from {steps:,} steps, each of which replaces a tenth",
+        "more --epochs or a smaller --batch-size, for more steps" if steps < ENOUGH else "run crlf pretrain again",
     )
 
 
 @torch.no_grad()
 def statistics(encoder: nn.Module, x: Tensor) -> list[tuple[str, float, int]]:
-    """Of each batch norm its name, the mean |log| of the ratio of its variances to the images', and its steps."""
+    """For each batch norm: its name, the mean |log| of the ratio of its variances to those of `x`, and its steps."""
     found: list[tuple[str, float, int]] = []
 
     def watch(name: str, norm: nn.BatchNorm2d) -> None:

@@ -1,1 +1,1 @@
-"""Trained weights: where they come from, and how they fit an encoder."""
+"""Trained weights: reads them from their sources and loads them into an encoder."""

@@ -1,4 +1,4 @@
-"""An encoder's layers from the image on: which of them stay as they are, and how fast the others move."""
+"""The layers of an encoder, first to last: freezing them, and learning rates by layer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 def layers_of(encoder: nn.Module) -> list[list[str]]:
-    """The names of the parameters of each layer, the one beside the image first.
+    """The names of the parameters of each layer, from the input on.
 
-    timm's models say it themselves; a ResNet has its stem and four stages, the light CNN its four stages. What belongs
-    to none, such as a last norm, is of the one before it.
+    timm's models define their layers. A ResNet has a stem and four stages, the light CNN four stages. A parameter
+    outside of these, such as that of a last norm, belongs to the layer before it.
     """
     if callable(getattr(encoder, "group_matcher", None)):
         from timm.models import group_parameters
@@ -36,14 +36,15 @@ def layers_of(encoder: nn.Module) -> list[list[str]]:
 
 
 def freeze(encoder: nn.Module, count: int, keep_norm: bool = False) -> None:
-    """Let the first layers stay as they are: no gradients, and batch norms that use and keep what they remember.
+    """Freeze the first layers: no gradients, and batch norms that use their running statistics without updating them.
 
     Args:
-        count: how many; below 0 all but so many.
-        keep_norm: whether all other batch norms keep what they remember too.
+        encoder: changed in place.
+        count: the number of layers; a negative number -n freezes all but n.
+        keep_norm: whether the other batch norms keep their running statistics too.
 
     Raises:
-        InputError: it has fewer layers.
+        InputError: the encoder has fewer layers.
     """
     layers = layers_of(encoder) if count else []
     if abs(count) > len(layers):
@@ -61,12 +62,12 @@ def freeze(encoder: nn.Module, count: int, keep_norm: bool = False) -> None:
 
 
 def stay(module: nn.Module, mode: bool = True) -> nn.Module:
-    """`Module.train` of one that is in evaluation mode for good."""
+    """A `Module.train` that keeps the module in evaluation mode."""
     return nn.Module.train(module, False)
 
 
 def slow(optimizers: Iterable[torch.optim.Optimizer], encoder: nn.Module, decay: float) -> None:
-    """Let each layer learn more slowly than the next one by this factor (Clark et al. 2020, ELECTRA, appendix A).
+    """Multiply the learning rate of each layer by `decay` per layer after it (Clark et al. 2020, ELECTRA, appendix A).
 
     Args:
         optimizers: before their first step; each group has a `base_lr`.
@@ -81,10 +82,10 @@ def slow(optimizers: Iterable[torch.optim.Optimizer], encoder: nn.Module, decay:
 
 
 def begin_late(optimizers: Iterable[torch.optim.Optimizer], encoder: nn.Module) -> None:
-    """Mark the encoder's parameters as such that begin to learn after the head (crlf.optim.set_rates).
+    """Mark the encoder's parameters as ones that start to learn after the head (crlf.optim.set_rates).
 
-    A random head would pull trained weights anywhere (Kumar et al. 2022, Fine-tuning can distort pretrained features
-    and underperform out-of-distribution, arXiv 2202.10054).
+    The gradients of a random head would distort trained weights (Kumar et al. 2022, Fine-tuning can distort pretrained
+    features and underperform out-of-distribution, arXiv 2202.10054).
 
     Args:
         optimizers: before their first step.
@@ -97,7 +98,7 @@ def begin_late(optimizers: Iterable[torch.optim.Optimizer], encoder: nn.Module) 
 
 
 def apart(optimizer: torch.optim.Optimizer, key: Callable[[nn.Parameter], T]) -> list[tuple[dict[str, Any], T]]:
-    """The groups of an optimizer, split so that a key is the same for all parameters of each; and the key."""
+    """The groups of an optimizer, split by a key of their parameters, each with its key."""
     found = []
     for group in optimizer.param_groups:
         parts: dict[T, list[nn.Parameter]] = {}

@@ -1,8 +1,8 @@
-"""Which tensor of some weights is which of an encoder: by name, or one after another by shape.
+"""Matches the tensors of trained weights with those of an encoder, by name or by order and shape.
 
-By name, what stands before all names of a file (`module.`, `encoder.`, `backbone.`) may differ. A first convolution of
-other channels and position embeddings of another grid are adapted, both as timm does. What the encoder has no use for,
-such as a classifier, is left.
+By name, a common prefix (`module.`, `encoder.`, `backbone.`) is ignored. A first convolution with other channels and
+position embeddings of another grid are adapted as timm does it. Tensors that the encoder does not use, such as a
+classifier, are left out.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from crlf.encoders import InitSettings
 from crlf.errors import InputError
 from crlf.training.weights.sources import Weights
 
-COUNTER = "num_batches_tracked"  # of a batch norm: many files lack it, and nothing depends on it here
+COUNTER = "num_batches_tracked"  # of a batch norm; many files lack it, and it has no effect here
 SHOWN = 3  # names in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """What an encoder takes of some weights."""
+    """How trained weights fit an encoder."""
 
     taken: dict[str, Tensor]
-    """By the encoder's own names, in its shapes."""
+    """The matching tensors, by the encoder's names and in its shapes."""
     missing: list[str]
-    """Of the encoder, and not of the weights; or there in a shape that does not fit."""
+    """Tensors of the encoder that the weights lack, or have in a shape that does not fit."""
     left: list[str]
-    """Of the weights, for which the encoder has no use."""
+    """Tensors of the weights that the encoder does not use."""
     adapted: list[str]
-    """Those taken whose shape was another."""
+    """Tensors taken after their shape was changed."""
 
     def __str__(self) -> str:
         whole = len(self.taken) + len(self.missing)
@@ -41,17 +41,17 @@ class Match:
         if self.adapted:
             parts.append(f"adapted: {listed(self.adapted)}")
         if self.missing:
-            parts.append(f"at random: {listed(self.missing)}")
+            parts.append(f"random: {listed(self.missing)}")
         if self.left:
-            parts.append(f"left: {listed(self.left)}")
+            parts.append(f"not used: {listed(self.left)}")
         return "; ".join(parts)
 
 
 def load(encoder: nn.Module, weights: Weights, asked: InitSettings) -> Match:
-    """Give an encoder these weights.
+    """Load trained weights into an encoder, in place.
 
     Raises:
-        InputError: they are those of another network; or they fit a part of it alone, and nobody asked for that.
+        InputError: the weights are of another network, or fit a part of it only and `partial_init` is not set.
     """
     found = (by_order if asked.match == "order" else by_name)(encoder, weights)
     if found.missing and not (asked.partial_init and found.taken):
@@ -82,9 +82,9 @@ def by_name(encoder: nn.Module, weights: Weights) -> Match:
 
 
 def by_order(encoder: nn.Module, weights: Weights) -> Match:
-    """The first tensor for the first one, and so on, as long as shapes agree; counters of batch norms do not count."""
+    """Match the tensors in their order for as long as shapes agree, leaving out the counters of batch norms."""
     if not weights.in_order:
-        why = "this one sorts its tensors by name"
+        why = "this file sorts its tensors by name"
         raise InputError(f"weights {weights.source!r} must be a .pth file for match 'order': {why}")
     own = own_tensors(encoder)
     given = [(name, value) for name, value in weights.tensors.items() if not name.endswith(COUNTER)]
@@ -102,7 +102,7 @@ def by_order(encoder: nn.Module, weights: Weights) -> Match:
 
 
 def stripped(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without what stands before the names of most that the encoder has."""
+    """The tensors without their common prefix: the one that lets most names match the encoder's."""
     starts = {start for name in given for start in starts_of(name)}
     best = max(starts, key=lambda start: (sum(start + name in given for name in own), -len(start)))
     return {name.removeprefix(best): value for name, value in given.items() if name.startswith(best)}
@@ -115,21 +115,21 @@ def starts_of(name: str) -> list[str]:
 
 
 def filtered(encoder: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as timm's own reader for this network would name and shape them, where it has one."""
+    """The tensors as named and shaped by timm's checkpoint filter for this network, if it has one."""
     module = type(encoder).__module__
     reader = getattr(sys.modules[module], "checkpoint_filter_fn", None) if module.startswith("timm.") else None
     if reader is None:
         return given
     try:
         found: dict[str, Tensor] = reader(dict(given), encoder)
-    except (KeyError, RuntimeError, AttributeError, IndexError, TypeError):  # it is for files of another kind
+    except (KeyError, RuntimeError, AttributeError, IndexError, TypeError):  # the filter expects another format
         return given
     own = own_tensors(encoder)
     return found if sum(name in found for name in own) >= sum(name in given for name in own) else given
 
 
 def fitted(encoder: nn.Module, name: str, there: Tensor, here: Tensor) -> Tensor | None:
-    """A tensor in the shape that the encoder wants, where it may have another; else None."""
+    """A tensor adapted to the encoder's shape, or None if it cannot be."""
     from timm.layers import resample_abs_pos_embed
     from timm.models import adapt_input_conv
 
@@ -150,16 +150,16 @@ def fitted(encoder: nn.Module, name: str, there: Tensor, here: Tensor) -> Tensor
 
 
 def stranger(encoder: nn.Module, weights: Weights, found: Match) -> str:
-    """What does not fit, for a message."""
+    """The error message that says what does not fit."""
     own, whole = own_tensors(encoder), len(found.taken) + len(found.missing)
     name = found.missing[0]
     there = stripped(own, weights.tensors).get(name)
     if there is not None:
-        first = f"{name!r} is {tuple(there.shape)} there and {tuple(own[name].shape)} here"
+        first = f"{name!r} is {tuple(there.shape)} in the weights and {tuple(own[name].shape)} in the encoder"
     else:
-        instead = f", where {listed(found.left)} are" if found.left else ""
-        first = f"the encoder's {listed(found.missing)} are not there{instead}"
-    advice = "--partial-init takes what fits" if found.taken else "--match order goes by order and shape"
+        instead = f" (they have {listed(found.left)})" if found.left else ""
+        first = f"they lack {listed(found.missing)}{instead}"
+    advice = "--partial-init loads what fits" if found.taken else "--match order goes by order and shape"
     return f"weights {weights.source!r} fit {len(found.taken)} of the encoder's {whole} tensors: {first} ({advice})"
 
 

@@ -1,7 +1,7 @@
-"""Trained weights from a run, a file, timm's hub client or a folder that timm wrote.
+"""Reads trained weights from a run, a file, timm's hub client or a folder written by timm.
 
-A file is read with `weights_only`: nothing in it is executed. Wrappers that training programs leave are taken off: an
-entry such as `state_dict` or `model`, and what stands before every name.
+Files are read with `weights_only`, so no code in them runs. Wrappers left by training programs are removed: an entry
+such as `state_dict` or `model`, and a common prefix of the names.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ FORMS = f"{TIMM}NAME, {HUB}OWNER/NAME, {FOLDER}PATH, a run or classifier folder,
 SAFE = ".safetensors"
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 INSIDE = ("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model_state_dict", "model", "student", "net")
-# Entries of a file under which its weights may lie, the best first.
+# Entries of a file that may hold its weights, in order of preference.
 OFFLINE = {
     *("OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError", "URLError", "gaierror"),
     *("ConnectTimeout", "ReadTimeout", "ProxyError"),
-}  # errors of a hub that is not reached
+}  # errors when the hub cannot be reached
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What was found, and what is known of it."""
+    """Trained weights, and what is known about them."""
 
     source: str
-    """As it was asked for."""
+    """The source as given by the user."""
     tensors: dict[str, Tensor]
-    """By name, on the CPU; floating-point ones in float32."""
+    """The tensors by name, on the CPU; floating-point ones in float32."""
     sha256: str
-    """Of the file; of weights from a hub that of all tensors."""
+    """The SHA-256 of the file, or of all tensors if they come from a hub."""
     licence: str = ""
-    """As their card says, or nothing."""
+    """The licence given by their model card; empty if it gives none."""
     encoder: str = ""
-    """The network that they are of, as `--encoder` takes it, where that is known."""
+    """The name of their network, as for `--encoder`; empty if not known."""
     image_size: int = 0
-    """Pixels a side of the images that they were trained on, where that is known."""
+    """Side of the training images in pixels; 0 if not known."""
     in_order: bool = True
-    """Whether the tensors come in the order in which the network makes them; a .safetensors file has its own."""
+    """Whether the tensors are in the order of the network's modules; a .safetensors file sorts them by name."""
     normalisation: Normalisation = field(default_factory=Normalisation)
-    """What they were trained with, where that is known."""
+    """The mean and standard deviation they were trained with; empty if not known."""
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What scores.json and the model card say of them."""
+        """The entry about the weights in scores.json and in the model card."""
         known = {"source": self.source, "sha256": self.sha256, "licence": self.licence, "encoder": self.encoder}
         return {name: value for name, value in known.items() if value}
 
 
 def read(source: str) -> Weights:
-    """The weights that a source names, in one of the `FORMS`.
+    """Read the weights from a source, given in one of the `FORMS`.
 
     Raises:
-        InputError: there are none, they cannot be had, or what is there is no state dict.
+        InputError: the source does not exist, cannot be fetched, or holds no state dict.
     """
     if source.startswith((TIMM, HUB, FOLDER)):
         return of_timm(source)
@@ -79,17 +79,16 @@ def read(source: str) -> Weights:
     if (path / CLASSIFIER).is_file():
         return of_classifier(source, Run(path))
     if not path.is_file():
-        raise InputError(f"weights {source!r} are not there: they must be {FORMS}")
+        raise InputError(f"weights {source!r} do not exist: they must be {FORMS}")
     return of_onnx(source, path) if path.suffix.lower() == SUFFIX else of_file(source, path)
 
 
 def of_onnx(source: str, path: Path) -> Weights:
-    """A model in an ONNX file. One that takes pixels brings its normalisation along; of others it is not known, and
-    taken for ImageNet's, as most have it."""
+    """A model in an ONNX file. If it does not take plain pixels, its normalisation is assumed to be ImageNet's."""
     model = OnnxFile(path.resolve())
     side, bare = model.image_size, model.pixels
     if not bare:
-        say(f"{source}: taken to want images normalised by ImageNet's mean and deviation (--mean, --std)")
+        say(f"{source}: assumed to need images normalised by ImageNet's mean and deviation (--mean, --std)")
     return Weights(
         source=source,
         tensors=dict(model.state_dict()),
@@ -105,7 +104,7 @@ def of_run(source: str, run: Run) -> Weights:
 
 
 def of_classifier(source: str, folder: Run) -> Weights:
-    """The encoder of a classifier that `crlf finetune` made; its linear layer is left."""
+    """The encoder of a classifier from `crlf finetune`, without its linear layer."""
     return made_here(
         source, folder, CLASSIFIER_WEIGHTS, Recipe.from_dict(read_json(folder.file(CLASSIFIER), dict)["recipe"])
     )
@@ -131,7 +130,7 @@ def of_file(source: str, path: Path) -> Weights:
     except Exception as error:  # torch raises many kinds for a damaged file
         more = type(error).__name__ == "UnpicklingError"
         why = "it is damaged, or holds more than tensors" if more else first_line(error)
-        raise InputError(f"weights {source!r} are no file of weights: {why}") from error
+        raise InputError(f"weights {source!r} cannot be loaded: {why}") from error
     return Weights(
         source=source,
         tensors=state_dict(values, source),
@@ -150,15 +149,15 @@ def loaded(path: Path) -> Any:
         except SafetensorError as error:
             raise ValueError(first_line(error)) from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of another pickle's protocol
+        warnings.simplefilter("ignore")  # torch warns of older pickle protocols
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def state_dict(values: Any, source: str) -> dict[str, Tensor]:
-    """The tensors in what a file holds, by their names.
+    """The tensors in a loaded file, by name.
 
     Raises:
-        InputError: it is no state dict, or holds values that are not finite.
+        InputError: the file holds no state dict, or values that are not finite.
     """
     while isinstance(values, Mapping) and not any(isinstance(value, Tensor) for value in values.values()):
         inner = [values[name] for name in INSIDE if isinstance(values.get(name), Mapping)]
@@ -168,7 +167,7 @@ def state_dict(values: Any, source: str) -> dict[str, Tensor]:
     found = {k: v for k, v in values.items() if isinstance(v, Tensor)} if isinstance(values, Mapping) else {}
     if not found:
         held = "no named tensor" if isinstance(values, Mapping) else f"an object of type {type(values).__name__!r}"
-        raise InputError(f"weights {source!r} are no state dict: the file holds {held}")
+        raise InputError(f"weights {source!r} are not a state dict: the file holds {held}")
     tensors = {str(name): value.float() if value.is_floating_point() else value for name, value in found.items()}
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
@@ -176,7 +175,7 @@ def state_dict(values: Any, source: str) -> dict[str, Tensor]:
     return tensors
 
 
-# What timm fetches
+# Fetched by timm
 
 
 def of_timm(source: str) -> Weights:
@@ -185,7 +184,7 @@ def of_timm(source: str) -> Weights:
 
     name = source.removeprefix(TIMM)
     if source.startswith(FOLDER) and not Path(name.removeprefix(FOLDER)).expanduser().is_dir():
-        raise InputError(f"weights {source!r} are not there: {FOLDER} takes a folder with config.json and weights")
+        raise InputError(f"weights {source!r} do not exist: {FOLDER} takes a folder with config.json and weights")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         net: Any = fetched(source, lambda: timm.create_model(name, pretrained=True, num_classes=0))
@@ -203,9 +202,9 @@ def of_timm(source: str) -> Weights:
 
 
 def licence_of(source: str, cfg: Mapping[str, Any]) -> str:
-    """What the config.json beside the weights says, or else their card, README.md; of timm's own models what timm says.
+    """The licence in the config.json beside the weights, else in their card, README.md; for timm's models, timm's.
 
-    A configuration that timm makes of a folder or of a hub's model has the licence of another model of this network.
+    The configuration that timm makes for a folder or a hub model may show the licence of another model of this network.
     """
     if source.startswith(TIMM):
         return str(cfg.get("license") or "")
@@ -218,13 +217,13 @@ def licence_of(source: str, cfg: Mapping[str, Any]) -> str:
                 return known
         card = beside(source, "README.md")
         found: Any = ModelCard(card.read_text(encoding="utf-8")).data.to_dict().get("license") if card else ""
-    except (OSError, ValueError):  # a card that is none says nothing
+    except (OSError, ValueError):  # a broken card gives no licence
         return ""
     return ", ".join(found) if isinstance(found, list) else str(found or "")
 
 
 def beside(source: str, name: str) -> Path | None:
-    """A file beside weights, in their folder or on the hub; none where there is none."""
+    """A file beside the weights, in their folder or on the hub; None if it does not exist."""
     if source.startswith(FOLDER):
         path = Path(source.removeprefix(FOLDER)).expanduser() / name
         return path if path.is_file() else None
@@ -238,10 +237,10 @@ def beside(source: str, name: str) -> Path | None:
 
 
 def fetched(source: str, make: Callable[[], Any]) -> Any:
-    """What timm makes, or one line that says why it cannot.
+    """The model that `make` gets from timm.
 
     Raises:
-        InputError: there is no such model or there are no weights of it, the hub cannot be reached, or it refuses.
+        InputError: the model or its weights do not exist, or the hub cannot be reached or denies access.
     """
     try:
         return make()
@@ -250,21 +249,21 @@ def fetched(source: str, make: Callable[[], Any]) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """What a hub's refusal means, and what one can do."""
+    """The reason of a hub error in plain words, and what to do about it."""
     kinds = {kind.__name__ for one in chain(error) for kind in type(one).__mro__}
     if "GatedRepoError" in kinds:
-        return "its owner wants you to accept terms first: do that on its page, then log in with `hf auth login`"
+        return "its owner asks you to accept terms first: do so on its page, then log in with `hf auth login`"
     if kinds & {"RepositoryNotFoundError", "RevisionNotFoundError"}:
-        return "the hub has no such model, or shows it to its owner alone: then log in with `hf auth login`"
+        return "the hub has no such model, or it is private: then log in with `hf auth login`"
     if kinds & OFFLINE:
         return "the hub cannot be reached, and its weights are not in the cache"
     if "EntryNotFoundError" in kinds:
-        return "the hub holds no weights of it that timm can read"
+        return "the hub has no weights of it that timm can read"
     return first_line(error)
 
 
 def chain(error: BaseException | None) -> list[BaseException]:
-    """An error, and those that it came of."""
+    """An error followed by its causes."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
