@@ -333,7 +333,7 @@ def bad(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (
             [],
-            "DATA is missing: `crlf run PATH` learns from a folder of images, `crlf run cifar10` from a data set that",
+            "DATA is missing: `crlf run PATH` learns from a folder of images, `crlf run cifar10` downloads a data set",
         ),
         (["--minutes", "5"], "DATA is missing"),
         (["nowhere"], "data set 'nowhere' is not known"),

@@ -64,7 +64,7 @@ def test_a_run_leaves_whole_lines_and_no_ruins_of_its_bar(columns: int, tmp_path
 
 
 ENDS = {
-    "embed": ["128 training and 128 test images in ", "next: crlf probe "],
+    "embed": ["embedded 128 training and 128 test images in ", "next: crlf probe "],
     "probe": [
         *(f"probe {i}/2: {name}" for i, name in ((1, "linear"), (2, "knn"))),
         "linear probe ",
@@ -88,9 +88,7 @@ def test_each_stage_says_what_it_reached_where_it_wrote_and_what_comes_next(
         assert all(row.startswith(start) for row, start in zip(rows, starts, strict=False)), said
         assert repr(str(place))[:-1] in rows[-3] and f" '{place}'" in rows[-2]
         assert end.columns or not {"\r", "\x1b"} & set(said)
-    assert re.search(
-        r"kNN \d+\.\d %, chance 12\.5 %: '.*/scores\.json' \(took: linear .* s, knn .* s\)", probed(end, place)
-    )
+    assert re.search(r"kNN \d+\.\d %, chance 12\.5 %: '.*/scores\.json' \(linear .* s, knn .* s\)", probed(end, place))
 
 
 def probed(end: Terminal, place: Path) -> str:

@@ -244,7 +244,8 @@ def add(group: Any, flag: Flag) -> None:
     common = {"dest": flag.place, "default": argparse.SUPPRESS}
     if flag.hint is bool:  # help shows the one that changes the default
         for value, name in ((True, names), (False, [f"--no-{flag.name}"])):
-            text = argparse.SUPPRESS if value == flag.default else flag.help if value else f"Turn off: {flag.help}"
+            text = flag.help if value else f"Turn off: {flag.help[0].lower()}{flag.help[1:]}"
+            text = argparse.SUPPRESS if value == flag.default else text
             group.add_argument(*name, action="store_const", const=value, help=text, **common)
         return
     many = get_origin(flag.hint) is tuple

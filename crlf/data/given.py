@@ -53,8 +53,8 @@ def image_set(data: Given, settings: ImageSettings | None = None, split: str = "
         images = tensor(three_channels(data, Path("data")))
         data = ImageSet(images, None, (), tuple(f"{split}/{row:05}" for row in range(len(images))))
     if not isinstance(data, ImageSet):
-        rule = "an ImageSet or an array of images (names and paths go into the recipe)"
-        raise InputError(f"data must be {rule}, not a {type(data).__name__}")
+        rule = f"an ImageSet or an array of images, not a {type(data).__name__}"
+        raise InputError(f"data must be {rule}: names and paths go into the recipe")
     side = settings.image_size if settings else 0
     if not side or data.images.shape[2:] == (side, side):
         return data

@@ -50,7 +50,7 @@ def compare(run: Run | str | Path, *others: Run | str | Path) -> dict[str, Any]:
     """
     runs = [Run.open(folder) for folder in (run, *others)]
     if len(runs) < 2:
-        raise InputError(f"compare needs two runs or more, not only {str(runs[0].path)!r}")
+        raise InputError(f"compare needs at least two runs, not only {str(runs[0].path)!r}")
     if all(one.unlabelled for one in runs):
         return without_labels(runs)
     tested = [tests_of(one) for one in runs]

@@ -29,7 +29,7 @@ class DIETSettings:
     """The loss."""
 
     label_smoothing: float = 0.8
-    """The share of the target that lies on all images alike."""
+    """Share of the target that is spread evenly over all images."""
 
     def __post_init__(self) -> None:
         require(self, label_smoothing=(0, 0.999))

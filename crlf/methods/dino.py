@@ -45,19 +45,19 @@ class DINOSettings:
     temperature: float = 0.1
     """Divides the student's scores."""
     target_temperature: float = 0.04
-    """Divides the teacher's scores; the smaller, the sharper."""
+    """Divides the teacher's scores; smaller values give sharper distributions."""
     centre_momentum: float = 0.9
-    """Of the running mean of the teacher's scores, which is taken off them."""
+    """Momentum of the running mean of the teacher's scores, which is subtracted from them."""
     hidden: int = 2048
     """Width of the head's hidden layer."""
     projection: int = 256
-    """Width of what is compared with the prototypes."""
+    """Width of the projections, which are compared with the prototypes."""
     prototypes: int = 2048
     """Width of the distributions."""
     target_momentum: float = 0.996
-    """Of the average that the teacher's weights are, at the start."""
+    """Momentum of the teacher's moving average at the start."""
     target_momentum_end: float = 1.0
-    """The same at the end, reached along a cosine."""
+    """Momentum at the end, reached along a cosine."""
 
     def __post_init__(self) -> None:
         require(self, temperature=TEMPERATURE, target_temperature=TEMPERATURE, centre_momentum=SHARE)

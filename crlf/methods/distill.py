@@ -1,17 +1,17 @@
-"""Distillation: an encoder learns to give what a frozen teacher gives for the same image.
+"""Distillation: an encoder learns to predict the features of a frozen teacher.
 
-The teacher sees each image once, whole, before the first step; the encoder sees views of it, and so it learns to pass
-over what sets them apart. The losses, by the setting `agree`:
+The teacher sees each whole image once, before the first step. The encoder sees views of it, so it learns to ignore
+their differences. The losses, by the setting `agree`:
 
-cosine        one less the cosine of the projection and the teacher's features, their mean over all images taken off
-smooth-l1     the smooth L1 distance from the features, each of deviation 1 over all images (Wei et al. 2022,
+cosine        1 minus the cosine of the projection and the teacher's features, after subtracting their mean
+smooth-l1     the smooth L1 distance from the features, scaled to a standard deviation of 1 (Wei et al. 2022,
               Contrastive Learning Rivals Masked Image Modeling in Fine-tuning via Feature Distillation,
               https://arxiv.org/abs/2205.14141, which whitens them too)
-similarities  the cross-entropy of whom each image resembles in the batch (Fang et al. 2021, SEED,
-              https://arxiv.org/abs/2101.04731, which asks a queue)
+similarities  the cross-entropy between similarities of the images in the batch (Fang et al. 2021, SEED,
+              https://arxiv.org/abs/2101.04731, which uses a queue)
 both          the sum of cosine and similarities
 
-Which is worth most is measured in docs/distil.md.
+docs/distil.md compares them.
 
 Shapes: V views, B images of a batch, N images in all, D embedding, T the teacher's features.
 """
@@ -34,15 +34,15 @@ class DistillSettings:
     """The teacher, the loss and the projection head."""
 
     teacher: str = ""
-    """Whose features are learned: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, or a run or classifier folder; without
-    it the weights of --init, before they move."""
+    """The teacher: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, or a run or classifier folder; by default the initial
+    weights of --init."""
     teacher_size: int = 0
-    """Pixels a side of the images that the teacher sees; 0 for the size that it was trained on, where the images are
-    files, and else for their own."""
+    """Side in pixels of the teacher's images. 0: for image files, the size it was trained on; else that of the
+    images."""
     agree: str = "similarities"
-    """What is compared: cosine, smooth-l1, similarities, or both (cosine and similarities)."""
+    """The loss: cosine, smooth-l1, similarities, or both (cosine and similarities)."""
     temperature: float = 0.1
-    """Of similarities."""
+    """Temperature of the similarities."""
     hidden: int = 256
     """Width of the projector's hidden layer."""
 

@@ -49,13 +49,13 @@ class MoCov2Settings:
     hidden: int = 512
     """Width of the projector's hidden layer."""
     projection: int = 128
-    """Width of what the loss compares."""
+    """Width of the projections, which the loss compares."""
     queue: int = 4096
-    """Keys of earlier images that are kept as negatives."""
+    """Number of keys of earlier images kept as negatives."""
     target_momentum: float = 0.99
-    """Of the average that the target's weights are, at the start."""
+    """Momentum of the target's moving average at the start."""
     target_momentum_end: float = 0.99
-    """The same at the end."""
+    """Momentum at the end."""
 
     def __post_init__(self) -> None:
         require(self, temperature=TEMPERATURE, hidden=WIDTH, projection=WIDTH, queue=(1, 2**24))

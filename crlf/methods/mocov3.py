@@ -44,11 +44,11 @@ class MoCov3Settings:
     hidden: int = 4096
     """Width of the hidden layers of projector and predictor."""
     projection: int = 256
-    """Width of what the loss compares."""
+    """Width of the projections, which the loss compares."""
     target_momentum: float = 0.99
-    """Of the average that the target's weights are, at the start."""
+    """Momentum of the target's moving average at the start."""
     target_momentum_end: float = 1.0
-    """The same at the end, reached along a cosine."""
+    """Momentum at the end, reached along a cosine."""
 
     def __post_init__(self) -> None:
         require(self, temperature=TEMPERATURE, hidden=WIDTH, projection=WIDTH)

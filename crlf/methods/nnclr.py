@@ -43,11 +43,11 @@ class NNCLRSettings:
     hidden: int = 2048
     """Width of the projector's hidden layer."""
     projection: int = 256
-    """Width of what the loss compares."""
+    """Width of the projections, which the loss compares."""
     predictor: int = 4096
     """Width of the predictor's hidden layer."""
     queue: int = 4096
-    """Projections of earlier images among which neighbours are looked for."""
+    """Number of earlier projections in which neighbours are searched."""
 
     def __post_init__(self) -> None:
         require(self, temperature=TEMPERATURE, hidden=WIDTH, projection=WIDTH, predictor=WIDTH, queue=(1, 2**24))

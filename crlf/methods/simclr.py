@@ -29,7 +29,7 @@ class SimCLRSettings:
     hidden: int = 256
     """Width of the projector's hidden layer."""
     projection: int = 128
-    """Width of what the loss compares."""
+    """Width of the projections, which the loss compares."""
     projector_layers: int = 2
     """Linear layers of the projector; all but the last are hidden."""
     projector_norms: str = "hidden"

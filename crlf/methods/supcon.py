@@ -28,7 +28,7 @@ class SupConSettings:
     hidden: int = 512
     """Width of the projector's hidden layer."""
     projection: int = 128
-    """Width of what the loss compares."""
+    """Width of the projections, which the loss compares."""
 
     def __post_init__(self) -> None:
         require(self, temperature=TEMPERATURE, hidden=WIDTH, projection=WIDTH)

@@ -116,7 +116,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_an_archive_is_kept_decoded(cache: Path, tmp_path: Path, capsys):
     cifar.load(archive_alone(tmp_path), tiny.SPEC)
-    assert "kept decoded" in capsys.readouterr().err
+    assert "now stored decoded" in capsys.readouterr().err
     assert_is_tiny(cifar.load(None, tiny.SPEC))  # no source answers, and none is needed
     assert sorted(path.name for path in cache.iterdir()) == ["cifar10"]
 

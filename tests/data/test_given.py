@@ -127,7 +127,7 @@ def test_what_needs_no_images_needs_none(run: crlf.Run, tmp_path: Path, capsys, 
     assert nearest.row == 3 and (tmp_path / "near.png").is_file()  # without the pictures of the neighbours
     capsys.readouterr()
     crlf.doctor(run)
-    assert f"{NAME!r} was given from Python" in capsys.readouterr().out.replace("\n   ", " ")
+    assert f"{NAME!r} was given as an array" in capsys.readouterr().out.replace("\n   ", " ")
     with pytest.raises(InputError, match="was given as an array and not stored"):
         crlf.probe(run, probes="pixels")
     seen = []
@@ -150,7 +150,7 @@ def test_what_needs_no_images_needs_none(run: crlf.Run, tmp_path: Path, capsys, 
         (IMAGES / 255, r"array 'data' must be uint8 .*, not float64 \(96, 3, 32, 32\)"),
         (torch.zeros(3, 32), "must be uint8"),
         (IMAGES[:, :2], "must be uint8"),
-        ("shapes", "data must be an ImageSet or an array of images (names and paths go into the recipe), not a str"),
+        ("shapes", "data must be an ImageSet or an array of images, not a str: names and paths go into the recipe"),
         ([IMAGES], "not a list"),
         (IMAGES[:0], "must be uint8"),
         (IMAGES[:1].repeat(40, 0), r"images of 'array of 40 images of 3×32×32' must differ"),
@@ -170,10 +170,10 @@ def test_embed_takes_them_for_such_a_run_alone(run: crlf.Run, tmp_path: Path):
     ):
         with pytest.raises(InputError, match=why):
             crlf.embed(run, data=wrong, device="cpu")
-    with pytest.raises(InputError, match="data is for the images that a run was given from Python"):
+    with pytest.raises(InputError, match="data is for a run whose images were given as arrays"):
         crlf.embed(run, tmp_path, data=IMAGES)
     other = crlf.pretrain(dataclasses.replace(TINY, data="shapes", subset=64), out=tmp_path / "other", device="cpu")
-    with pytest.raises(InputError, match="data is for the images that a run was given from Python"):
+    with pytest.raises(InputError, match="data is for a run whose images were given as arrays"):
         crlf.embed(other, data=IMAGES)
     assert not run.file("train_emb.npy").exists() and not other.file("train_emb.npy").exists()
 

@@ -172,4 +172,4 @@ def test_a_hub_without_weights_that_timm_reads(hub: Hub, photos: Path, tmp_path:
     config = {"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": {"input_size": [3, 160, 160]}}
     (hub.folder / "config.json").write_text(json.dumps(config))
     code, said = crlf_(hub, tmp_path, "embed", "photos", "--model", f"hf-hub:{MODEL}", "--out", "run")
-    assert code == 2 and "the hub holds no weights of it that timm can read" in said.splitlines()[-1]
+    assert code == 2 and "the hub has no weights of it that timm can read" in said.splitlines()[-1]

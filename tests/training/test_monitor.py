@@ -191,7 +191,7 @@ def test_a_collapse_is_named_within_an_epoch_and_only_once(tables: ImageSet, tmp
 
 def test_stop_on_collapse_ends_the_run_and_keeps_the_checkpoint(tables: ImageSet, tmp_path, capsys):
     recipe = spoiled("constant", stop_on_collapse=True)
-    with pytest.raises(InputError, match=r"^collapse: .*; try .*; stopped, and the checkpoint is in ") as stopped:
+    with pytest.raises(InputError, match=r"^collapse: .*; try .*; training stopped, the checkpoint is in ") as stopped:
         crlf.pretrain(recipe, out=tmp_path, device="cpu")
     assert "\n" not in str(stopped.value) and "warning" not in capsys.readouterr().err
     run = crlf.Run(tmp_path)

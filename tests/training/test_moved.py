@@ -108,7 +108,8 @@ def test_images_that_moved_are_found_again(kind: str, command: str, tmp_path: Pa
     line = refused(command, *rest, alone=False)
     assert line.endswith(f"data {str(before)!r} does not exist: give the new path of the images with --data")
     code, said = here(PIPES, command, *rest, "--data", str(after))
-    assert code == 0 and f"the images of {str(before)!r} are now those of {str(after)!r}: they are the same" in said
+    assert code == 0
+    assert f"the images of {str(before)!r} are the same as in {str(after)!r}: the run uses the new path" in said
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["data"] == str(after)
     assert here(PIPES, "embed", run).code == 0
     assert here(PIPES, "pretrain", "--out", run, "--resume").code == 0
@@ -121,7 +122,7 @@ def test_other_images_are_refused(command: str, tmp_path: Path):
     before = (tmp_path / "run" / "recipe.json").read_bytes()
     rest = ("--out", run, "--resume") if command == "pretrain" else (run,)
     line = refused(command, *rest, "--data", other, alone=False)
-    assert ("data is" if command == "pretrain" else "its checkpoint knows others") in line
+    assert ("data is" if command == "pretrain" else "its checkpoint has others") in line
     assert (tmp_path / "run" / "recipe.json").read_bytes() == before
 
 
@@ -130,10 +131,10 @@ def test_without_a_checkpoint_nothing_is_known(tmp_path: Path):
     for path in (tmp_path / "run").glob("checkpoint*"):
         path.unlink()
     (tmp_path / "A").rename(tmp_path / "B")
-    assert "no checkpoint that would know them" in refused("embed", run, "--data", str(tmp_path / "B"), alone=False)
+    assert "no checkpoint to compare them with" in refused("embed", run, "--data", str(tmp_path / "B"), alone=False)
 
 
 def test_data_is_not_for_new_images(tmp_path: Path):
     run = trained(tmp_path, put(tmp_path / "A", 6))
     line = refused("embed", run, str(tmp_path / "A"), "--data", str(tmp_path / "A"))
-    assert "is for a run's own images" in line
+    assert "is for the run's own images" in line

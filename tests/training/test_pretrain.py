@@ -268,7 +268,7 @@ def test_handlers_are_put_back(tmp_path: Path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path, monkeypatch, value: float):
     at_step(monkeypatch, 4, lambda loss: loss * value)
-    with pytest.raises(InputError, match=r"loss of step 5 is (nan|inf): likely a learning rate") as stopped:
+    with pytest.raises(InputError, match=r"loss of step 5 is (nan|inf): likely the learning rate") as stopped:
         crlf.pretrain(TINY, out=tmp_path, device="cpu")
     assert "\n" not in str(stopped.value)
     saved = crlf.Run(tmp_path).tensors(CHECKPOINT)
