@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import runpy
 import sys
 from pathlib import Path
 
+import pytest
 from declared import ROOT, declared, lowest, project
+
+import crlf
 
 NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "umap": "umap-learn"}  # of an import and of its package
 WITHOUT_IMPORT = {
@@ -75,3 +79,24 @@ def test_the_package_says_what_it_is():
     versions = [f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)]
     assert set(versions) <= set(told["classifiers"]) and told["requires-python"] == ">=3.10"
     assert told["keywords"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("[a](docs/a.md)", "[a](https://r/blob/main/docs/a.md)"),
+        ("![a, b](docs/a.png)", "![a, b](https://r/raw/main/docs/a.png)"),
+        ('<img src="docs/a.png">', '<img src="https://r/raw/main/docs/a.png">'),
+        ("[![a](a.png)](a.md)", "[![a](https://r/raw/main/a.png)](https://r/blob/main/a.md)"),
+        ("[a](#results)", "[a](#results)"),
+        ("[a](mailto:a)", "[a](mailto:a)"),
+    ],
+)
+def test_the_links_of_the_readme_are_found_from_the_index(before: str, after: str):
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    assert setup["absolute"](before, "https://r") == after and setup["absolute"](before, "") == before
+
+
+@pytest.mark.parametrize("name", sorted({*crlf.__all__} - {"__version__", "RECIPES"}))
+def test_every_public_name_has_its_place_in_the_reference(name: str):
+    assert f"\n::: crlf.{name}\n" in (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")

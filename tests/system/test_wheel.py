@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
+import email
+import runpy
 import sys
 import tarfile
-import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from environments import lent, said
 from planted import copy_of_the_checkout
 from terminal import ROOT
 
 pytestmark = pytest.mark.system
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2]))"
-TINY = ["--epochs", "1", "--subset", "128", "--batch-size", "64", "--device", "cpu"]
-
-
-def said(command: list[str], cwd: Path, **environment: str) -> str:
-    """What a command that ends well writes on stdout, without this checkout on its path."""
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def built(kind: str, source: Path, folder: Path) -> Path:
@@ -46,14 +36,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`crlf` in an empty environment. The libraries that it needs are gigabytes: those that are here are lent to it."""
+    """`crlf`, installed from the wheel in an environment that is empty but for the libraries that are lent to it."""
     folder = tmp_path_factory.mktemp("environment") / "venv"
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
+    python = lent(folder)
     said([str(python), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)], folder)
-    [packages] = folder.glob("lib/python*/site-packages")
-    lent = dict.fromkeys(path for path in sys.path if path.endswith(("site-packages", "dist-packages")))
-    (packages / "lent.pth").write_text("\n".join(lent) + "\n")  # behind its own: what it has itself comes first
     return folder / "bin" / "crlf"
 
 
@@ -63,16 +49,35 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "crlf").rglob("*") if path.is_file()}
     assert names == {name for name in ours if "__pycache__" not in name}
+    assert "crlf/py.typed" in names and any(name.endswith(".html") for name in names)
 
 
-def test_a_run_from_end_to_end(program: Path, tmp_path: Path, keep: Callable[[str, list[dict[str, Any]]], None]):
+def test_its_description_is_the_readme(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        told = email.message_from_bytes(archive.read(name))
+    assert told["Author"] == "the CRLF maintainers" and told["License-Expression"] == "MIT"
+    assert told["Description-Content-Type"] == "text/markdown"
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    readme = setup["absolute"]((ROOT / "README.md").read_text(encoding="utf-8"), setup["repository"]())
+    text = told.get_payload(decode=True)
+    assert isinstance(text, bytes) and text.decode().strip() == readme.strip()
+
+
+def test_it_runs_from_anywhere(program: Path, tmp_path: Path, keep: Callable[[str, list[dict[str, Any]]], None]):
     where = said([str(program.with_name("python")), "-c", "import crlf; print(crlf.__file__)"], tmp_path)
     assert Path(where.strip()).is_relative_to(program.parent.parent), "it is this checkout that was imported"
-    said([str(program), "pretrain", "shapes", *TINY, "--out", "run"], tmp_path)
-    for stage in ("embed", "probe", "draw", "report"):
-        said([str(program), stage, "run"], tmp_path)
-    assert (tmp_path / "run" / "encoder_simclr.pth").is_file() and (tmp_path / "run" / "report.html").is_file()
+    words = ["--data", "shapes", "--epochs", "1"]
+    said([str(program), "run", *words, "--out", "run"], tmp_path, limit=1800)
+    made = {path.name for path in (tmp_path / "run").iterdir()}
+    assert made >= {
+        "encoder_simclr.pth",
+        "train_emb.npy",
+        "scores.json",
+        "loss_curve.png",
+        "report.html",
+        "recipe.json",
+    }
     assert "<style>" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     version = said([str(program), "--version"], tmp_path).strip()
-    shutil.rmtree(tmp_path / "run")
-    keep("wheel", [{"installed": version, "ran": "pretrain, embed, probe, draw, report"}])
+    keep("wheel", [{"installed": version, "ran": f"crlf run {' '.join(words)}"}])
