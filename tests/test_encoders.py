@@ -216,12 +216,12 @@ def test_unknown_model_of_timm_is_offered_the_nearest(tmp_path: Path):
 
 def test_an_encoder_that_does_not_take_the_images_or_their_views(tmp_path: Path):
     line = refused(Recipe(encoder="timm:vit_tiny_patch16_224", data="shapes"), tmp_path / "run")
-    assert "does not take 24 × 24 px: " in line and line.endswith(
+    assert "does not accept 24 × 24 px: " in line and line.endswith(
         "--resolution 1 makes the views as large as the images"
     )
     odd = ViewSettings(resolution=0.9)
     line = refused(Recipe(encoder="vit_tiny", data="shapes", augmentation=odd), tmp_path / "run")
-    assert "'vit_tiny' does not take 29 × 29 px: " in line
+    assert "'vit_tiny' does not accept 29 × 29 px: " in line
 
 
 def test_training_flops_are_those_counted_by_hand():

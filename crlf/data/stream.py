@@ -1,6 +1,6 @@
-"""Images a part at a time, for what is looked at once: nothing is cached, and memory does not grow with their number.
+"""Streams images part by part, without a cache, so that memory does not grow with their number.
 
-Only the names of all the files are held at once, about half a kilobyte each.
+Only the names of the files are all in memory, about half a kilobyte each.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ from crlf.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
-AHEAD = 2  # parts that are decoded while one is embedded
+AHEAD = 2  # parts decoded while one is embedded
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A few images of a source, in its order."""
+    """Consecutive images of a source."""
 
     ids: Sequence[str]
-    """Of its n images."""
+    """The names of its n images."""
     images: torch.Tensor
     """uint8 (n, C, H, W)."""
     split: str | None = None
     labels: np.ndarray | None = None
-    """int64 (n,), or None where there are none."""
+    """int64 (n,), or None without labels."""
     classes: Sequence[str] = ()
     skipped: Sequence[tuple[str, str]] = ()
-    """Each file that gave no image, and why."""
+    """The files that were skipped, each with its reason."""
 
 
 class Source(Protocol):
-    """Images of known number, in an order that is always the same."""
+    """A known number of images in a fixed order."""
 
     def __len__(self) -> int: ...
 
     def parts(self, rows: range, size: int) -> Iterator[Part]:
-        """These rows, in parts of so many."""
+        """The images of these rows, in parts of `size` images."""
 
 
 class Files:
-    """Image files, each scaled and cut as for training.
+    """Image files, resized and cropped as for training.
 
     Args:
-        files: in order.
-        side: of the images, in pixels.
-        max_pixels: an image of more is skipped.
-        threads: that decode.
-        white: the number that is white in files of more than 8 bits; 0 for the largest that there is.
+        files: the files in order.
+        side: side of the images in pixels.
+        max_pixels: images with more pixels are skipped.
+        threads: number of decoding threads.
+        white: the value of white in files of more than 8 bits; 0 for the largest possible value.
     """
 
     def __init__(self, files: Sequence[File], side: int, max_pixels: int, threads: int, white: int = 0):
@@ -96,15 +96,15 @@ class Files:
 
 
 class Array:
-    """A .npy or .npz file of images (crlf.data.files.arrays), of which a part is read at a time.
+    """A .npy or .npz file of images (crlf.data.files.arrays), read part by part.
 
     Args:
-        path: of the file; a .npz file is read as a whole.
-        shape: (3, H, W), what the images must be.
-        side: to scale them to; 0 leaves them as they are.
+        path: the path of the file; an .npz file is read as a whole.
+        shape: (3, H, W), the required shape of an image.
+        side: resize images to this side; 0 keeps their size.
 
     Raises:
-        InputError: it cannot be read, or its images are of another shape.
+        InputError: the file cannot be read, or its images have another shape.
     """
 
     def __init__(self, path: Path, shape: Sequence[int], side: int = 0):
@@ -127,7 +127,7 @@ class Array:
 
 
 class Sets:
-    """The training and the test images that any other source loads as."""
+    """The training and test images of any other source."""
 
     def __init__(self, data: str, train: ImageSet, test: ImageSet, shape: Sequence[int]):
         self.sets = {"train": train} if test is train else {"train": train, "test": test}
@@ -152,17 +152,17 @@ class Sets:
 def ahead(
     groups: Iterable[Sequence[T]], look: Callable[[T], R], threads: int
 ) -> Iterator[tuple[Sequence[T], Iterator[R]]]:
-    """Each group and what `look` makes of its items, in order; a few groups are at work while one is used.
+    """Yield each group with the results of `look` for its items, in order, while a few further groups are processed.
 
     Args:
-        groups: taken one at a time, when they are needed.
-        look: called in threads; Pillow lets go of the interpreter while it decodes.
-        threads: how many.
+        groups: the groups; each is taken when it is needed.
+        look: called in threads; Pillow releases the GIL while it decodes.
+        threads: number of threads.
     """
     pool, waiting = ThreadPoolExecutor(threads), deque[tuple[Sequence[T], Iterator[R]]]()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # on files that are a little out of order
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of slightly malformed files
             for group in groups:
                 waiting.append((group, pool.map(look, group)))
                 if len(waiting) > AHEAD:
@@ -174,34 +174,34 @@ def ahead(
 
 
 def chunks(rows: range, size: int) -> Iterator[range]:
-    """Consecutive rows, so many at a time."""
+    """Split rows into consecutive chunks of `size` rows."""
     for start in range(rows.start, rows.stop, size):
         yield range(start, min(start + size, rows.stop))
 
 
 def scaled(images: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (n, 3, h, w) -> (n, 3, side, side), as files are; of that size they stay as they are."""
+    """Resize images as files are resized: uint8 (n, 3, h, w) -> (n, 3, side, side)."""
     if images.shape[2:] == (side, side):
         return images
     return np.stack([square(Image.fromarray(image.transpose(1, 2, 0)), side) for image in images])
 
 
 def require_shape(found: Sequence[int], wanted: Sequence[int], what: str) -> None:
-    """Raise InputError unless images have the channels, the height and the width of those that were trained on."""
+    """Raise InputError unless images have the shape (C, H, W) of the training images."""
     if tuple(found) != tuple(wanted):
         sizes = [f"{h} × {w} pixels with {c} channels" for c, h, w in (wanted, found)]
         raise InputError(f"{what} must have {sizes[0]}, as in training, not {sizes[1]}")
 
 
 def side_of(shape: Sequence[int], what: str) -> int:
-    """The side that files are scaled to for images of this shape (C, H, W).
+    """The side that files are resized to for images of this shape (C, H, W).
 
     Raises:
-        InputError: it is not the shape of square images of three channels.
+        InputError: the shape is not that of square images with three channels.
     """
     if shape[0] != 3 or shape[1] != shape[2]:
-        rule = "can be scaled to square images of 3 channels only"
-        raise InputError(f"{what} {rule}, and those of the run have {shape[1]} × {shape[2]} pixels and {shape[0]}")
+        rule = "can only become square images of 3 channels"
+        raise InputError(f"{what} {rule}, but those of the run have {shape[1]} × {shape[2]} pixels and {shape[0]}")
     return shape[1]
 
 
@@ -227,16 +227,16 @@ def files_at(path: Path, follow_links: bool) -> list[File] | None:
 
 
 def open_path(path: Path, shape: Sequence[int], settings: ImageSettings, threads: int) -> Source | None:
-    """What lies at a path, ready to be read in parts; None if it is nothing that can be.
+    """Open the images at a path for reading in parts; None if this kind of source cannot be.
 
     Args:
         path: a folder, a list (.txt), an array (.npy, .npz) or one image.
-        shape: (C, H, W) of the images that were trained on.
-        settings: how those were read.
-        threads: that decode.
+        shape: (C, H, W) of the training images.
+        settings: how the training images were read.
+        threads: number of decoding threads.
 
     Raises:
-        InputError: it cannot be read, or does not fit the shape.
+        InputError: the path cannot be read, or its images do not fit the shape.
     """
     if path.suffix.lower() in arrays.SUFFIXES and path.is_file():
         return Array(path, shape, settings.image_size)

@@ -1,4 +1,4 @@
-"""The model card of a classifier's export."""
+"""The model card of an exported classifier."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def card(loaded: Loaded, scores: dict[str, Any], made: Exported, record: dict[st
     """The text of the card.
 
     Args:
-        scores: what `crlf finetune` measured; empty where its file is gone.
-        made: what the format made of the classifier.
-        record: what export.json holds, with the largest difference that was found.
-        license: of the weights; "other" stands for: nobody said.
+        loaded: the classifier.
+        scores: the scores from `crlf finetune`; empty if their file is missing.
+        made: the exported classifier.
+        record: the contents of export.json, with the largest difference found.
+        license: the licence of the weights; "other" if none was given.
     """
     recipe, count = loaded.recipe, len(loaded.classes)
     parts = [
@@ -59,7 +60,7 @@ def front_matter(loaded: Loaded, made: Exported, license: str) -> str:
 
 
 def labels_of(loaded: Loaded) -> str:
-    """What the classes are of; of a path the last part: the rest may be private."""
+    """The name of the labelled data; for a path its last part, since the rest may be private."""
     return Path(str(loaded.how.get("data", ""))).name
 
 
@@ -81,7 +82,7 @@ def contract(made: Exported, record: dict[str, Any]) -> str:
 
 
 def listed(classes: Sequence[str]) -> str:
-    """The names, a line each, with the column of the output that is theirs."""
+    """The class names, one per row, with their output columns."""
     rows = [f"| {k} | {shown(name)} |" for k, name in enumerate(classes[:SHOWN])]
     more = len(classes) - SHOWN
     rest = [f"\nand {more:,} more, which `export.json` names."] if more > 0 else []
@@ -89,7 +90,7 @@ def listed(classes: Sequence[str]) -> str:
 
 
 def shown(name: str) -> str:
-    """A name in a cell of a table, whatever it holds."""
+    """A name escaped for a cell of a table."""
     text = name.encode("utf-8", "backslashreplace").decode("utf-8")
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
 
@@ -97,14 +98,14 @@ def shown(name: str) -> str:
 def lesson(loaded: Loaded, scores: dict[str, Any]) -> str:
     count = f"{scores['train_images']:,} labelled images" if "train_images" in scores else "labelled images"
     protocol = str(scores.get("protocol", ""))
-    for place in (loaded.how.get("data"), loaded.how.get("test")):  # of a path the last part, as above
+    for place in (loaded.how.get("data"), loaded.how.get("test")):  # only the last part of a path, as above
         protocol = protocol.replace(str(place), Path(str(place)).name)
     how = f" The protocol: {protocol}." if protocol else ""
     return f"It learned its classes from {count} of {labels_of(loaded)}.{how}"
 
 
 def worth(scores: dict[str, Any]) -> str:
-    """How often it is right, and whether it knows how often: of the images that it was tested on."""
+    """The accuracy and the calibration on the test images."""
     if "accuracy" not in scores:
         return "Not measured."
     low, high = scores["accuracy_interval"]
@@ -112,24 +113,22 @@ def worth(scores: dict[str, Any]) -> str:
     told = {
         "balanced_accuracy": "mean of the classes' accuracies",
         "chance": "chance: always the most frequent class",
-        "confidence": "mean of the largest probability",
+        "confidence": "mean confidence (the largest probability)",
         "calibration_error": "expected calibration error",
     }
     rows += [f"| {what} | {100 * scores[name]:.1f} % |" for name, what in told.items() if name in scores]
     if "temperature" in scores:
-        rows.append(
-            f"| temperature that its logits were divided by, already in the weights | {scores['temperature']:.2f} |"
-        )
-    head = [f"On {scores['test_images']:,} images that it did not learn from:", "", "| measure | value |", "|---|---|"]
+        rows.append(f"| temperature of the logits (already applied to the weights) | {scores['temperature']:.2f} |")
+    head = [f"On {scores['test_images']:,} images not used for training:", "", "| measure | value |", "|---|---|"]
     return "\n".join([*head, *rows])
 
 
 def limits(loaded: Loaded, record: dict[str, Any]) -> str:
     height, width = record["input"].rstrip(")").split(", ")[-2:]
     rows = [
-        f"It has seen {height} × {width} images of {labels_of(loaded)}: what it says of other images, other sizes or "
-        "other colours was not measured.",
-        "It knows its classes and no other: an image of none of them gets one of them all the same.",
-        "What tells the classes apart may be a background or a colour. Do not decide about people with it.",
+        f"It was trained on {height} × {width} images of {labels_of(loaded)}. Other images, sizes and colours were not "
+        "tested.",
+        "It always predicts one of its classes, even for an image of none of them.",
+        "It may recognise a class by its background or colour. Do not use it to make decisions about people.",
     ]
     return "\n".join(f"- {row}" for row in rows)

@@ -1,8 +1,8 @@
-"""The formats in which a frozen encoder or a classifier leaves CRLF: files that other programs load without CRLF.
+"""The export formats, whose files other programs load without CRLF.
 
-An entry of `FORMATS` is a function of a `Source` and a folder. It writes the network there and returns an `Exported`,
-which says how the files are used, and what they must give for an image. The names of a classifier's classes lie in the
-file of the model itself.
+An entry of `FORMATS` is a function of a `Source` and a folder. It writes the network to the folder and returns an
+`Exported`, which describes how to use the files and what their output must be. The model file of a classifier also
+holds its class names.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from crlf.errors import InputError, require
 from crlf.exporters.in_timm import to_timm
 from crlf.exporters.source import Exported, Source, code, from_pixels
 
-OPSET = 18  # the oldest that torch's exporter writes by itself: runtimes of 2023 and later read it
-CLASSES = "classes"  # where a file of ONNX or of torch.export has their names, as JSON
+OPSET = 18  # the oldest that torch's exporter writes directly; runtimes since 2023 read it
+CLASSES = "classes"  # the metadata entry of the class names, as JSON, in files of ONNX and torch.export
 
 
 def to_onnx(source: Source, folder: Path) -> Exported:
-    """Write model.onnx: images uint8 (B, C, H, W) -> embeddings float32 (B, D), or probabilities (B, K), for any B. An
-    encoder that is an ONNX file is copied."""
+    """Write model.onnx: images uint8 (B, C, H, W) -> embeddings float32 (B, D), or probabilities (B, K), for any B.
+
+    If the encoder is an ONNX file, it is copied.
+    """
     require("--format onnx", "onnx", "onnx", "onnxscript", "onnxruntime")
     if source.recipe.encoder.startswith(ONNX):
         return copied(source, folder)
@@ -54,10 +56,10 @@ def to_onnx(source: Source, folder: Path) -> Exported:
 
 
 def copied(source: Source, folder: Path) -> Exported:
-    """Write model.onnx as it came.
+    """Copy the ONNX file to model.onnx.
 
     Raises:
-        InputError: it is a classifier's, whose linear layer is not in the file.
+        InputError: the export is a classifier, whose linear layer is not in the file.
     """
     if source.classes:
         raise InputError(
@@ -107,13 +109,13 @@ model = torch.export.load("model.pt2", extra_files=beside).module()"""
 def captured(module: nn.Module, shape: torch.Size) -> torch.export.ExportedProgram:
     """The program of a module, for any number of images of this shape."""
     batch = torch.export.Dim("batch", min=1)
-    example = torch.zeros(2, *shape, dtype=torch.uint8)  # of one image, the tracer would take the batch for a constant
+    example = torch.zeros(2, *shape, dtype=torch.uint8)  # with one image, B would be traced as a constant
     return torch.export.export(module, (example,), dynamic_shapes={"images": {0: batch}})
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch's exporters from talking about their own insides; an error still comes through."""
+    """Silence the messages and warnings of torch's exporters, but not their errors."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""A frozen encoder or a classifier as a model of timm's."""
+"""Exports a frozen encoder or a classifier as a timm model."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ ENLARGE = 4  # the stride of timm's stem, see `small_stem`
 def to_timm(source: Source, folder: Path) -> Exported:
     """Write model.safetensors and config.json, which `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
-    timm's models pool their maps over the whole image and know no mirror image. So an encoder becomes the plain one. A
-    classifier needs the embedding that its layer was fitted on: where that has regions it is refused, and a mirror
-    image is a line of the code.
+    timm's models pool over the whole image and do not use the mirror image, so an encoder is exported without regions
+    and mirror image. A classifier needs the embedding that its layer was fitted on: with regions the export is refused,
+    and the mirror image is added in the code.
     """
     from safetensors.torch import save_file
 
@@ -54,7 +54,7 @@ mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in
 
 
 def require_whole(recipe: Recipe) -> None:
-    """Raise InputError where a classifier looks at regions."""
+    """Raise InputError if the classifier uses regions."""
     n = recipe.embedding.regions
     if n > 1 and encoders.has_regions(recipe.encoder):
         raise InputError(
@@ -64,7 +64,7 @@ def require_whole(recipe: Recipe) -> None:
 
 
 def timm_body(enlarge: int, mirror: bool, classes: bool) -> str:
-    """What the function does with `images`, for timm's model."""
+    """The body of the function of `images` that calls timm's model."""
     lines = ["x = torch.from_numpy(images) / 255"]
     if enlarge > 1:
         lines.append(
@@ -81,11 +81,11 @@ def timm_body(enlarge: int, mirror: bool, classes: bool) -> str:
 
 
 def timms(name: str, encoder: nn.Module, channels: int, head: nn.Linear | None) -> tuple[nn.Module, int]:
-    """timm's model that gives what the encoder gives, with the layer of a classifier on it where there is one; and the
-    factor by which images are enlarged for it.
+    """A timm model with the same output as the encoder, with the layer of a classifier if there is one, and the factor
+    by which images are enlarged for it.
 
     Raises:
-        InputError: timm has none.
+        InputError: timm has no such model.
     """
     if hasattr(encoder, "made_with"):
         return with_head(copy.deepcopy(encoder), head), 1
@@ -100,10 +100,10 @@ def timms(name: str, encoder: nn.Module, channels: int, head: nn.Linear | None) 
 
 
 def with_head(model: Any, head: nn.Linear | None) -> Any:
-    """A model of timm's with this layer in the place of its classifier.
+    """A timm model with this layer as its classifier.
 
     Raises:
-        InputError: its classifier is no linear layer on the embedding.
+        InputError: its classifier is not a linear layer on the embedding.
     """
     if head is None:
         return model
@@ -146,7 +146,7 @@ def small_stem(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def timm_config(model: Any, source: Source, enlarge: int) -> dict[str, Any]:
-    """What config.json holds: how timm builds the model, and how it prepares an image."""
+    """The contents of config.json: how timm builds the model and prepares an image."""
     channels, height, width = source.shape
     fixed = "img_size" in model.made_with["model_args"] and not model.made_with["model_args"].get("dynamic_img_size")
     return {
@@ -173,7 +173,7 @@ def timm_config(model: Any, source: Source, enlarge: int) -> dict[str, Any]:
 
 
 def timm_notes(config: dict[str, Any], source: Source, enlarge: int) -> str:
-    """What to know of the model in timm: how images are prepared for it."""
+    """Notes on how images are prepared for the model in timm."""
     height, width = source.shape[1:]
     more = "; `timm.create_model(..., num_classes=10)` puts a classifier on it" * (not source.classes)
     notes = f"In timm it is `{config['architecture']}`{more}."

@@ -1,6 +1,6 @@
-"""The model card of an encoder's export: README.md with the front matter that the Hugging Face hub reads.
+"""The model card of an exported encoder: README.md with the front matter that the Hugging Face Hub reads.
 
-https://huggingface.co/docs/hub/model-cards names the fields. JSON is YAML, so each value is written as JSON.
+https://huggingface.co/docs/hub/model-cards describes the fields. JSON is YAML, so each value is written as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DATASETS = {
     "cifar10": "uoft-cs/cifar10",
     "cifar100": "uoft-cs/cifar100",
     "svhn": "ufldl-stanford/svhn",
-}  # the hub's names for what it holds
+}  # names on the hub
 CODE = "embed.py"  # loads the files beside it, and defines `embed`
 SCORES = {
     "linear_accuracy": "linear probe",
@@ -34,16 +34,17 @@ def card(run: Run, made: Exported, record: dict[str, Any], license: str) -> str:
     """The text of the card.
 
     Args:
-        made: what the format made of the encoder.
-        record: what export.json holds, with the largest difference that was found.
-        license: of the weights; "other" stands for: nobody said.
+        run: the run.
+        made: the exported encoder.
+        record: the contents of export.json, with the largest difference found.
+        license: the licence of the weights; "other" if none was given.
     """
     recipe = run.recipe
     parts = [
         front_matter(run, made, license),
         f"# {recipe.encoder}, {recipe.method} on {data_name(recipe)}",
-        f"An image encoder that learned {lesson(run)}. It turns an image into an embedding: a row of numbers in "
-        "which like images lie close together. Made with CRLF.",
+        f"An image encoder that learned {lesson(run)}. It turns an image into an embedding, a vector; similar images "
+        "have similar embeddings. Made with CRLF.",
         f"## Use it\n\n`pip install {made.needs}`, and in the folder of this file `from embed import embed`. "
         f"`{CODE}` holds:",
         f"```python\n{made.code.strip()}\n```",
@@ -80,7 +81,7 @@ def yaml(fields: dict[str, Any]) -> str:
 
 
 def data_name(recipe: Recipe) -> str:
-    """The data set's name; of your own images the last part of the path: the rest may be private."""
+    """The name of the data set; for your own images the last part of the path, since the rest may be private."""
     return Path(recipe.data).name
 
 
@@ -126,7 +127,7 @@ def settings(recipe: Recipe, scores: dict[str, Any]) -> str:
 
 
 def origin(weights: dict[str, Any]) -> str:
-    """The weights that training started from, without the folders that lead to them, and what their card says."""
+    """The initial weights without their folder, with their licence and SHA-256."""
     if not weights:
         return ""
     source = weights["source"]
@@ -151,7 +152,7 @@ def worth(run: Run, made: Exported) -> str:
 
 
 def measured(scores: dict[str, Any]) -> Iterator[str]:
-    """The rows of the table: each accuracy on test images, and how it was measured."""
+    """The rows of the table: each test accuracy with its protocol."""
     for name, what in SCORES.items():
         if name in scores:
             how = str(scores.get("protocol", {}).get(name.removesuffix("_accuracy"), "")).replace("|", "\\|")
@@ -163,17 +164,18 @@ def measured(scores: dict[str, Any]) -> Iterator[str]:
 def limits(run: Run, record: dict[str, Any]) -> str:
     height, width = record["input"].rstrip(")").split(", ")[-2:]
     rows = [
-        f"It has seen {height} × {width} images of {data_name(run.recipe)} and nothing else: what it gives for other "
-        "images, other sizes or other colours was not measured.",
-        "It gives embeddings, no classes. What lies close together may share a background or a colour, not a meaning.",
-        "What the training images lack or show in one way only, the embeddings have no sense for. Do not decide about "
-        "people with it.",
+        f"It was trained on {height} × {width} images of {data_name(run.recipe)} only. Other images, sizes and colours "
+        "were not tested.",
+        "It gives embeddings, not classes. Images with similar embeddings may share a background or a colour, not a "
+        "meaning.",
+        "The embeddings cannot represent what the training images do not show. Do not use them to make decisions about "
+        "people.",
     ]
     return "\n".join(f"- {row}" for row in rows)
 
 
 def checked(record: dict[str, Any], code: str = CODE, own: str = "the run's encoder") -> str:
-    """How the files were compared with CRLF's own network, and what came of it."""
+    """How the files were compared with the network in CRLF, and the result."""
     return (
         f"`{code}` was run in a fresh process without CRLF on {record['images']} {record['images_are']}, in batches "
         f"of several sizes. The largest difference from {own} is {record['max_difference']:.1e}, where the "
@@ -183,5 +185,5 @@ def checked(record: dict[str, Any], code: str = CODE, own: str = "the run's enco
 
 def licence(license: str) -> str:
     if license == "other":
-        return "Nobody said one: ask whoever gave you this file. The data set's terms may bind its weights as well."
-    return f"{license}, said by whoever made this export. The data set's terms may bind its weights as well."
+        return "No licence was given: ask the source of this file. The terms of the data set may apply to the weights."
+    return f"{license}, as given by the maker of this export. The terms of the data set may apply to the weights too."

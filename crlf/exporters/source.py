@@ -1,4 +1,4 @@
-"""What an export begins with and ends with: a trained network on the pixels of images, and what was made of it."""
+"""The input and the result of an export: a trained network on pixels, and its exported files."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from crlf.runs.run import Run
 
 
 class Source(NamedTuple):
-    """What is exported: a trained network for images of a shape (C, H, W)."""
+    """A trained network to export, for images of a shape (C, H, W)."""
 
     network: Callable[[Recipe], Frozen | Classifier]
-    """Makes it, with the regions and the mirror image that a recipe says: normalised float (B, C, H, W) -> embeddings
+    """Makes the network with the regions and mirror image of a recipe: normalised float (B, C, H, W) -> embeddings
     float (B, D), or logits (B, K)."""
     recipe: Recipe
     shape: torch.Size
     classes: tuple[str, ...] = ()
-    """Of a classifier, in the order of its outputs; an encoder has none."""
+    """The class names of a classifier, in the order of its outputs; empty for an encoder."""
 
     @property
     def verb(self) -> str:
-        """The function that the code defines, in the module of its name."""
+        """The name of the function and the module of the code."""
         return "classify" if self.classes else "embed"
 
     @property
     def rows(self) -> str:
-        """What comes out."""
+        """The name of the output."""
         return "probabilities" if self.classes else "embeddings"
 
 
@@ -43,33 +43,33 @@ def encoder_of(run: Run, shape: torch.Size) -> Source:
 
 
 def classifier_of(loaded: Loaded) -> Source:
-    """A classifier that `crlf finetune` made."""
+    """A classifier made by `crlf finetune`."""
     return Source(lambda recipe: loaded.model, loaded.recipe, torch.Size(loaded.shape), tuple(loaded.classes))
 
 
 class Exported(NamedTuple):
-    """What a format made of a network."""
+    """A network in an export format."""
 
     module: nn.Module
-    """What the files must equal: uint8 (B, C, H, W) -> float32 (B, D), or the probabilities of classes (B, K)."""
+    """The network that the files must match: uint8 (B, C, H, W) -> float32 (B, D), or class probabilities (B, K)."""
     code: str
-    """A module that loads the files in the current folder and defines `embed`, or `classify` and the list `classes`:
-    the same on numpy arrays. It is written as embed.py or classify.py, and the card shows it."""
+    """The code of embed.py or classify.py, which the card shows. It loads the files in the current folder and defines
+    `embed`, or `classify` and the list `classes`, on numpy arrays."""
     embedding: str
-    """In words, what the embedding of an image is."""
+    """A description of the embedding."""
     library: str
-    """The Hugging Face hub's name for what loads it."""
+    """The name on the Hugging Face Hub of the library that loads it."""
     needs: str
-    """What pip installs for the code."""
+    """The packages that the code needs, for pip."""
     notes: str = ""
-    """What else a user should know, Markdown."""
+    """Further notes for users, in Markdown."""
 
 
 class FromPixels(nn.Module):
-    """Images as they are stored to embeddings, uint8 (B, C, H, W) -> float32 (B, D), or to probabilities, (B, K).
+    """Stored images to embeddings, uint8 (B, C, H, W) -> float32 (B, D), or to probabilities, (B, K).
 
-    The normalisation lies inside, so that nobody can feed pixels of another scale, and an image travels in a quarter
-    of the bytes of float32. Equals `embed_images`, and of a classifier `crlf.evaluation.classifier.probabilities`.
+    The normalisation is part of the module, so pixels cannot have the wrong scale, and images take a quarter of the
+    bytes of float32. It equals `embed_images`, or `crlf.evaluation.classifier.probabilities` for a classifier.
     """
 
     mean: Tensor
@@ -94,17 +94,20 @@ def statistics(recipe: Recipe, channels: int) -> dict[str, list[float]]:
 
 
 def from_pixels(source: Source) -> FromPixels:
-    """What the run's own embeddings, or the classifier's own probabilities, come from."""
+    """The module that computes the run's embeddings, or the classifier's probabilities."""
     return FromPixels(source.network(source.recipe), source.recipe, source.shape[0])
 
 
 def code(source: Source, module: nn.Module, imports: str, load: str, classes: str, body: str) -> str:
-    """The text of embed.py, or of classify.py, which has the names of the classes too.
+    """The text of embed.py, or of classify.py, which also has the class names.
 
     Args:
-        load: makes the model.
-        classes: an expression for their names.
-        body: of the function of `images`.
+        source: the network.
+        module: the network on pixels.
+        imports: the import statements.
+        load: the statements that load the model.
+        classes: an expression for the class names.
+        body: the body of the function of `images`.
     """
     if source.classes:
         imports = f"import json\n\n{imports}" if "json" in classes else imports
@@ -113,7 +116,7 @@ def code(source: Source, module: nn.Module, imports: str, load: str, classes: st
 
 
 def contract(module: nn.Module, source: Source) -> str:
-    """What goes in and comes out, as a comment of the code."""
+    """The input and output of the function, as a comment in the code."""
     shape = ", ".join(map(str, source.shape))
     with torch.no_grad():
         width = module(torch.zeros(1, *source.shape, dtype=torch.uint8)).shape[1]

@@ -118,7 +118,7 @@ def test_other_ids_are_refused(tmp_path: Path, base: np.ndarray):
 
 def test_runs_that_cannot_be_compared(tmp_path: Path, base: np.ndarray):
     a, b = make(tmp_path / "a", base), make(tmp_path / "b", base)
-    with pytest.raises(crlf.InputError, match="needs two runs or more"):
+    with pytest.raises(crlf.InputError, match="needs at least two runs"):
         crlf.compare(a)
     save_array(b.file("test_pred.npy"), predictions(base)[:-1])
     with pytest.raises(crlf.InputError, match=r"a prediction for each label \(600,\), not \(599,\)"):

@@ -161,8 +161,8 @@ def test_the_card_says_what_it_is_and_keeps_paths_to_itself(make, here, tmp_path
     meta = ModelCard(text).data
     assert (meta.license, meta.pipeline_tag, meta.metrics) == ("mit", "image-classification", ["accuracy"])
     assert meta.datasets is None
-    assert "| accuracy | 50.0 % (95 %: 25.0 to 75.0 %) |" in text and "On 20 images that" in text
-    assert "| mean of the largest probability | 52.0 % |" in text and "| chance: always" in text
+    assert "| accuracy | 50.0 % (95 %: 25.0 to 75.0 %) |" in text and "On 20 images not used" in text
+    assert "| mean confidence (the largest probability) | 52.0 % |" in text and "| chance: always" in text
     rows = [line for line in text.splitlines() if line.startswith(("| 0 |", "| 1 |", "| 2 |"))]
     assert rows == [r"| 0 | disc \| ring |", "| 1 | `Grüße` 🐈 |", r"| 2 | caf\\udce9.png |"]
     for path in folder.iterdir():

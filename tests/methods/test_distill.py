@@ -211,7 +211,7 @@ def test_what_cannot_teach_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "does not name its network" in refused(capsys, out, "shapes", "--teacher", str(path))
     said = refused(capsys, out, "shapes", "--teacher", f"local-dir:{fixed}", "--teacher-size", "30")
     assert (
-        "encoder 'timm:test_vit' does not take 30 × 30 px" in said
+        "encoder 'timm:test_vit' does not accept 30 × 30 px" in said
         and "error: teacher 'local-dir:" in said
         and "--teacher-size" in said
     )

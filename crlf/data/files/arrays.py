@@ -1,4 +1,4 @@
-"""Images in an array: a .npy file, which is mapped from the disk where it can be, or an .npz file."""
+"""Reads images from an array: a .npy file, which is mapped from the disk if possible, or an .npz file."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ LABELS = "labels"  # the array of an .npz file
 def load(
     path: Path, image_size: int = 0, subset: int = 0, labelled: bool = True, hold_out: float = -1.0
 ) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """The training and the test images in an array, and those to learn from, in its order.
+    """Load the training images, the test images and the images to learn from of an array, in its order.
 
-    An .npz file may hold "labels" beside "images", whole numbers or texts (N,): then a share of each class is the test
-    set, or the test set is the training set, and both are in the order in which classes take turns. Images without a
-    label, which is -1, NaN or an empty text, are learned from as well, and are the last. Else all is for training.
+    An .npz file may hold "labels", integers or strings (N,), beside "images". Then a share of each class is the test
+    set, or the test set is the training set, and both alternate between classes. Images without a label (-1, NaN or an
+    empty string) are also used for training and come last. Without labels, all images are for training.
 
     Args:
-        path: a .npy file, or an .npz file of one array, or with one named "images".
-        image_size: pixels a side, as for files (`crlf.data.files.decode`); 0 leaves them as they are.
-        subset: at most so many, the first ones; 0 for all.
-        labelled: whether labels are looked for.
-        hold_out: the share that is asked for (crlf.data.files.class_folders.share_of).
+        path: a .npy file, or an .npz file with a single array or one named "images".
+        image_size: resize to this many pixels per side (`crlf.data.files.decode`); 0 keeps the size.
+        subset: at most this many images, the first ones; 0 for all.
+        labelled: whether to use labels.
+        hold_out: the share to hold out (crlf.data.files.class_folders.share_of).
 
     Returns:
-        uint8 (N, 3, H, W): gray three times, and what is transparent on white.
+        Three sets of images uint8 (N, 3, H, W); gray is repeated in all channels, transparency becomes white.
 
     Raises:
-        InputError: it cannot be read, holds Python objects, or is of another shape or dtype.
+        InputError: the file cannot be read, holds Python objects, or has the wrong shape or dtype.
     """
     mapped = Mapped.of(path) if path.is_file() else None
     array, labels = read_all(path)
@@ -78,7 +78,7 @@ def load(
 
 
 def usable(labels: np.ndarray, count: int, cut: bool) -> tuple[list[int], list[str], str]:
-    """Labels as places in classes, -1 where one is missing; the classes; and why they cannot be used, or ""."""
+    """Labels as indices of classes (-1 if missing), the classes, and why labels cannot be used, or ""."""
     if labels.ndim != 1 or (len(labels) < count if cut else len(labels) != count):
         return [], [], f"it must be ({count},), not {labels.shape}"
     if labels.dtype.kind == "f":
@@ -97,7 +97,7 @@ def usable(labels: np.ndarray, count: int, cut: bool) -> tuple[list[int], list[s
 
 
 def split(whole: ImageSet, labels: list[int], classes: list[str], share: float) -> tuple[ImageSet, ImageSet]:
-    """The set with its labels, and what is held out of it; the same set where nothing is."""
+    """Split a set into a labelled training set and the held-out images; the same set twice if none is held out."""
     digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in whole.images]
     rows, held = hold_out(labels, digests, share)
     odd = lacking(labels, digests, share)
@@ -105,7 +105,7 @@ def split(whole: ImageSet, labels: list[int], classes: list[str], share: float) 
         why = reasons({classes[label]: what for label, what in odd.items()})
         say(f"too few images per class to test on ({why}): all are used for training, without labels")
         return replace(whole, why=f"of the classes {why}"), part(whole, [], None, [])
-    rest = f"{len(held):,} images are held out" if held else "no image is held out"
+    rest = f"{len(held):,} images are held out" if held else "no images are held out"
     say(f"labels of {len(classes):,} classes, which pretraining never sees; {rest}")
     train = replace(part(whole, rows, labels, classes), hold_out=share)
     return train, replace(part(whole, held, labels, classes), hold_out=share) if held else train
@@ -118,7 +118,7 @@ def part(whole: ImageSet, rows: list[int], labels: list[int] | None, classes: li
 
 
 def read(path: Path) -> np.ndarray:
-    """The images in an array as they are; one image is an array of one.
+    """The array of images in a file, unchanged; a single image becomes an array of one.
 
     Raises:
         InputError: it cannot be read.
@@ -127,7 +127,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def read_all(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images, and in an .npz file the array beside them that is named "labels"."""
+    """The images, and the array "labels" if an .npz file has one."""
     try:
         with path.open("rb") as file:
             if file.read(2) == b"PK":  # an .npz file is a zip archive
@@ -160,16 +160,16 @@ def labels_in(found: Any, images: str) -> np.ndarray | None:
 
 
 def with_count(array: np.ndarray) -> np.ndarray:
-    """One colour image as an array of one.
+    """A single colour image as an array of one.
 
-    Of three dimensions an array is one image where the last is 3 or 4 or the first is 3, and else N gray ones.
+    An array of three dimensions is one image if its last dimension is 3 or 4 or its first is 3, and else N gray images.
     """
     one = array.ndim == 3 and (array.shape[2] in (3, 4) or array.shape[0] == 3)
     return array[None] if one else array
 
 
 def require_room(archive: zipfile.ZipFile, names: Collection[str]) -> None:
-    """Raise InputError when these arrays do not fit in memory: a small archive may hold large ones."""
+    """Raise InputError if the arrays do not fit in memory: a small archive may hold large arrays."""
     files = {*names, *(f"{name}.npy" for name in names)}
     size = sum(info.file_size for info in archive.infolist() if info.filename in files)
     if not fits(size, torch.device("cpu")):
@@ -177,7 +177,7 @@ def require_room(archive: zipfile.ZipFile, names: Collection[str]) -> None:
 
 
 def only(names: list[str]) -> str:
-    """Which array of an .npz file holds the images."""
+    """The name of the array of images in an .npz file."""
     if "images" in names:
         return "images"
     if len(names) != 1:

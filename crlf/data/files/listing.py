@@ -1,4 +1,4 @@
-"""Which files a folder or a list names, in an order that is always the same."""
+"""Lists the files of a folder or of a list of paths, in a fixed order."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from pathlib import Path
 
 from crlf.errors import InputError, first_line
 
-SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir", "__MACOSX")  # folders of others
+SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir", "__MACOSX")  # system folders
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that may be an image, or the reason why it is not looked into."""
+    """A file that may be an image, or the reason why it is skipped."""
 
     name: str
-    """Relative to the folder, with slashes; in a list, the line."""
+    """The path relative to the folder, with slashes; in a list, the line."""
     path: str
     size: int = 0
-    """Bytes."""
+    """Size in bytes."""
     mtime: int = 0
-    """Of the last change, in nanoseconds."""
+    """Time of the last change in nanoseconds."""
     skipped: str = ""
-    """Why it is not looked into; empty if it is."""
+    """The reason why it is skipped; empty if it is not."""
     data: bytes | None = None
-    """Its bytes, where they are at hand: in a row of a table."""
+    """Its bytes, if they come from a row of a table."""
 
 
 def in_folder(root: Path, follow_links: bool) -> list[File]:
-    """Every file below a folder, by name. What begins with a dot, such as .DS_Store, or is a system's own folder, such
-    as lost+found, is not there for us.
+    """All files below a folder, sorted by name, without those that start with a dot, such as .DS_Store, and without
+    system folders, such as lost+found.
 
     Raises:
         InputError: the folder, or one in it, cannot be read, or it is empty.
@@ -49,7 +49,7 @@ def in_folder(root: Path, follow_links: bool) -> list[File]:
 
 
 def walk(folder: str, prefix: str, root: str, follow_links: bool, seen: set[str]) -> Iterator[File]:
-    """The files below `folder`, whose names begin with `prefix`; a folder that links lead to twice is read once."""
+    """The files below `folder`, with names that start with `prefix`. Folders reached by several links are read once."""
     real = os.path.realpath(folder)
     if real in seen:
         return
@@ -66,7 +66,7 @@ def walk(folder: str, prefix: str, root: str, follow_links: bool, seen: set[str]
             yield File(name, entry.path, skipped="a link out of the folder, which --follow-links would follow")
         elif not os.path.isdir(entry.path):
             yield look_at(name, entry.path)
-        elif outside or not link:  # a link to a folder inside shows nothing new
+        elif outside or not link:  # links to folders inside add nothing
             yield from walk(entry.path, f"{name}/", root, follow_links, seen)
 
 
@@ -87,13 +87,13 @@ def look_at(name: str, path: str) -> File:
 
 
 def in_list(path: Path) -> list[File]:
-    """The files that a list names, one a line, relative to the list's own folder; in its order. Blank lines are none.
+    """The files in a list, one per line, relative to the folder of the list, in its order. Blank lines are ignored.
 
     Raises:
-        InputError: the list cannot be read, is empty, or names a file that is not there.
+        InputError: the list cannot be read, is empty, or names a file that does not exist.
     """
     try:
-        whole = path.read_bytes().decode("utf-8-sig", "surrogateescape")  # a file's name may be no UTF-8
+        whole = path.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names may not be UTF-8
     except OSError as error:
         raise InputError(f"list {str(path)!r} cannot be read: {error.strerror}") from error
     lines = [text for text in re.split(r"\r\n|\n|\r", whole) if text.strip()]
