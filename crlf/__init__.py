@@ -1,4 +1,4 @@
-"""CRLF: learn an encoder from images without labels, and show what it is worth.
+"""CRLF: train an encoder on images without labels, and evaluate it.
 
 import crlf
 run = crlf.run(crlf.Recipe(data="photos"))  # or stage by stage:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Each is loaded at first use, so that `crlf --help` starts at once, without torch.
+# Each name is imported at first use, so that `crlf --help` starts fast, without torch.
 _HOMES = {
     "run": "pipelines.images_to_report",
     "trial": "pipelines.trial",

@@ -1,1 +1,1 @@
-"""What embeddings and an encoder are worth, measured with labels that pretraining never saw."""
+"""Evaluation of embeddings and encoders, with labels that pretraining never saw."""

@@ -38,7 +38,7 @@ def card(loaded: Loaded, scores: dict[str, Any], made: Exported, record: dict[st
         f"## In and out\n\n{contract(made, record)}",
         f"## Classes\n\n{listed(loaded.classes)}",
         f"## How it learned\n\n{lesson(loaded, scores)}\n\nIts encoder, before that:\n\n{settings(recipe, {})}",
-        f"## What it is worth\n\n{worth(scores)}",
+        f"## Evaluation\n\n{worth(scores)}",
         f"## Limits\n\n{limits(loaded, record)}",
         f"## Checked\n\n{checked(record, CODE, 'the classifier')}",
         f"## Licence\n\n{licence(license)}",

@@ -50,7 +50,7 @@ def card(run: Run, made: Exported, record: dict[str, Any], license: str) -> str:
         f"```python\n{made.code.strip()}\n```",
         f"## In and out\n\n{contract(made, record)}",
         f"## How it learned\n\n{settings(recipe, run.scores)}",
-        f"## What it is worth\n\n{worth(run, made)}",
+        f"## Evaluation\n\n{worth(run, made)}",
         f"## Limits\n\n{limits(run, record)}",
         f"## Checked\n\n{checked(record)}",
         f"## Licence\n\n{licence(license)}",

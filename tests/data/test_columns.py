@@ -211,7 +211,7 @@ def test_a_column_of_labels_that_is_not_used_says_why(name: str, tmp_path: Path,
 
 def test_other_columns_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     loaded(write(tmp_path / "a.parquet", {"image": STRUCTS, "label": TEXTS, "width": NUMBERS, "note": TEXTS}))
-    assert "columns 'width', 'note' not used, being neither of images nor called a label" in capsys.readouterr().err
+    assert "columns 'width', 'note' not used: neither images nor named as a label" in capsys.readouterr().err
 
 
 def test_a_usable_column_is_taken_before_one_that_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

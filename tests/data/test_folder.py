@@ -206,7 +206,7 @@ def test_skipped_files_are_listed_with_their_reason(tmp_path: Path, cache: Path,
     assert "files skipped: 3" in capsys.readouterr().err
     rows = dict(table(cache, "skipped.csv"))
     assert set(rows) == {"'=1+1.png", '\'@x, "y".jpg', "pipe"}
-    assert rows["'=1+1.png"] == "it is empty" and rows["pipe"] == "it is no regular file"
+    assert rows["'=1+1.png"] == "it is empty" and rows["pipe"] == "it is not a regular file"
 
 
 def test_too_many_skipped_files_stop_the_run(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):

@@ -210,7 +210,7 @@ def test_without_scores_nothing_is_said_of_its_worth(make, here):
     folder = make("cnn")
     (folder / SCORES).unlink()
     text = (crlf.export(folder, format="torch") / "README.md").read_text(encoding="utf-8")
-    assert "## What it is worth\n\nNot measured." in text
+    assert "## Evaluation\n\nNot measured." in text
 
 
 def test_the_command_takes_what_finetune_made(make, here, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -164,7 +164,7 @@ BAD = {
     "five dimensions": (np.zeros((2, 2, 32, 32, 3), np.uint8), "must be uint8"),
     "a batch in a list": ([IMAGES[:2]], r"image 0 must be an array \(H, W\).* not \(2, 3, 32, 32\)"),
     "a missing file": (["no where.png"], "image 'no where.png' cannot be used: .*No such file"),
-    "a folder": ("/", "image '/' cannot be used: it is no regular file"),
+    "a folder": ("/", "image '/' cannot be used: it is not a regular file"),
     "a number": (5, "image 0 must be a path, an array or a PIL image, not a int"),
     "bytes": (b"abc", "image 0 must be a path, an array or a PIL image, not a bytes"),
     "the second of a list": ([IMAGES[0], None], "image 1 must be a path, an array or a PIL image, not a NoneType"),

@@ -3,7 +3,7 @@
 Why not torchvision's `download_url`: it waits for a silent server for good, and asks over http what https did not give
 (a test shows both); nor does it tell a full disk from a broken network. Its `extract_archive` unpacks to the disk
 whatever an archive holds, and its data sets unpickle what they find there; here members are read into memory, and no
-pickle calls anything. What is the same, addresses and checksums, is held against torchvision's by a test.
+pickle calls anything. What is the same, addresses and checksums, is compared with torchvision's by a test.
 """
 
 from __future__ import annotations

@@ -55,11 +55,11 @@ FORMATS = formats()
 
 
 class NoImage(InputError):
-    """A file that is no image, by its first bytes."""
+    """A file that is not an image, by its first bytes."""
 
 
 def kind_of(head: bytes) -> str:
-    """The kind of a file by its first bytes, such as "PNG"; empty where it is no image."""
+    """The kind of a file by its first bytes, such as "PNG"; empty if it is not an image."""
     if tiff.is_tiff(head):
         return "TIFF"
     if head.startswith(JXL):
@@ -96,7 +96,7 @@ def open_image(file: IO[bytes], max_pixels: int = PILLOW) -> Image.Image:
     """The image in an open file, neither TIFF nor JPEG XL; of several, as in a GIF, the first. Only its header is read.
 
     Raises:
-        InputError: it is no image (`NoImage`), or one of too many pixels. Says only why.
+        InputError: it is not an image (`NoImage`), or has too many pixels. The message gives only the reason.
     """
     kind = kind_of(file.read(HEAD))
     file.seek(0)

@@ -43,7 +43,7 @@ class Outcome:
     skipped: str = ""
     """Why it gave no image; empty if it did."""
     sidecar: bool = False
-    """Whether it is no image by its first bytes and by its name."""
+    """Whether neither its first bytes nor its name are those of an image."""
 
 
 @dataclass(frozen=True)

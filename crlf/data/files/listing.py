@@ -82,7 +82,7 @@ def look_at(name: str, path: str) -> File:
     except ValueError as error:  # a name that the system cannot have, or not under this locale
         return File(name, path, skipped=f"its name cannot be used: {first_line(error)}")
     if not stat.S_ISREG(found.st_mode):
-        return File(name, path, skipped="it is no regular file")
+        return File(name, path, skipped="it is not a regular file")
     return File(name, path, found.st_size, found.st_mtime_ns)
 
 

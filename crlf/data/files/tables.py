@@ -102,7 +102,7 @@ def collections(
     rest = [name for name in schema.names if name not in (image, used) and not any(repr(name) in n for n in notes)]
     if rest:
         kind = "column" if len(rest) == 1 else "columns"
-        notes.append(f"{kind} {listed(rest)} not used, being neither of images nor called a label")
+        notes.append(f"{kind} {listed(rest)} not used: neither images nor named as a label")
     say(told(where, image, used, classes, notes, train, test, splits))
     count = sum(value >= 0 for value in labels[0]) if labels else 0
     share = None if test or not labels else share_of(hold_out, min(count, subset) if subset else count)
@@ -116,7 +116,7 @@ def collections(
 
 
 def missing(column: str, labels: Sequence[Sequence[int]]) -> list[str]:
-    """A note where some rows of a table have no label: what becomes of them."""
+    """A note on rows without a label, if there are any."""
     parts = [sum(value < 0 for value in split) for split in labels]
     fates = (("to train on", "trained on and embedded, without one"), ("to test on", "left out"))
     return [
@@ -142,7 +142,7 @@ def told(
     test: str,
     splits: Iterable[str],
 ) -> str:
-    """What the columns and splits are taken for, in words, and which are not used."""
+    """A line on how the columns and splits are used, and which are not."""
     parts = [f"images are in column {image!r}"]
     if label:
         parts.append(f"labels in {label!r} ({len(classes):,} classes), which pretraining never sees")

@@ -33,9 +33,7 @@ def worth(case: Case) -> Finding | None:
     """Embeddings that are no better than those of the untrained encoder."""
     found = payoff(case.run.scores)
     if found is None:
-        raise InputError(
-            "the gain from training was not measured: `crlf probe` measures it, if it finds the images"
-        )
+        raise InputError("the gain from training was not measured: `crlf probe` measures it, if it finds the images")
     return None if found.paid else Finding("worth", found.what.lower(), found.numbers, ADVICE)
 
 
