@@ -22,7 +22,10 @@ from crlf.runs.files import save_array, write_json
 from crlf.runs.run import CLASSES, LOG, PDFS, RECIPE, Run
 from crlf.visualization import figures
 from crlf.visualization.figures import FIGURES, draw, style
+from crlf.visualization.figures.projections import maps
 from crlf.visualization.figures.run_arrays import NotDrawn
+from crlf.visualization.figures.search_results import ACROSS, Tile, gallery, short
+from crlf.visualization.figures.style import sheet
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +185,40 @@ def test_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert {path.stem for path in draw(run, format="png")} == set(FIGURES) - {"confusion_matrix"}
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "confusion_matrix is not drawn: the data set has no labels" and len(said) == 2
-    figure = FIGURES["pca_embedding"](run)
-    assert figure.axes[0].get_legend() is None and "no labels" in figure.get_supxlabel()
+    for name in ("pca_embedding", "tsne_embedding"):  # in the colours of the clusters
+        figure = FIGURES[name](run)
+        legend = figure.axes[0].get_legend()
+        assert legend is not None and "no labels" in figure.get_supxlabel()
+        clusters = [f"cluster {k + 1}" for k in range(1 + maps(run)["cluster"].max())]
+        assert [text.get_text() for text in legend.get_texts()] == clusters and len(clusters) == 10
+        assert faults(figure, monkeypatch) == []
+
+
+def test_a_loss_that_was_measured_once_is_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = fake_run(tmp_path)
+    run.file("log.jsonl").write_text(json.dumps(run.log()[0]) + "\n")
+    save_array(run.file("loss.npy"), np.array([3.412]))
+    figure = FIGURES["loss_curve"](run)
+    [axes] = figure.axes
+    assert not axes.lines and next(text.get_text() for text in axes.texts) == "3.412"
     assert faults(figure, monkeypatch) == []
+
+
+@pytest.mark.parametrize("letter", ["W", "m", "i"])
+def test_a_caption_ends_within_the_figure(letter: str):
+    figure = sheet((8, 4), "Title", " ".join([letter * 9] * 60))
+    figure.draw_without_rendering()
+    caption = figure._supxlabel  # type: ignore[attr-defined]
+    assert 0.5 * figure.bbox.width < caption.get_window_extent().width < 0.98 * figure.bbox.width
+
+
+@pytest.mark.parametrize("letter", ["W", "i"])
+def test_pictures_and_names_of_neighbours_leave_a_margin(letter: str):
+    tile = Tile(np.zeros((8, 8, 3), np.uint8), (letter * 40, "0.91"))
+    with Image.open(io.BytesIO(gallery([(tile, [tile] * ACROSS)]))) as image:
+        inked = np.flatnonzero((np.asarray(image.convert("L")) < 128).any(axis=0))
+    assert inked[0] > 8 and image.width - inked[-1] > 8
+    assert (len(short(letter * 40)) == 16) == (letter == "i"), "as many letters as fit"
 
 
 def test_two_images_are_too_few_for_tsne(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -33,6 +33,7 @@ from crlf.visualization.report import appendix, report
 from crlf.visualization.report.appendix import HOLDS
 from crlf.visualization.report.html import plain
 from crlf.visualization.report.pictures import across, contact_sheet, shown
+from crlf.visualization.report.plots import SHAPES
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;"
 
@@ -53,7 +54,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         self.text += "\n" if tag in ("th", "td", "div") else ""
-        if tag not in ("meta", "img", "input", "br"):
+        if tag not in ("meta", "img", "input", "br", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -144,16 +145,56 @@ def test_each_number_at_the_head_stands_by_its_own_name(run: Run):
         "chance": "12.3 %",
         "training": "1 min 23 s",
     }
-    bars = re.findall(
-        r'<div>([^<]*)</div><div class="track"><div class="[^"]*" style="width:([\d.]+)%"></div><b>([^<]*)<', page.html
-    )
-    assert bars == [
-        ("Nearest neighbours (kNN)", "70.1", "87.6 %"),
-        ("Linear probe", "57.4", "71.7 %"),
-        ("Chance: always the most frequent class", "9.8", "12.3 %"),
+    assert bars(page.html) == [
+        ("Linear probe", "own", "this encoder", "57.4", "71.7 %"),
+        ("Linear probe", "chance", "most frequent class", "9.8", "12.3 %"),
+        ("Nearest neighbours (kNN)", "own", "this encoder", "70.1", "87.6 %"),
+        ("Nearest neighbours (kNN)", "chance", "most frequent class", "9.8", "12.3 %"),
     ]
-    for name, _, value in bars:
+    rows = (
+        ("Nearest neighbours (kNN)", "87.6 %"),
+        ("Linear probe", "71.7 %"),
+        ("Chance: always the most frequent class", "12.3 %"),
+    )
+    for name, value in rows:
         assert re.search(rf'<th scope="row">{re.escape(name)}</th><td>{value}', page.html)
+
+
+def bars(html: str) -> list[tuple[str, ...]]:
+    """The measure of each bar, its colour's class, name, width and number, as they stand."""
+    groups = re.findall(r'<div class="contest"><h3>([^<]*)</h3>(.*?)</div></div>', html, flags=re.DOTALL)
+    one = (
+        r'<div>([^<]*)</div><div class="track"><div class="bar ([^"]*)" style="width:([\d.]+)%"></div><b[^>]*>([^<]*)<'
+    )
+    return [
+        (title, kind, name, width, value)
+        for title, within in groups
+        for name, kind, width, value in re.findall(one, within)
+    ]
+
+
+def test_bars_stand_by_measure_the_longest_first_each_kind_in_its_colour(run: Run):
+    run.update_scores(
+        pixels_linear_accuracy=0.41, untrained_linear_accuracy=0.83, linear_interval=[0.7, 0.74],
+        pixels_knn_accuracy=0.05, untrained_knn_accuracy=0.3, cluster_accuracy=0.25,
+    )  # fmt: skip
+    page = read(run)
+    assert [(title, kind, value) for title, kind, _, _, value in bars(page.html)] == [
+        ("Linear probe", "untrained", "83.0 %"),
+        ("Linear probe", "own", "71.7 %"),
+        ("Linear probe", "raw", "41.0 %"),
+        ("Linear probe", "chance", "12.3 %"),
+        ("Nearest neighbours (kNN)", "own", "87.6 %"),
+        ("Nearest neighbours (kNN)", "untrained", "30.0 %"),
+        ("Nearest neighbours (kNN)", "chance", "12.3 %"),
+        ("Nearest neighbours (kNN)", "raw", "5.0 %"),
+        ("Other measures", "own", "25.0 %"),
+    ]
+    assert page.html.count('class="whisker" title="95 % interval: 70.0 % to 74.0 %"') == 1
+    grounds = [
+        re.search(rf"\.bar{kind} {{ background: ([^;]*);", page.html) for kind in (".untrained", ".raw", ".chance")
+    ]
+    assert len({found[1] for found in grounds if found}) == 3
 
 
 def test_views_of_the_report_have_their_originals_on_top(run: Run):
@@ -261,10 +302,91 @@ def test_every_number_is_shown_with_its_protocol(run: Run):
         "few label accuracy",
         "50.0 %",
         "1, 2.5",
-        "train seconds",
+        "Training time",
     ):
         assert expected in text
     assert text.count("50.0 %") == 2  # a bar of its own, too
+
+
+def test_numbers_have_names_units_and_few_decimals(run: Run):
+    run.update_scores(
+        linear_interval=[0.70123, 0.73456],
+        linear_over_untrained={"difference": 0.14190000000000003, "interval": [-0.0132, 0.151]},
+        knn={"majority": {"1": 0.7049, "10": 0.7276}},
+        few_label={"1 a class": {"labels": 10, "mean": 0.34217, "sd": 0.0312}},
+        robustness={"noise": [0.71, 0.655]},
+        cluster_nmi=0.371234567, calibration_error=0.009668, image_shape=[3, 32, 32], pflop=0.103146061824,
+    )  # fmt: skip
+    rows = dict(re.findall(r'<th scope="row">([^<]*)</th><td>([^<]*)', read(run).html))
+    assert {name: rows.get(name) for name in NUMBERS} == NUMBERS
+    assert not [name for name in rows if name.endswith("_interval") or "_accuracy" in name]
+
+
+NUMBERS = {
+    "Linear probe": "71.7 % (95 % interval: 70.1 to 73.5 %)",
+    "Linear probe: gain over the untrained encoder": "+14.2 points (95 % interval: −1.3 to +15.1)",
+    "kNN by the number of neighbours k": "majority: 70.5 % (k = 1), 72.8 % (k = 10)",
+    "Linear probe, fitted on few labels": "1 a class: 34.2 ± 3.1 % (10 labels)",
+    "Linear probe by corruption, at strengths 1 to 5": "noise: 71.0, 65.5 %",
+    "k-means clusters: normalised mutual information (1 is best)": "0.3712",
+    "Calibration error of the linear probe": "1.0 %",
+    "Image (channels × height × width)": "3 × 32 × 32",
+    "Training time": "1 min 23 s",
+    "Arithmetic": "0.1031 PFLOP",
+}
+
+
+def test_few_labels_and_corruptions_have_charts(run: Run):
+    assert 'id="limits"' not in read(run).html
+    run.update_scores(
+        few_label={name: {"labels": n, "mean": n / 100, "sd": 0.01} for name, n in (("10 a class", 50), ("1 %", 10))},
+        robustness={"noise": [0.7, 0.6], "blur": [0.8, 0.75]},
+    )
+    page = read(run)
+    assert page.text.count("Few labels and corrupted images") == 2  # the contents, and the heading
+    plots = json.loads(re.search(r'id="data">(.*?)</script>', page.html)[1])["plots"]  # type: ignore[index]
+    assert columns(plots["limit-few-labels"], "x") == [[10, 50]]
+    assert columns(plots["limit-few-labels"], "value") == [[0.1, 0.5]]
+    assert columns(plots["limit-few-labels"], "low") == [[pytest.approx(0.09), pytest.approx(0.49)]]
+    assert columns(plots["limit-corruptions"], "value") == [[0.7, 0.6], [0.8, 0.75]]
+    assert "dashed: on the images as they are, 71.7 %" in page.text
+    run.update_scores(few_label={"10 a class": {"labels": 50, "mean": 0.5, "sd": 0.01}, "1 %": None})
+    assert "10 a class (50 labels) 50.0 ± 1.0 %" in read(run).text
+
+
+def columns(plot: object, name: str) -> list[object]:
+    """A column of each data source of a Bokeh plot."""
+    found = {match[1]: json.loads(match[2]) for match in re.finditer(
+        r'"name": "ColumnDataSource", "id": "(\w+)", .*?"' + name + r'", (\[[^\]]*\])', json.dumps(plot))}  # fmt: skip
+    return list(found.values())
+
+
+def test_the_neighbours_of_a_labelled_run_are_test_images_and_it_says_so(run: Run):
+    assert "all of them test images: no training image is searched" in read(run).text
+    run.update_scores(cross_validated=True)
+    shutil.copy(run.file("test_ids.json"), run.file("train_ids.json"))
+    assert "no training image is searched" not in read(run).text
+
+
+def test_chips_have_the_colours_and_the_shapes_of_the_map(tmp_path: Path):
+    run = fake_run(tmp_path, tuple(f"class {k}" for k in range(24)), n=96)
+    maps(run)
+    page, found = read(run), shown(run)
+    assert found is not None and found.labels is not None
+    dots = re.findall(r'class="chip"[^>]*><i class="dot c(\d) s(\d)"', page.html)
+    assert dots == [(str(k % 10), str(k // 10)) for k in range(24)]
+    plots = json.loads(re.search(r'id="data">(.*?)</script>', page.html)[1])["plots"]  # type: ignore[index]
+    shapes = re.search(r'"shape", (\[[^\]]*\])', json.dumps(plots["map-plot"]))
+    assert shapes is not None and json.loads(shapes[1]) == [SHAPES[k // 10] for k in found.labels[:96].tolist()]
+    assert "only" in page.text and all(f".s{k} {{" in page.html for k in range(2, 10))
+
+
+@pytest.mark.parametrize(
+    ("data", "name"), [("/a/b/my photos/", "my photos"), ("list.txt", "list.txt"), ("stl10", "STL-10")]
+)
+def test_the_heading_names_the_folder_and_no_path(data: str, name: str, run: Run):
+    write_json(run.file(RECIPE), run.settings | {"data": data})
+    assert read(run).text.count(f"SimCLR on {name}: what the encoder learned") == 2  # the tab, and the heading
 
 
 def test_every_file_of_a_run_is_described(run: Run):
@@ -407,11 +529,16 @@ def test_importing_crlf_does_not_wait_for_bokeh():
 
 
 @pytest.mark.parametrize("name", ["plain", "with a space", "quote'", "$(reboot)"])
-def test_the_command_that_repeats_the_run(name: str, made: Run, tmp_path: Path):
+@pytest.mark.parametrize(("argv", "program"), [("bin/crlf", "crlf run"), ("simclr_train.py", "python simclr_train.py")])
+def test_the_command_that_repeats_the_run(
+    name: str, argv: str, program: str, made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It names the program that ran."""
+    monkeypatch.setattr(sys, "argv", [argv])
     run = copied(made, tmp_path / name)
-    [line] = [line for line in read(run).text.splitlines() if line.startswith("python simclr_train.py --recipe")]
+    [line] = [line for line in read(run).text.splitlines() if line.startswith(f"{program} --recipe")]
     words = shlex.split(line)
-    assert words[3] == str(run.file("recipe.json")) and words[4:] == ["--out", f"{run.path}_again"]
+    assert words[2:] == ["--recipe", str(run.file("recipe.json")), "--out", f"{run.path}_again"]
 
 
 # Stages that were not run
@@ -445,17 +572,49 @@ def test_a_run_that_has_just_begun(tmp_path: Path):
     write_json(run.file(RECIPE), {"method": "simclr", "data": "cifar10"})
     text = read(run).text
     commands = [line.split()[1] for line in text.splitlines() if line.startswith("crlf ")]
-    assert commands == ["pretrain", "embed", "probe", "draw", "report"]
+    assert commands == ["pretrain", "embed", "probe", "draw", "report", "run"]  # the last one repeats it
 
 
-def test_without_labels_there_is_nothing_to_probe(run: Run):
+def without_labels(run: Run, **scores: object) -> Page:
+    """Its report, were its images not labelled."""
     labelled = ("test_lbl.npy", "train_lbl.npy", "test_pred.npy", "test_prob.npy", "classes.json")
     for name in (*labelled, "confusion_matrix.png"):
-        run.file(name).unlink()
-    write_json(run.file(SCORES), {"train_seconds": 5.0})
-    text = read(run).text
-    assert "Not there yet" not in text
-    assert "not measured: the data set has no labels" in text
+        run.file(name).unlink(missing_ok=True)
+    write_json(run.file(SCORES), {"train_seconds": 5.0, **scores})
+    return read(run)
+
+
+def test_without_labels_the_crops_are_to_be_probed(run: Run):
+    text = without_labels(run).text
+    assert "Not there yet: how often a crop finds its image." in text and f"crlf probe {run.path}\n" in text
+    assert "not measured yet: the images have no labels" in text
+    text = without_labels(run, protocol={"crops": "not measured: the folder is gone"}).text
+    assert "Not there yet" not in text and "was not measured: the folder is gone." in text
+
+
+def test_without_labels_it_leads_with_the_crops(run: Run):
+    gain = {"difference": 0.5, "interval": [0.4, 0.61]}
+    page = without_labels(run, crops_accuracy=0.75, untrained_crops_accuracy=0.25, crops_over_untrained=gain)
+    lead = re.search(r'<p class="lead">([^<]*)', page.html)
+    assert lead is not None and lead[1] == (
+        "Given a new random crop of an image, the encoder finds that image among 100 in 75.0 % of the cases. "
+        "Before training it did in 25.0 %. Chance is 1.0 %."
+    )
+    assert "Training paid: +50.0 points over the encoder before training (95 % interval: +40.0 to +61.0)." in page.text
+    tiles = re.findall(r'<div class="tile card"><b>([^<]*)</b><span class="soft">([^<]*)</span>', page.html)
+    assert tiles[0] == ("75.0 %", "of crops find their image") and tiles[-1][1] == "dimensions in use (RankMe)"
+    assert [(kind, value) for _, kind, _, _, value in bars(page.html)] == [
+        ("own", "75.0 %"), ("untrained", "25.0 %"), ("chance", "1.0 %"),
+    ]  # fmt: skip
+
+
+def test_labels_need_no_new_training(run: Run):
+    text = without_labels(run).text
+    assert f"crlf finetune {run.path} LABELLED_FOLDER\n" in text
+    assert (
+        f"crlf run LABELLED_FOLDER --init {run.file(ENCODER)} --encoder cnn --epochs 0 --out {run.path}_labelled\n"
+        in text
+    )
 
 
 def test_a_damaged_figure_is_a_missing_one(run: Run):

@@ -27,6 +27,9 @@ def loss_curve(run: Run) -> Figure:
     caption = "Logged values are means over the steps since the one before. " if rows else ""
     figure = sheet((8, 4.6), loss_title(recipe, rows, means, done), caption + tag(recipe))
     axes = figure.subplots()
+    if len(rows) <= 1 and len(means) <= 1:
+        once(axes, float(means[0]) if len(means) else rows[0]["loss"], done, chance_loss(recipe))
+        return figure
     if rows:
         axes.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], color=PALETTE[8], lw=1.3, label="logged")
     if means.size:
@@ -39,6 +42,15 @@ def loss_curve(run: Run) -> Figure:
     axes.grid(axis="y", lw=0.6)
     key(axes, ncols=3, columnspacing=1.6)
     return figure
+
+
+def once(axes: Axes, loss: float, epoch: float, chance: list[tuple[float, str]]) -> None:
+    """A loss that was measured once, as a number: a curve of it would be a dot."""
+    beside = "".join(f"; chance: {formula} = {level:.2f}" for level, formula in chance)
+    axes.set_axis_off()
+    axes.text(0.5, 0.6, f"{loss:.3f}", ha="center", size=points(34), color=PALETTE[0], transform=axes.transAxes)
+    text = f"loss, measured once, by epoch {epoch:.3g}{beside}"
+    axes.text(0.5, 0.4, text, ha="center", size=points(10), transform=axes.transAxes)
 
 
 def loss_title(recipe: dict[str, Any], rows: list[dict[str, Any]], means: np.ndarray, done: float) -> str:

@@ -18,6 +18,7 @@ from crlf.visualization.figures.projections import maps, perplexity_of, principa
 from crlf.visualization.figures.run_arrays import NotDrawn, embedded, short
 from crlf.visualization.figures.style import INK, PALETTE, look, narrow, points, sheet, styled, tag
 
+BY_LEGEND = "Colour and shape tell the class."
 NAMED = 16  # classes whose names fit into a scatter plot
 
 
@@ -30,11 +31,12 @@ def pca_embedding(run: Run) -> Figure:
     shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
     title = f"PCA of {N:,} {split} embeddings: 2 components hold {percent(sum(shares))} of the variance"
     rows = sample(N)
-    figure = sheet((8, 6.6), title, f"{origin(len(rows), N, split)}. {reading(labels, names)} {tag(run.settings)}")
+    groups, names, how = grouped(run, rows, labels, names)
+    figure = sheet((8, 6.6), title, f"{origin(len(rows), N, split)}. {how} {tag(run.settings)}")
     axes = figure.subplots()
     axes.set(xlabel=f"first component, {percent(shares[0])} of the variance")
     axes.set(ylabel=f"second component, {percent(shares[1])} of the variance")
-    scatter(axes, plane[rows], None if labels is None else labels[rows], names)
+    scatter(axes, plane[rows], groups, names)
     return figure
 
 
@@ -50,12 +52,13 @@ def tsne_embedding(run: Run) -> Figure:
     knn = run.scores.get("knn_accuracy")
     judged = f": kNN in all {D:,} dimensions is {percent(knn)} right" if knn else ""
     how = f"cosine, perplexity {perplexity:.3g}. Near means alike; the size and distance of clusters mean little"
-    caption = f"{origin(len(rows), N, split)}; {how}. {reading(labels, names)} {tag(run.settings)}"
+    groups, names, colours = grouped(run, rows, labels, names)
+    caption = f"{origin(len(rows), N, split)}; {how}. {colours} {tag(run.settings)}"
     figure = sheet((8, 6.6), f"t-SNE of {len(rows):,} {split} embeddings{judged}", caption)
     axes = figure.subplots()
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    scatter(axes, plane, None if labels is None else labels[rows], names)
+    scatter(axes, plane, groups, names)
     return figure
 
 
@@ -63,14 +66,24 @@ def origin(shown: int, N: int, split: str) -> str:
     return f"A point is a {split} image" + (f", {shown:,} of {N:,} drawn at random" if shown < N else "")
 
 
-def reading(labels: np.ndarray | None, names: Sequence[str]) -> str:
-    if labels is None:
-        return "This run has no labels."
-    return "A name stands where its class is densest." if len(names) <= NAMED else "Colour and shape tell the class."
+def grouped(
+    run: Run, rows: np.ndarray, labels: np.ndarray | None, names: list[str]
+) -> tuple[np.ndarray | None, list[str], str]:
+    """The group of each of these rows, the names of the groups, and how they are told: classes, or clusters where
+    there are no labels."""
+    if labels is not None:
+        few = len(names) <= NAMED
+        return labels[rows], names, "A name stands where its class is densest." if few else BY_LEGEND
+    clusters = maps(run)["cluster"].astype(np.int64)
+    K = 1 + int(clusters.max())
+    if K == 1:
+        return None, [], "These images have no labels."
+    told = f"These images have no labels: names and colours are those of {K} clusters (k-means)."
+    return clusters, [f"cluster {k + 1}" for k in range(K)], told
 
 
 def scatter(axes: Axes, places: np.ndarray, labels: np.ndarray | None, names: list[str]) -> None:
-    """Places (n, 2) in the colour and marker of their class, and the name of each class where it is densest."""
+    """Places (n, 2) in the colour and marker of their class or cluster, and its name where it is densest."""
     axes.set_aspect("equal", adjustable="datalim")
     size = float(np.clip(40_000 / len(places), 8, 30)) * (0.3 if narrow() else 1)
     if labels is None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.textpath import TextPath
 
 from crlf.visualization.figures import png, styled
 
 ACROSS = 10  # neighbours in a line
-TILE = 1.05  # inches
-LETTERS = 16  # of a caption's line
+TILE, MARGIN = 1.15, 0.1  # inches
+LETTERS, SIZE = 16, 7.5  # of a caption's line
 FRAME, SOFT = "#3d49c2", "#57606a"
 
 
@@ -36,10 +38,12 @@ def gallery(rows: Sequence[tuple[Tile, Sequence[Tile]]]) -> bytes:
     across = 1 + max(len(near) for _, near in lines)
     with styled():
         size = (max(across, 5) * TILE, 0.75 + len(lines) * (TILE + 0.42))
-        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.06))
-        figure.suptitle("Nearest images by cosine similarity", x=0.012, ha="left", size=12.5)
+        margin = MARGIN / size[0]
+        layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.06, rect=(margin, 0, 1 - 2 * margin, 1))
+        figure = Figure(figsize=size, layout=layout)
+        figure.suptitle("Nearest images by cosine similarity", x=1.4 * margin, ha="left", size=12.5)
         caption = "Left, framed: the image that was searched with."
-        figure.supxlabel(caption, x=0.012, ha="left", size=9, color=SOFT)
+        figure.supxlabel(caption, x=1.4 * margin, ha="left", size=9, color=SOFT)
         axes = figure.subplots(len(lines), across, squeeze=False)
         for own, (query, near) in zip(axes, lines, strict=True):
             tiles = [query, *near, *[None] * (across - 1 - len(near))]
@@ -62,10 +66,19 @@ def draw_tile(axes, tile: Tile | None, framed: bool) -> None:  # type: ignore[no
         axes.set_facecolor("#eef1f4")
     else:
         axes.imshow(tile.image, interpolation="nearest" if max(tile.image.shape) < 100 else None)
-    axes.set_xlabel("\n".join(short(line) for line in tile.lines), size=7.5, labelpad=3)
+    axes.set_xlabel("\n".join(short(line) for line in tile.lines), size=SIZE, labelpad=3)
 
 
 def short(line: str) -> str:
     """A line that fits below a picture; of a long one, the end, which tells files apart."""
     line = "".join(c if c.isprintable() else "?" for c in line)
-    return line if len(line) <= LETTERS else "…" + line[1 - LETTERS :]
+    ends = ("…" + line[1 - letters :] for letters in range(LETTERS, 2, -1))
+    found = (text for text in (line, *ends) if len(text) <= LETTERS and wide(text) <= 0.9 * 72 * TILE)
+    return next(found, line[-2:])
+
+
+def wide(line: str) -> float:
+    """How wide a line is below a picture, in points."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        return float(TextPath((0, 0), line, size=SIZE).get_extents().width) if line.strip() else 0.0

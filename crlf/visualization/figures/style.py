@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 
 # Ten colours whose nearest two are 0.13 apart in OKLab, also as seen without red or green cones (matplotlib's tab10:
 # 0.01; petroff10: 0.06; Tol's muted: 0.05). Found by search among colours that stand out from white; a test holds it.
@@ -102,10 +103,18 @@ def sheet(size: tuple[float, float], title: str, caption: str) -> Figure:
     scale = max(1.0, size[0] / 8)  # a page shows all figures in one width
     heading = figure.suptitle(title, x=0.012, ha="left", size=12.5 * scale)
     heading.set_fontsize(12.5 * scale * min(1, 0.97 * figure.bbox.width / heading.get_window_extent().width))
-    figure.supxlabel(
-        textwrap.fill(caption.strip(), int(15 * size[0] / scale)), x=0.012, ha="left", color=SOFT, size=9 * scale
-    )
+    foot = figure.supxlabel(caption.strip(), x=0.012, ha="left", color=SOFT, size=9 * scale)
+    wrap(foot, 0.97 * figure.bbox.width)
     return figure
+
+
+def wrap(text: Text, wide: float) -> None:
+    """Break a text into the longest lines that are at most so many pixels wide, whatever its letters are."""
+    whole = text.get_text()
+    for letters in range(int(wide / 4), 20, -2):
+        text.set_text(textwrap.fill(whole, letters))
+        if text.get_window_extent().width <= wide:
+            return
 
 
 def paper(wide: float, high: float, title: str, caption: str) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from crlf.runs.run import (
     VIEWS,
     Run,
 )
-from crlf.text import percent, size
-from crlf.visualization.report.html import Section, called, data_uri, plain, section
+from crlf.text import size
+from crlf.visualization.report.html import Section, data_uri, plain, section
 
 HOLDS = {
     RECIPE: "every setting; the run can be repeated from it alone",
@@ -63,18 +64,6 @@ HOLDS = {
 }
 
 
-def measured(scores: dict[str, Any]) -> Section | None:
-    """Every number of scores.json, and how it was measured."""
-    protocol = scores.get("protocol") if isinstance(scores.get("protocol"), dict) else {}
-    rows = []
-    for key, value in scores.items():
-        if key != "protocol":
-            fraction = key == "chance" or key.endswith("_accuracy")
-            text = percent(value) if fraction and value is not None else plain(value)
-            rows.append((called(key), text, plain((protocol or {}).get(key.removesuffix("_accuracy"), ""))))
-    return section("Numbers", "numbers.html", rows=rows) if rows else None
-
-
 def settings(recipe: dict[str, Any]) -> Section:
     """recipe.json: the run's own settings, then section by section."""
     sections = {"run": {key: value for key, value in recipe.items() if not isinstance(value, dict)}}
@@ -84,9 +73,16 @@ def settings(recipe: dict[str, Any]) -> Section:
 
 
 def repeat(run: Run) -> Section:
+    """The command that makes the run again, by the program that makes this page."""
     out = shlex.quote(f"{run.path}_again")
-    command = f"python simclr_train.py --recipe {shlex.quote(str(run.file(RECIPE)))} --out {out}"
+    command = f"{program()} --recipe {shlex.quote(str(run.file(RECIPE)))} --out {out}"
     return section("Repeat it", "repeat.html", command=command)
+
+
+def program() -> str:
+    """How a whole run is started: by the script, where that is running, else by the installed command."""
+    script = "simclr_train.py"
+    return f"python {script}" if Path(sys.argv[0]).name == script else "crlf run"
 
 
 def figures(run: Run) -> Section | None:

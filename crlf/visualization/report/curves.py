@@ -8,12 +8,13 @@ from typing import Any
 
 from crlf.methods import known
 from crlf.runs.run import Run
+from crlf.text import percent
 from crlf.visualization.figures.curves import chance_loss
 from crlf.visualization.report.html import Section, section
 from crlf.visualization.report.plots import curve
 
 H_AND_Z = {
-    "rankme": ("RankMe", "how many dimensions are in use; it can only be compared with runs of the same sample"),
+    "rankme": ("RankMe", "how many dimensions the features fill: 1 is collapse; compare it within one data set only"),
     "alignment": ("Alignment", "squared distance of two views of an image; 0 is best"),
     "uniformity": ("Uniformity", "how evenly the sphere is filled; lower is more even, 0 is collapse"),
     "spread": ("Spread", "deviation of the normalised features, 1 for independent ones; 0 is collapse"),
@@ -42,7 +43,7 @@ def curves(run: Run) -> tuple[Section | None, dict[str, Any]]:
     votes = sorted({key for row in log for key in row if "knn" in key and isinstance(row[key], float)})
     if votes:
         lines = {key.replace("_", " "): key for key in votes}
-        panels.append(panel("knn", "kNN while it trains", VOTES, log, lines))
+        panels.append(panel("knn", "kNN while it trains", VOTES, log, lines, share=True))
     for measure, (name, reading) in H_AND_Z.items():
         lines = {"h, the embedding": f"h_{measure}", "z, the projection": f"z_{measure}"}
         panels.append(panel(measure, name, reading, log, lines))
@@ -64,20 +65,24 @@ def dashed(level: float | None, formula: str) -> str:
 
 def panel(
     name: str, title: str, reading: str, log: Sequence[dict[str, Any]], lines: dict[str, str],
-    level: float | None = None,
+    level: float | None = None, share: bool = False,
 ) -> Panel | None:  # fmt: skip
     """A plot under its title, and what to see in it; None where nothing was logged."""
     lines = {text: key for text, key in lines.items() if any(isinstance(row.get(key), float) for row in log)}
     if not lines:
         return None
     rows = [row for row in log if any(isinstance(row.get(key), float) for key in lines.values())]
-    words = "; ".join(course(text, key, rows) for text, key in lines.items())
+    words = "; ".join(course(text, key, rows, share) for text, key in lines.items())
     keys, place = list(lines) if len(lines) > 1 else [], f"curve-{name}"
     several = any(sum(isinstance(row.get(key), float) for row in rows) > 1 for key in lines.values())
-    return Panel(place, title, reading, keys, words, curve(place, rows, lines, level) if several else None)
+    return Panel(place, title, reading, keys, words, curve(place, rows, lines, level, share) if several else None)
 
 
-def course(text: str, key: str, rows: Sequence[dict[str, Any]]) -> str:
+def course(text: str, key: str, rows: Sequence[dict[str, Any]], share: bool) -> str:
+    """A line in words: its name, its first value and its last."""
     known = [row for row in rows if isinstance(row.get(key), float)]
     ends = dict.fromkeys((0, len(known) - 1))
-    return f"{text} " + ", then ".join(f"{known[i][key]:.3g} at epoch {known[i]['epoch']:.3g}" for i in ends)
+    written = [percent(known[i][key]) if share else f"{known[i][key]:.3g}" for i in ends]
+    return f"{text} " + ", then ".join(
+        f"{value} at epoch {known[i]['epoch']:.3g}" for value, i in zip(written, ends, strict=True)
+    )

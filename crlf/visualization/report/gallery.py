@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from crlf.runs.run import VIEWS, Run
-from crlf.visualization.figures.projections import perplexity_of
+from crlf.visualization.figures.projections import NEAR, perplexity_of
 from crlf.visualization.figures.run_arrays import NotDrawn, needed
 from crlf.visualization.figures.views_and_filters import drawn, filter_grid, first_filters, mosaic
 from crlf.visualization.report.html import Section, data_uri, plural, section
@@ -22,10 +22,9 @@ SEEN = 12  # pictures of a cluster
 
 
 def picture(shown: Shown, i: int, text: str, other: bool = False) -> dict[str, Any]:
-    """Image i from the sheet of pictures; where it is a point of the map it is a button that shows it there."""
+    """Image i from the sheet of pictures: a button that enlarges it."""
     columns = across(len(shown), *shown.thumbnails.shape[1:3])
-    place = {"x": i % columns, "y": i // columns}
-    return {**place, "image": i, "button": i < shown.points, "text": text, "other": other}
+    return {"x": i % columns, "y": i // columns, "image": i, "text": text, "other": other}
 
 
 def called(shown: Shown, i: int) -> str:
@@ -112,8 +111,8 @@ def mistakes(shown: Shown) -> Section | None:
 def mistake(shown: Shown, i: int) -> dict[str, Any]:
     assert shown.labels is not None and shown.predicted is not None
     said, true = shown.names[shown.predicted[i]], shown.names[shown.labels[i]]
-    sure = f" {100 * shown.confidence[i]:.0f} %" if shown.confidence is not None else ""
-    text = f"{true}, taken for {said}{sure}: {shown.ids[i]}"
+    sure = f"{100 * shown.confidence[i]:.0f} %" if shown.confidence is not None else ""
+    text = f"{true}, taken for {said}{' ' * bool(sure)}{sure}: {shown.ids[i]}"
     return {"picture": picture(shown, i, text), "said": said, "true": true, "sure": sure}
 
 
@@ -121,14 +120,24 @@ def neighbours(shown: Shown) -> Section:
     """An image of each class, or of each cluster, and its nearest neighbours."""
     groups = shown.cluster if shown.labels is None else shown.labels[: shown.points]
     _, first = np.unique(groups, return_index=True)
-    kind = "cluster" if shown.labels is None else "class"
+    kind, kinds = ("cluster", "clusters") if shown.labels is None else ("class", "classes")
+    each = f"each {kind}" if len(first) <= ROWS else f"each of the first {ROWS} {kinds}"
     outlined = " Those of another class are outlined." if shown.labels is not None else ""
     what = (
-        f"The first image drawn of each {kind}, then the nearest of the {shown.points:,} images of the maps, "
-        f"by the cosine of their embeddings.{outlined}"
+        f"An image of {each}, drawn at random, and its {shown.near.shape[1]} nearest by the cosine of their "
+        f"embeddings{among(shown)}.{outlined} Choose a picture to enlarge it."
     )
     strips = [strip(shown, i, [i, *shown.near[i].tolist()]) for i in first[:ROWS].tolist()]
     return section("Nearest neighbours", "strips.html", "neighbours", what=what, strips=strips)
+
+
+def among(shown: Shown) -> str:
+    """Which images are searched for neighbours."""
+    which = f"the {shown.points:,} images of the maps"
+    if shown.split == "training":
+        return f", among {which}"
+    alone = "all of them test images: no training image is searched"
+    return f", among {which}, {alone}"
 
 
 def strip(shown: Shown, query: int, images: Sequence[int]) -> dict[str, Any]:
@@ -137,13 +146,13 @@ def strip(shown: Shown, query: int, images: Sequence[int]) -> dict[str, Any]:
         return cluster_strip(shown, int(shown.cluster[query]), images)
     other = shown.labels != shown.labels[query]
     pictures = [picture(shown, i, called(shown, i), bool(other[i])) for i in images]
-    return {"name": called(shown, query), "cluster": None, "count": None, "pictures": pictures}
+    return {"name": called(shown, query), "cluster": None, "count": None, "pictures": pictures, "most": 1 + NEAR}
 
 
 def cluster_strip(shown: Shown, k: int, images: Sequence[int], count: int | None = None) -> dict[str, Any]:
     """A row of pictures of cluster k, which counts from 0 here; and how many images the cluster has."""
-    pictures = [picture(shown, i, called(shown, i)) for i in images]
-    return {"name": f"cluster {k + 1}", "cluster": k, "count": count, "pictures": pictures}
+    pictures, most = [picture(shown, i, called(shown, i)) for i in images], 1 + NEAR if count is None else SEEN
+    return {"name": f"cluster {k + 1}", "cluster": k, "count": count, "pictures": pictures, "most": most}
 
 
 def clusters(shown: Shown) -> Section | None:
@@ -156,7 +165,7 @@ def clusters(shown: Shown) -> Section | None:
     ]
     what = (
         f"k-means with {plural(len(strips), 'cluster')} on the normalised embeddings, "
-        f"the largest first; of each the first {SEEN} images drawn at random."
+        f"the largest first; of each up to {SEEN} images, drawn at random."
     )
     return section("Clusters", "strips.html", what=what, strips=strips)
 
@@ -180,7 +189,8 @@ def views(run: Run, images: int = 10, most: int = 8) -> dict[str, Any] | None:
     n, rows, _, h, w = tiles.shape
     text = f"{n} images on top, below each {plural(rows - 1, 'random view')} of it, {h} × {w} pixels. "
     gap = max(1, w // 16)
-    return pixels(mosaic(tiles, gap), mosaic(np.zeros_like(tiles), gap), "Views", text + drawn(run.settings))
+    made = pixels(mosaic(tiles, gap), mosaic(np.zeros_like(tiles), gap), "Views", text + drawn(run.settings))
+    return made | {"wide": n > 5}
 
 
 def filters(run: Run) -> dict[str, Any] | None:
@@ -202,4 +212,4 @@ def pixels(image: np.ndarray, gaps: np.ndarray, title: str, text: str) -> dict[s
     buffer = io.BytesIO()
     Image.fromarray(np.dstack([image, alpha])).save(buffer, "PNG", optimize=True)
     source = data_uri("image/png", buffer.getvalue())
-    return {"source": source, "width": w, "height": h, "title": title, "text": text}
+    return {"source": source, "width": w, "height": h, "title": title, "text": text, "wide": False}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shlex
 from dataclasses import dataclass
 from functools import cache
@@ -14,19 +15,6 @@ from markupsafe import Markup
 from crlf.runs.run import Run
 from crlf.text import percent
 
-NAMES = {
-    "linear_accuracy": "Linear probe",
-    "knn_accuracy": "Nearest neighbours (kNN)",
-    "plain_linear_accuracy": "Linear probe, read plainly",
-    "plain_knn_accuracy": "kNN, read plainly",
-    "untrained_linear_accuracy": "Linear probe, untrained encoder",
-    "untrained_knn_accuracy": "kNN, untrained encoder",
-    "pixels_linear_accuracy": "Linear probe, raw pixels",
-    "pixels_knn_accuracy": "kNN, raw pixels",
-    "crops_accuracy": "Finding an image by its crop",
-    "untrained_crops_accuracy": "The same, untrained encoder",
-    "chance": "Chance: always the most frequent class",
-}
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "svhn": "SVHN"}  # as their authors say
 
 
@@ -47,6 +35,7 @@ def templates() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     found.filters["percent"] = percent
+    found.filters["parts"] = parts
     return found
 
 
@@ -63,8 +52,9 @@ def data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def called(key: str) -> str:
-    return NAMES.get(key, key.replace("_", " "))
+def parts(text: str) -> list[str]:
+    """Where a narrow screen may break a name: where it is joined, not inside a word."""
+    return re.split(r"(?<=[-_./\\])(?=\w)", text)
 
 
 def plain(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Sequence
 from importlib.resources import files as resources
 from typing import Any
@@ -18,10 +19,12 @@ from crlf.runs.run import Run
 from crlf.visualization.figures.run_arrays import class_indices
 from crlf.visualization.figures.style import NIGHT, PALETTE
 from crlf.visualization.report import gallery
-from crlf.visualization.report.appendix import figures, files, measured, repeat, settings
+from crlf.visualization.report.appendix import figures, files, repeat, settings
 from crlf.visualization.report.confusion import confusion
 from crlf.visualization.report.curves import curves
 from crlf.visualization.report.html import DATA, Section, quoted, render
+from crlf.visualization.report.limits import limits
+from crlf.visualization.report.numbers import numbers
 from crlf.visualization.report.pictures import Shown, across, contact_sheet, shown
 from crlf.visualization.report.plots import library, map_plot
 from crlf.visualization.report.verdict import missing, verdict, what_labels_add
@@ -33,13 +36,16 @@ def page(run: Run) -> str:
     method, data = (str(recipe.get(key, "?")) for key in ("method", "data"))
     images = shown(run)
     training, plots = curves(run)
+    held_back, more = limits(scores)
+    plots |= more
     if images is not None:
         plots["map-plot"] = map_plot(images)
     sections = [
         training,
+        held_back,
         *(pictured(run, images) if images is not None else ()),
         gallery.seen(run),
-        measured(scores),
+        numbers(scores),
         settings(recipe),
         repeat(run),
         figures(run),
@@ -49,10 +55,11 @@ def page(run: Run) -> str:
     scripts = [library(), own("script.js")] if plots else []
     return render(
         "page.html",
-        title=f"{known(method).title or method} on {DATA.get(data, data)}: what the encoder learned",
+        title=f"{known(method).title or method} on {name_of(data)}: what the encoder learned",
         folder=str(run.path),
         verdict=verdict(run, scores),
         missing=todo,
+        pictured=images is not None,
         commands="\n".join([*(command for _, command in todo), f"crlf report {quoted(run)}"]),
         sections=[made for made in sections if made],
         css=style(images),
@@ -60,6 +67,11 @@ def page(run: Run) -> str:
         scripts=scripts,
         data=as_data({"plots": plots, "images": None if images is None else gallery.facts(images)}),
     )
+
+
+def name_of(data: str) -> str:
+    """The name of a data set, of files that of their folder."""
+    return DATA.get(data) or os.path.basename(os.path.abspath(os.path.expanduser(data))) or data
 
 
 def pictured(run: Run, images: Shown) -> list[Section | None]:
@@ -75,7 +87,7 @@ def pictured(run: Run, images: Shown) -> list[Section | None]:
         gallery.neighbours(images),
         gallery.clusters(images),
     ]
-    return [*found, what_labels_add() if images.labels is None else None]
+    return [*found, what_labels_add(run) if images.labels is None else None]
 
 
 def style(images: Shown | None) -> Markup:
@@ -86,7 +98,9 @@ def style(images: Shown | None) -> Markup:
     css += f":root{{{day}}}@media (prefers-color-scheme:dark){{:root{{{night}}}}}{dots}"
     if images is not None:
         n, h, w, _ = images.thumbnails.shape
-        css += f":root{{--columns:{across(n, h, w)};--ratio:{h / w:.4f}}}"
+        css += (
+            f":root{{--columns:{across(n, h, w)};--ratio:{h / w:.4f};--enlarged:{'auto' if h >= 64 else 'pixelated'}}}"
+        )
         css += f".pic{{background-image:url({contact_sheet(images.thumbnails)})}}"
     return Markup(css)
 

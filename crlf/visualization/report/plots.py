@@ -10,13 +10,24 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from bokeh.core.types import ID
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, HoverTool, PanTool, Plot, Range1d, ResetTool, WheelZoomTool
+from bokeh.models import (
+    ColumnDataSource,
+    FixedTicker,
+    HoverTool,
+    NumeralTickFormatter,
+    PanTool,
+    Plot,
+    Range1d,
+    ResetTool,
+    WheelZoomTool,
+)
 from bokeh.models.annotations import Span
 from bokeh.plotting import figure
 from bokeh.resources import Resources
@@ -26,8 +37,8 @@ from crlf.visualization.figures.style import PALETTE
 from crlf.visualization.report.pictures import Shown
 
 SHAPES = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star", "square_pin", "triangle_pin",
-          "circle_dot")  # fmt: skip
-"""BokehJS's markers: with ten colours, another pair for each of the first 100 classes."""
+          "plus")  # fmt: skip
+"""BokehJS's markers: with ten colours, another pair for each of the first 100 classes. style.css has the same ones."""
 
 
 @lru_cache(maxsize=1)
@@ -77,7 +88,11 @@ def map_plot(shown: Shown) -> dict[str, Any]:
 
 
 def curve(
-    place: str, rows: Sequence[dict[str, Any]], lines: dict[str, str], level: float | None = None
+    place: str,
+    rows: Sequence[dict[str, Any]],
+    lines: dict[str, str],
+    level: float | None = None,
+    share: bool = False,
 ) -> dict[str, Any]:
     """Numbers of the log over training.
 
@@ -86,6 +101,7 @@ def curve(
         rows: of log.jsonl, each with its epoch.
         lines: what each line is called, and its key in a row.
         level: of a dashed line.
+        share: whether they are shares, which are shown in percent.
     """
     ends = Range1d(start=0, end=1.03 * max(row["epoch"] for row in rows))
     plot = figure(
@@ -99,13 +115,61 @@ def curve(
         plot.line("epochs", "value", source=source, line_width=2, name=f"line{i}")
         dots = plot.scatter("epochs", "value", source=source, size=6 if len(known) < 60 else 3, line_color=None,
                             name=f"dots{i}")  # fmt: skip
-        tips = [(name, "@value{0.0000}"), ("epoch", "@epochs{0.00}"), ("seconds", "@seconds{0,0.0}")]
+        tips = [
+            (name, f"@value{{{'0.0 %' if share else '0.0000'}}}"),
+            ("epoch", "@epochs{0.00}"),
+            ("seconds", "@seconds{0,0.0}"),
+        ]
         plot.add_tools(HoverTool(renderers=[dots], tooltips=tips, mode="vline" if i == 0 else "mouse"))
-    if level is not None:  # the axis would end with the values, and not show the line
-        values = [level, *(row[key] for row in rows for key in lines.values() if isinstance(row.get(key), float))]
-        margin = 0.06 * (max(values) - min(values) or 1)
-        plot.y_range = Range1d(start=min(values) - margin, end=max(values) + margin)
-        plot.add_layout(Span(location=level, dimension="width", line_dash="dashed", line_width=1.5, name="level"))
+    if level is not None:
+        values = [row[key] for row in rows for key in lines.values() if isinstance(row.get(key), float)]
+        add_level(plot, level, values)
+    if share:
+        plot.yaxis.formatter = NumeralTickFormatter(format="0.[0] %")
+    plot.xgrid.visible = False
+    return as_json(bare(plot), place)
+
+
+def add_level(plot: Any, level: float, values: Sequence[float]) -> None:
+    """A dashed line, and an axis that reaches it, which would end with the values."""
+    low, high = min(level, *values), max(level, *values)
+    margin = 0.06 * (high - low or 1)
+    plot.y_range = Range1d(start=low - margin, end=high + margin)
+    plot.add_layout(Span(location=level, dimension="width", line_dash="dashed", line_width=1.5, name="level"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """Accuracies over something, with their standard deviations where they are means."""
+
+    name: str
+    x: Sequence[float]
+    shares: Sequence[float]
+    sd: Sequence[float] = ()
+
+
+def accuracies(
+    place: str, lines: Sequence[Line], label: str, level: float | None = None, log: bool = False
+) -> dict[str, Any]:
+    """Lines of accuracies, in percent, over the axis `label`; `level` is that of a dashed line."""
+    plot = figure(
+        height=230, sizing_mode="stretch_width", tools="", toolbar_location=None, x_axis_label=label,
+        x_axis_type="log" if log else "linear",
+    )  # fmt: skip
+    for i, line in enumerate(lines):
+        sd = line.sd or [0.0] * len(line.x)
+        low, high = ([share + sign * own for share, own in zip(line.shares, sd, strict=True)] for sign in (-1, 1))
+        source = ColumnDataSource({"x": line.x, "value": line.shares, "sd": sd, "low": low, "high": high})
+        plot.line("x", "value", source=source, line_width=2, name=f"line{i}")
+        plot.segment("x", "low", "x", "high", source=source, line_width=2, line_alpha=0.55, name=f"line{i}")
+        dots = plot.scatter("x", "value", source=source, size=7, line_color=None, name=f"dots{i}")
+        tips = [(line.name, "@value{0.0 %}" + (" ± @sd{0.0 %}" if line.sd else "")), (label, "@x{0,0}")]
+        plot.add_tools(HoverTool(renderers=[dots], tooltips=tips))
+    plot.xaxis.ticker = FixedTicker(ticks=sorted({x for line in lines for x in line.x}))
+    plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
+    if level is not None:
+        add_level(plot, level, [share for line in lines for share in line.shares])
+    plot.yaxis.formatter = NumeralTickFormatter(format="0.[0] %")
     plot.xgrid.visible = False
     return as_json(bare(plot), place)
 

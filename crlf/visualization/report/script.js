@@ -28,7 +28,8 @@
     }
     for (const grid of plot.center) if ("grid_line_color" in grid) grid.grid_line_color = line;
     for (const renderer of plot.renderers) {
-      const tone = colour(renderer.name.endsWith("1") ? "wrong" : "good");
+      const number = Number(/\d*$/.exec(renderer.name)[0]);
+      const tone = colour(["good", "wrong"][number] || `c${number % 10}`);
       if (renderer.name.startsWith("line")) renderer.glyph.line_color = tone;
       if (renderer.name.startsWith("dots")) renderer.glyph.fill_color = tone;
       if (renderer.name === "links") renderer.glyph.line_color = soft;
@@ -195,35 +196,44 @@
     element.dataset.shows = i;
   }
 
-  function picture(i, button) {
-    const made = make(button ? "button" : "span", "pic");
+  function picture(i) {
+    const made = make("button", "pic");
     place(made, i);
+    made.type = "button";
+    made.dataset.image = i;
     made.setAttribute("aria-label", `${images.groups[images.group[i]]}: ${images.ids[i]}`);
-    if (button) { made.type = "button"; made.dataset.image = i; } else made.setAttribute("role", "img");
     return made;
   }
 
-  function card(i) {
-    const face = find("face");
-    if (i < 0) return;
+  function facts(i) {
+    // What is known of image i, as a list of names and texts.
     const list = make("dl");
     const say = (name, text, kind = "") => list.append(make("dt", "", name), make("dd", kind, text));
-    const group = images.groups[images.group[i]];
-    say(images.labelled ? "class" : "group", group);
+    say(images.labelled ? "class" : "group", images.groups[images.group[i]]);
     if (images.predicted !== null) {
       const sure = images.sure === null ? "" : `, ${(100 * images.sure[i]).toFixed(0)} % sure`;
       say("probe", images.groups[images.predicted[i]] + sure + (wrong(i) ? ": wrong" : ""));
     }
     say("image", images.ids[i], "soft");
+    return list;
+  }
+
+  function nearby(i) {
+    // The nearest images of image i, with their cosines; of those that are no points of the map they are not known.
+    const below = make("div", "near");
+    if (i >= images.points) return below;
     const near = make("ul", "pics near");
     images.near[i].forEach((k, rank) => {
       const item = make("li", images.labelled && images.group[k] !== images.group[i] ? "other" : "");
-      item.append(picture(k, true), make("span", "soft", images.cosine[i][rank].toFixed(2)));
+      item.append(picture(k), make("span", "soft", images.cosine[i][rank].toFixed(2)));
       near.append(item);
     });
-    const below = make("div", "near");
     below.append(make("h3", "", "Nearest, by cosine"), near);
-    face.replaceChildren(picture(i, false), list, below);
+    return below;
+  }
+
+  function card(i) {
+    if (i >= 0) find("face").replaceChildren(picture(i), facts(i), nearby(i));
   }
 
   function step(key) {
@@ -273,8 +283,9 @@
     document.addEventListener("click", (event) => {
       const image = event.target.closest("[data-image]");
       if (!image) return;
-      hold(Number(image.dataset.image));
-      if (!image.closest("#face")) find("maps").scrollIntoView();
+      const i = Number(image.dataset.image);
+      if (image.closest("#face .near")) hold(i);
+      else enlarge(i, image.closest("#zoom") ? [i] : all("[data-image]", image.closest("ul, #face")).map((e) => Number(e.dataset.image)));
     });
     if (matchMedia("(pointer: coarse)").matches) map.toolbar.active_drag = null;
     let width = 0;
@@ -290,6 +301,46 @@
     choose(document.querySelector("input[name=map]:checked").value);
   }
 
+  // An image, enlarged: the arrow keys go along the row that it stands in, Escape closes it
+
+  const zoom = find("zoom");
+  const row = { images: [], at: 0 };
+
+  function enlarge(i, among) {
+    [row.images, row.at] = [among, Math.max(0, among.indexOf(i))];
+    turn(0);
+    if (!zoom.open) zoom.showModal();
+  }
+
+  function turn(steps) {
+    row.at = Math.min(row.images.length - 1, Math.max(0, row.at + steps));
+    const i = row.images[row.at];
+    const large = make("div", "pic");
+    place(large, i);
+    large.setAttribute("role", "img");
+    large.setAttribute("aria-label", images.ids[i]);
+    find("zoom-what").replaceChildren(large, facts(i), nearby(i));
+    find("zoom-before").disabled = row.at === 0;
+    find("zoom-after").disabled = row.at === row.images.length - 1;
+    find("zoom-map").hidden = i >= images.points;
+  }
+
+  if (zoom) {
+    find("zoom-close").addEventListener("click", () => zoom.close());
+    find("zoom-before").addEventListener("click", () => turn(-1));
+    find("zoom-after").addEventListener("click", () => turn(1));
+    find("zoom-map").addEventListener("click", () => {
+      zoom.close();
+      hold(row.images[row.at]);
+      find("maps").scrollIntoView();
+    });
+    zoom.addEventListener("click", (event) => { if (event.target === zoom) zoom.close(); });
+    zoom.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowLeft") turn(-1);
+      if (event.key === "ArrowRight") turn(1);
+    });
+  }
+
   // The confusion matrix
 
   for (const button of all(".confusion button:not(:disabled)")) {
@@ -298,7 +349,7 @@
       const found = images.group.map((_, i) => i).filter((i) => images.group[i] === true_ && images.predicted[i] === said);
       all(".confusion button").forEach((other) => other.setAttribute("aria-pressed", other === button));
       const list = make("ul", "pics");
-      found.slice(0, 40).forEach((i) => { const item = make("li"); item.append(picture(i, i < images.points)); list.append(item); });
+      found.slice(0, 40).forEach((i) => { const item = make("li"); item.append(picture(i)); list.append(item); });
       const count = `${button.getAttribute("aria-label")}. `;
       const some = found.length === 0 ? "None of them is among the images of this page."
         : `Shown: ${Math.min(40, found.length)} of the ${found.length} that are among the images of this page.`;

@@ -2,47 +2,90 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
 from markupsafe import Markup
 
-from crlf.runs.payoff import payoff
+from crlf.evaluation.crops import IMAGES
+from crlf.runs.payoff import Payoff, payoff
 from crlf.runs.run import ENCODER, FIGURES, THUMBNAILS, Run
 from crlf.text import duration, percent
 from crlf.visualization.report.appendix import readable
-from crlf.visualization.report.html import Section, called, plural, quoted, render, section
+from crlf.visualization.report.bars import bars
+from crlf.visualization.report.html import Section, plural, quoted, render, section
+from crlf.visualization.report.numbers import ends, number, points
 
 
 def verdict(run: Run, scores: dict[str, Any]) -> Markup:
     """The sentences, the tiles and the bars that open the report."""
-    found = payoff(scores)
-    good = "" if found and run.unlabelled else how_good(scores, run.unlabelled)
-    sentences = [found.sentence if found else "", good, how_long(scores)]
-    return render(
-        "verdict.html", sentences=[text for text in sentences if text], tiles=tiles(run, scores), bars=bars(scores)
-    )
+    found, good = payoff(scores), how_good(run, scores)
+    by_crops = run.unlabelled and "crops_over_untrained" in scores
+    paid = "" if found is None else gain(found, scores) if by_crops else found.sentence
+    sentences = [text for text in (good, paid, how_long(scores)) if text]
+    return render("verdict.html", sentences=sentences, tiles=tiles(run, scores), bars=bars(scores, searched(run)))
 
 
 def tiles(run: Run, scores: dict[str, Any]) -> dict[str, str]:
     """The numbers that are asked for first."""
     health = [row for row in run.log() if isinstance(row.get("h_rankme"), float)]
-    found = {
-        "linear probe": percent(scores["linear_accuracy"]) if scores.get("linear_accuracy") is not None else "",
-        "kNN": percent(scores["knn_accuracy"]) if scores.get("knn_accuracy") is not None else "",
-        "chance": percent(scores["chance"]) if scores.get("chance") is not None else "",
-        "RankMe of the embeddings": f"{health[-1]['h_rankme']:.0f}" if health and run.unlabelled else "",
-        "training": duration(scores["train_seconds"]) if scores.get("train_seconds") else "",
-        "images a second": f"{scores['images_per_second']:,.0f}" if scores.get("images_per_second") else "",
-    }
-    return {name: text for name, text in found.items() if text}
+    shares = QUALITY[run.unlabelled]
+    found = {name: percent(share) for key, name in shares.items() if (share := number(scores, key)) is not None}
+    if seconds := number(scores, "train_seconds"):
+        found["training"] = duration(seconds)
+    if speed := number(scores, "images_per_second"):
+        found["images a second"] = f"{speed:,.0f}"
+    if health and run.unlabelled:
+        found["dimensions in use (RankMe)"] = f"{health[-1]['h_rankme']:.0f}"
+    return found
 
 
-def how_good(scores: dict[str, Any], without_labels: bool) -> str:
-    linear, knn, chance = (scores.get(key) for key in ("linear_accuracy", "knn_accuracy", "chance"))
+QUALITY = {
+    False: {"linear_accuracy": "linear probe", "knn_accuracy": "kNN", "chance": "chance"},
+    True: {"crops_accuracy": "of crops find their image", "untrained_crops_accuracy": "of them when untrained"},
+}
+"""What the tiles say of labelled images, and of unlabelled ones."""
+
+
+def searched(run: Run) -> int:
+    """Among how many images a crop looks for its own (crlf.evaluation.crops); 0 where it is not known."""
+    names = run.ids("test") or run.ids("train") or []
+    return min(IMAGES, len(names))
+
+
+def how_good(run: Run, scores: dict[str, Any]) -> str:
+    """What the embeddings are worth, in a sentence."""
+    return how_found(run, scores) if run.unlabelled else how_right(scores)
+
+
+def how_found(run: Run, scores: dict[str, Any]) -> str:
+    """Without labels: how often a crop that training never saw finds its image."""
+    share, before, count = number(scores, "crops_accuracy"), number(scores, "untrained_crops_accuracy"), searched(run)
+    if share is None:
+        why = scores.get("protocol", {}).get("crops", "")
+        return f"How good the embeddings are was {why or 'not measured yet: the images have no labels'}."
+    among = f"among {count:,}" if count else "among the others"
+    start = (
+        f"Given a new random crop of an image, the encoder finds that image {among} in {percent(share)} of the cases."
+    )
+    untrained = "" if before is None else f" Before training it did in {percent(before)}."
+    return start + untrained + (f" Chance is {percent(1 / count)}." if count else "")
+
+
+def gain(found: Payoff, scores: dict[str, Any]) -> str:
+    """Whether training paid, where the accuracies are told already."""
+    more = scores["crops_over_untrained"]
+    words = f"{found.what}: {points(more['difference'])} points over the encoder before training"
+    words += f" (95 % interval: {ends(more['interval'], points)})."
+    return words + ("" if found.paid else f" Try: {found.advice}.")
+
+
+def how_right(scores: dict[str, Any]) -> str:
+    """With labels: what share of the images the probes get right."""
+    linear, knn, chance = (number(scores, key) for key in ("linear_accuracy", "knn_accuracy", "chance"))
     if linear is None:
-        reason = ": the data set has no labels" if without_labels else " yet"
-        return f"How good the embeddings are was not measured{reason}."
+        return "How good the embeddings are was not measured yet."
     against = f"; always naming the most frequent class gets {percent(chance)}" if chance is not None else ""
     beside = f", a vote of the nearest neighbours {percent(knn)}" if knn is not None else ""
     start = "A linear classifier on the frozen embeddings gets"
@@ -65,14 +108,6 @@ def how_long(scores: dict[str, Any]) -> str:
     return f"It learned {how} labels{of} in {duration(scores['train_seconds'])}: {epochs}{views}{device}.{after}"
 
 
-def bars(scores: dict[str, Any]) -> list[tuple[str, float, bool]]:
-    """The name and the share of each accuracy and, last, of chance; and whether it is chance."""
-    found = {key: value for key, value in scores.items() if key.endswith("_accuracy") and value is not None}
-    if scores.get("chance") is not None:
-        found["chance"] = scores["chance"]
-    return [(called(key), value, key == "chance") for key, value in found.items()]
-
-
 def missing(run: Run, scores: dict[str, Any], mapped: bool) -> Iterable[tuple[str, str]]:
     """What is not there yet and the command that makes it, in their order."""
     if not run.file(ENCODER).exists():
@@ -83,6 +118,8 @@ def missing(run: Run, scores: dict[str, Any], mapped: bool) -> Iterable[tuple[st
         yield "pictures of the images", f"crlf embed {quoted(run)}"
     if "linear_accuracy" not in scores and not run.unlabelled:
         yield "scores", f"crlf probe {quoted(run)}"
+    if run.unlabelled and "crops_accuracy" not in scores and "crops" not in scores.get("protocol", {}):
+        yield "how often a crop finds its image", f"crlf probe {quoted(run)}"
     never = {"confusion_matrix.png"} if run.unlabelled else set()
     if run.log() and not any("h_rankme" in row for row in run.log()):  # a run from before health was logged
         never.add("health.png")
@@ -93,6 +130,12 @@ def missing(run: Run, scores: dict[str, Any], mapped: bool) -> Iterable[tuple[st
         yield "figures (" + ", ".join(absent) + ")", f"crlf draw {quoted(run)}"
 
 
-def what_labels_add() -> Section:
-    """What a run without labels lacks, and how to give it labels."""
-    return section("What labels would add", "labels.html", "labels")
+def what_labels_add(run: Run) -> Section:
+    """What a run without labels lacks, and what to do with labels: the encoder need not be trained again."""
+    weights, out = shlex.quote(str(run.file(ENCODER))), shlex.quote(f"{run.path}_labelled")
+    classify = f"crlf finetune {quoted(run)} LABELLED_FOLDER"
+    side = number(images if isinstance(images := run.settings.get("images"), dict) else {}, "image_size")
+    size = f" --image-size {side}" if side else ""
+    encoder = shlex.quote(str(run.settings.get("encoder", "")))
+    read = f"crlf run LABELLED_FOLDER --init {weights} --encoder {encoder} --epochs 0{size} --out {out}"
+    return section("What labels would add", "labels.html", "labels", classify=classify, read=read)
