@@ -385,5 +385,5 @@ def test_files_that_come_or_go_between_the_ranks(tmp_path: Path):
 
 
 def test_images_that_are_not_square_take_no_files():
-    with pytest.raises(InputError, match=r"square images of 3 channels only, and those of the run have 24 × 32"):
+    with pytest.raises(InputError, match=r"square images of 3 channels, but those of the run have 24 × 32"):
         stream.side_of((3, 24, 32), "files")
