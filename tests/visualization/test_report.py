@@ -24,12 +24,13 @@ from tiny_run import CIFAR, HOSTILE, fake_run, pictures
 
 from crlf.data.thumbnails import sample
 from crlf.errors import InputError
+from crlf.evaluation import crops
 from crlf.runs.files import save_array, write_json
 from crlf.runs.run import CLASSES, ENCODER, FIGURES, FILES, MAPS, RECIPE, REPORT, SCORES, THUMBNAILS, Run
 from crlf.text import duration, size
 from crlf.visualization.figures import curves
 from crlf.visualization.figures.projections import maps
-from crlf.visualization.report import appendix, report
+from crlf.visualization.report import appendix, report, verdict
 from crlf.visualization.report.appendix import HOLDS
 from crlf.visualization.report.html import plain
 from crlf.visualization.report.pictures import across, contact_sheet, shown
@@ -606,6 +607,10 @@ def test_without_labels_it_leads_with_the_crops(run: Run):
     assert [(kind, value) for _, kind, _, _, value in bars(page.html)] == [
         ("own", "75.0 %"), ("untrained", "25.0 %"), ("chance", "1.0 %"),
     ]  # fmt: skip
+
+
+def test_the_report_knows_among_how_many_images_a_crop_is_looked_for():
+    assert verdict.SEARCHED == crops.IMAGES
 
 
 def test_labels_need_no_new_training(run: Run):

@@ -184,12 +184,61 @@ def test_a_cell_of_the_confusion_matrix_shows_its_images(visit: Visit, run: Run)
     assert shown == np.flatnonzero((labels == true) & (predicted == said)).tolist()
 
 
-def test_a_mistake_is_found_in_the_map(visit: Visit):
+def test_a_mistake_is_enlarged_and_found_in_the_map(visit: Visit):
     button = visit.page.locator("#mistakes button").first
+    image = button.get_attribute("data-image")
     button.click()
-    assert visit.page.locator("#face > .pic").get_attribute("data-shows") == button.get_attribute("data-image")
+    assert visit.page.locator("#zoom-what > .pic").get_attribute("data-shows") == image
+    assert visit.page.locator("#zoom-what > .pic").bounding_box()["width"] >= 4 * 64  # type: ignore[index]
+    assert visit.page.locator("#zoom-what dd").nth(1).inner_text().endswith("wrong")
+    visit.page.locator("#zoom-map").click()
+    assert visit.page.locator("#zoom").is_hidden()
+    assert visit.page.locator("#face > .pic").get_attribute("data-shows") == image
     assert visit.card()["probe"].endswith("wrong")
     visit.page.locator("#map-frame").press("Escape")
+
+
+def test_a_picture_is_enlarged_by_enter_and_let_go_by_escape(visit: Visit):
+    row = visit.page.locator("#neighbours .strip").first.locator("button")
+    images = row.evaluate_all("all => all.map((e) => e.dataset.image)")
+    row.nth(1).press("Enter")
+    large = visit.page.locator("#zoom-what > .pic")
+    assert large.get_attribute("data-shows") == images[1]
+    visit.page.keyboard.press("ArrowRight")
+    assert large.get_attribute("data-shows") == images[2]
+    for _ in range(3):
+        visit.page.keyboard.press("ArrowLeft")
+    assert large.get_attribute("data-shows") == images[0] and visit.page.locator("#zoom-before").is_disabled()
+    visit.page.keyboard.press("Escape")
+    assert visit.page.locator("#zoom").is_hidden()
+    assert visit.page.evaluate("document.activeElement.dataset.image") == images[1]
+
+
+def test_rows_of_neighbours_fill_the_page(visit: Visit):
+    ends = visit.page.locator("#neighbours .strip").first.locator("button").last.bounding_box()
+    page = visit.page.locator("#neighbours").bounding_box()
+    assert page["x"] + page["width"] - 24 <= ends["x"] + ends["width"] <= page["x"] + page["width"] + 1
+
+
+def test_a_phone_shows_every_class_and_whole_words(browser: Any, tmp_path: Path):
+    run = fake_run(tmp_path, tuple(f"a class of number {k}" for k in range(24)), n=96, side=32)
+    write_json(run.file("recipe.json"), run.settings | {"data": "/photos/holidays_in_the_mountains-and-by-the-sea"})
+    maps(run)
+    report(run)
+    visit = Visit(browser, run, wide=400)
+    cut = "(e) => e.scrollHeight > e.clientHeight + 1 || e.scrollWidth > e.clientWidth + 1"
+    assert not visit.page.locator("#chips").evaluate(cut)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 400
+    words = visit.page.locator("h1").evaluate(WORDS)
+    assert len(words) > 8 and all(lines == 1 for _, lines in words), words
+    visit.page.close()
+
+
+WORDS = r"""(h1) => { const found = []; const walk = document.createTreeWalker(h1, NodeFilter.SHOW_TEXT);
+while (walk.nextNode()) for (const word of walk.currentNode.data.matchAll(/[A-Za-z0-9]+/g)) {
+  const range = document.createRange(); range.setStart(walk.currentNode, word.index);
+  range.setEnd(walk.currentNode, word.index + word[0].length);
+  found.push([word[0], new Set([...range.getClientRects()].map((r) => r.top)).size]); } return found; }"""
 
 
 def test_the_curves_change_their_axis(visit: Visit):

@@ -70,4 +70,4 @@ def bar(scores: dict[str, Any], way: str, kind: str, name: str) -> Bar | None:
     share, limits = number(scores, f"{way}_accuracy"), scores.get(f"{way}_interval")
     if share is None:
         return None
-    return Bar(kind, name, share, tuple(limits) if is_interval(limits) else None)
+    return Bar(kind, name, share, (limits[0], limits[1]) if limits and is_interval(limits) else None)

@@ -8,7 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from crlf.evaluation.crops import IMAGES
 from crlf.runs.payoff import Payoff, payoff
 from crlf.runs.run import ENCODER, FIGURES, THUMBNAILS, Run
 from crlf.text import duration, percent
@@ -48,10 +47,13 @@ QUALITY = {
 """What the tiles say of labelled images, and of unlabelled ones."""
 
 
+SEARCHED = 1000  # images at most, as in crlf.evaluation.crops
+
+
 def searched(run: Run) -> int:
-    """Among how many images a crop looks for its own (crlf.evaluation.crops); 0 where it is not known."""
+    """Among how many images a crop looks for its own; 0 where it is not known."""
     names = run.ids("test") or run.ids("train") or []
-    return min(IMAGES, len(names))
+    return min(SEARCHED, len(names))
 
 
 def how_good(run: Run, scores: dict[str, Any]) -> str:
