@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import crlf
+
 PROGRAM = Path(__file__).parent.parent / "simclr_train.py"
 KEPT = (
     "seed", "epochs", "views_seen", "pflop", "linear_accuracy", "knn_accuracy", "chance", "train_seconds",
-    "first_step_seconds", "images_per_second", "device", "protocol",
+    "first_step_seconds", "images_per_second", "device", "precision", "protocol",
+    *(f"{what}_{which}_accuracy" for what in ("plain", "untrained", "pixels") for which in ("linear", "knn")),
 )  # fmt: skip
 
 
@@ -29,6 +32,7 @@ def whole(flags: Sequence[str], seed: int, device: str) -> dict[str, Any]:
         options = ["--out", folder, "--device", device, "--seed", str(seed), *flags]
         subprocess.run([sys.executable, str(PROGRAM), *options], check=True)
         seconds = time.perf_counter() - start
+        crlf.probe(folder, probes="plain", device=device)
         scores = json.loads((Path(folder) / "scores.json").read_text(encoding="utf-8"))
     return (
         {"flags": " ".join(flags) or "none"}
