@@ -42,7 +42,7 @@ def curves(run: Run) -> tuple[Section | None, dict[str, Any]]:
     panels = [panel("loss", loss_name(run.settings), reading, log, {"loss": "loss"}, level[0])]
     votes = sorted({key for row in log for key in row if "knn" in key and isinstance(row[key], float)})
     if votes:
-        lines = {key.replace("_", " "): key for key in votes}
+        lines = {key.replace("knn", "kNN").replace("_", " "): key for key in votes}
         panels.append(panel("knn", "kNN while it trains", VOTES, log, lines, share=True))
     for measure, (name, reading) in H_AND_Z.items():
         lines = {"h, the embedding": f"h_{measure}", "z, the projection": f"z_{measure}"}
@@ -82,7 +82,7 @@ def course(text: str, key: str, rows: Sequence[dict[str, Any]], share: bool) -> 
     """A line in words: its name, its first value and its last."""
     known = [row for row in rows if isinstance(row.get(key), float)]
     ends = dict.fromkeys((0, len(known) - 1))
-    written = [percent(known[i][key]) if share else f"{known[i][key]:.3g}" for i in ends]
+    written = [percent(known[i][key]) if share else f"{known[i][key]:.3g}".replace("-", "−") for i in ends]
     return f"{text} " + ", then ".join(
         f"{value} at epoch {known[i]['epoch']:.3g}" for value, i in zip(written, ends, strict=True)
     )
