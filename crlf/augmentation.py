@@ -54,15 +54,15 @@ class ViewSettings:
     jitter: float = unasked(0.8)
     """Probability that brightness, contrast, saturation and hue change."""
     brightness: float = unasked(0.4)
-    """Factor drawn from 1 ± this."""
+    """Strength of the brightness change: a factor in 1 ± this."""
     contrast: float = unasked(0.4)
-    """Factor drawn from 1 ± this."""
+    """Strength of the contrast change: a factor in 1 ± this."""
     saturation: float = unasked(0.4)
-    """Factor drawn from 1 ± this."""
+    """Strength of the saturation change: a factor in 1 ± this."""
     hue: float = unasked(0.1)
-    """Turn drawn from ± this, in turns of the colour wheel, at most 0.5."""
+    """Strength of the hue change: ± this, in turns of the colour wheel, at most 0.5."""
     grayscale: float = unasked(0.2)
-    """Probability that the colour goes."""
+    """Probability of a grey view."""
     blur: float = unasked(0.0)
     """Probability of a Gaussian blur."""
     blur_kernel: int = unasked(3)
@@ -72,7 +72,7 @@ class ViewSettings:
     blur_max: float = unasked(2.0)
     """Its largest standard deviation, in pixels."""
     clamp: bool = True
-    """Cut what the colours make darker than black or brighter than white, as torchvision does."""
+    """Cut pixels that the colour steps make darker than black or brighter than white, as torchvision does."""
 
     def __post_init__(self) -> None:
         for name in ("crop_min", "flip", "vertical_flip", "turn", "jitter", "grayscale", "blur"):

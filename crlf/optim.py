@@ -25,37 +25,37 @@ LONGEST = 16_384  # larger side: what has a row for each image of a large set (D
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
-    """How the weights move."""
+    """The optimizer and its learning rate."""
 
     optimizer: str = unasked("muon")
     """One of: muon, adam, adamw, sgd, lars."""
     lr: float = unasked(0.02)
-    """Peak learning rate (of the matrices, with Muon)."""
+    """Peak learning rate; with muon, of the matrices. The default is that of the optimizer."""
     lr_per: int = 256
-    """With sgd and lars: the images in a batch that lr is for; a run takes lr × batch_size / this. 0: lr as it is."""
+    """With sgd and lars: the batch size that lr is for. A run uses lr × batch_size / lr_per; 0 uses lr unchanged."""
     vector_lr: float = 3e-3
-    """With Muon: the peak learning rate of biases and norms, which AdamW moves."""
+    """With muon: the peak learning rate of biases and norms, which AdamW updates."""
     momentum: float = unasked(0.95)
-    """Of Muon, SGD and LARS; 0.9 is the default of these two, as in the papers."""
+    """Momentum of muon, sgd and lars. The default for sgd and lars is 0.9."""
     nesterov: bool = False
-    """With sgd: Nesterov's momentum. Muon's always is."""
+    """With sgd: use Nesterov's momentum. Muon always does."""
     weight_decay: float = unasked(0.1)
-    """For matrices only, unless decay_all; 0 is the default of all but muon. Decoupled, but for adam, sgd and lars."""
+    """Weight decay, of matrices unless decay_all. The default for all but muon is 0. Decoupled for muon and adamw."""
     decay_all: bool = False
     """Decay biases and norms too, as a plain torch optimizer does."""
     final_weight_decay: float = 1.0
-    """What the weight decay is multiplied by at the end of a cosine; 1 keeps it constant (DINO: 10, of 0.04)."""
+    """Factor of the weight decay at the end of training, along a cosine; 1 keeps it constant (DINO: 10, of 0.04)."""
     trust: float = 0.001
-    """With lars: the length of a step, at a learning rate of 1, as a share of the weights' own."""
+    """With lars: the length of a step at learning rate 1, as a share of the weights' length."""
     lars: str = "paper"
-    """With lars: whose; one of: paper, simclr, barlow, solo-learn."""
+    """With lars: the code it follows; one of: paper, simclr, barlow, solo-learn."""
     loss_scale: float = 1.0
-    """What the gradients are multiplied by: published rates belong to losses that are a multiple of those here. SGD
-    feels it, and so do the biases and norms of LARS."""
+    """Multiplies the gradients, for published rates that belong to a multiple of the loss here. It changes SGD, and
+    the biases and norms of LARS."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises linearly from 0."""
     final_lr: float = 0.0
-    """Share of the peak learning rate that is left at the end of the cosine; 1 keeps it constant."""
+    """Share of the peak learning rate at the end of the cosine; 1 keeps it constant."""
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:

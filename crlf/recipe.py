@@ -15,6 +15,8 @@ from crlf.defaults import DOMAINS, LARGE, OF_FILES, OF_LARGE, STEPS, Unasked, Un
 from crlf.encoders import EmbeddingSettings, InitSettings
 from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
+from crlf.methods.barlow import BarlowSettings
+from crlf.methods.byol import BYOLSettings
 from crlf.methods.simclr import SimCLRSettings
 from crlf.normalisation import Normalisation, measured
 from crlf.optim import OptimSettings
@@ -41,47 +43,46 @@ class Recipe:
     """Every setting of a run."""
 
     method: str = "simclr"
-    """What is learned; one of crlf.methods.METHODS."""
+    """The method; one of crlf.methods.METHODS."""
     encoder: str = unasked("cnn")
-    """What learns it; one of crlf.encoders.ENCODERS, or timm:NAME for any model of timm. With --init, where it is not
-    given, the network that the weights are of."""
+    """The encoder; one of crlf.encoders.ENCODERS, or timm:NAME for any model of timm. With --init, the default is the
+    network of these weights."""
     data: str = "cifar10"
-    """What it is learned from; one of crlf.data.SOURCES, or the path of a folder of images, a list of such (.txt) or an
-    array (.npy, .npz). On the command line it may stand without --data."""
+    """The images; one of crlf.data.SOURCES, or the path of a folder, a list of files (.txt), a table or an array
+    (.npy, .npz). On the command line you can leave out --data."""
     subset: int = 0
-    """At most this many training and as many test images, the first ones; 0 for all."""
+    """Use the first this many training and test images; 0 uses all."""
     drop_copies: bool = False
-    """Learn from each image once, where others have the same pixels. All are embedded."""
+    """Train on only one of several images with the same pixels. All are embedded."""
     epochs: int = unasked(10)
     """Passes over the training images. For your own files the default is enough for 1,000 steps or more; 0
     keeps the weights of --init."""
     minutes: float = 0.0
-    """A time budget, in place of the epochs: as many steps as fit; 0 trains by epochs."""
+    """Time budget instead of epochs: as many steps as fit; 0 trains by epochs."""
     reserve: float = 0.0
-    """Minutes of the time budget that training leaves to what comes after it; for your own images `crlf run` finds
-    out how many."""
+    """Minutes of the time budget to keep for the steps after training. `crlf run` sets this for your own images."""
     batch_size: int = unasked(128)
-    """Images in a step; a last, smaller batch is left out. The default for your own files is 64; a smaller set is one
-    batch."""
+    """Images in a step; a last, smaller batch is left out. The default for your own files is 64, or all of them if
+    there are fewer."""
     micro_batch: int = 0
     """Images of each process that are in memory at a time, where the batch is larger; gradients are still those of the
     whole batch, for a second forward pass. 0 for all at once."""
     frozen_norm: bool = False
-    """Let batch norm use what it remembers of earlier batches, not the moments of the batch or of each micro-batch."""
+    """Let batch norm use its running statistics instead of those of the batch or of each micro-batch."""
     domain: str = "photos"
-    """What the images show, which says how a view may differ from its image; one of crlf.defaults.DOMAINS."""
+    """What the images show, which decides how a view may differ from its image; one of crlf.defaults.DOMAINS."""
     views: int = 4
     """Views of each image in a step; all pairs are positive."""
     seed: int = 0
-    """Of the weights, the order and the views."""
+    """Seed of the weights, the order and the views."""
     precision: str = "auto"
     """Of the network's products in training: float32, bf16, or auto for bf16 where the device is faster with it.
     Weights, losses and statistics are float32 in any case, and so is what is embedded."""
     compile: str = "none"
-    """How a step is sped up: none; graphs replays it as one CUDA graph (NVIDIA, one process); kernels fuses views,
-    network and loss by torch.compile, whose first step takes long; all does both."""
+    """How to speed up a step. none; graphs replays it as one CUDA graph (NVIDIA, one process); kernels fuses views,
+    network and loss by torch.compile, which makes the first step slow; all does both."""
     stop_on_collapse: bool = False
-    """End the run when its features collapse; without it a warning says so."""
+    """Stop the run when its features collapse, instead of only warning."""
     images: ImageSettings = field(default_factory=ImageSettings)
     augmentation: ViewSettings = field(default_factory=ViewSettings)
     normalisation: Normalisation = field(default_factory=Normalisation)
@@ -324,8 +325,14 @@ NAMED: dict[str, Recipe] = {
         epochs=200, batch_size=512, head=SimCLRSettings(temperature=0.2, hidden=2048, projection=256),
     ),
     "mocov3-r18": published("mocov3", "resnet18", lars(0.3, 1e-6, loss_scale=2.0), MILD, epochs=1000, batch_size=256),
-    "byol-r18": published("byol", "resnet18", lars(1.0, 1e-5, loss_scale=2.0), MILD, epochs=1000, batch_size=256),
-    "barlow-r18": published("barlow", "resnet18", lars(0.3, 1e-4, loss_scale=0.1), MILD, epochs=1000, batch_size=256),
+    "byol-r18": published(
+        "byol", "resnet18", lars(1.0, 1e-5, loss_scale=2.0), MILD,
+        epochs=1000, batch_size=256, head=BYOLSettings(hidden=4096),
+    ),
+    "barlow-r18": published(
+        "barlow", "resnet18", lars(0.3, 1e-4, loss_scale=0.1), MILD,
+        epochs=1000, batch_size=256, head=BarlowSettings(projector_layers=3),
+    ),
     "vicreg-r18": published(
         "vicreg", "resnet18", lars(0.3, 1e-4, loss_scale=1.0), ViewSettings(resolution=1.0, saturation=0.2),
         epochs=1000, batch_size=256,

@@ -34,9 +34,11 @@ class BarlowSettings:
     """Width of the projector's hidden layer."""
     projection: int = 2048
     """Features that the loss correlates."""
+    projector_layers: int = 2
+    """Linear layers of the projector; all but the last are hidden. The paper has 3."""
 
     def __post_init__(self) -> None:
-        require(self, redundancy=(0, 1e6), hidden=WIDTH, projection=WIDTH)
+        require(self, redundancy=(0, 1e6), hidden=WIDTH, projection=WIDTH, projector_layers=(1, 16))
 
 
 @in_float32
@@ -75,7 +77,7 @@ class BarlowTwins(Method):
         super().__init__()
         s = settings
         self.encoder = encoder
-        self.projector = mlp([out_dim(encoder), s.hidden, s.projection], bias=False)
+        self.projector = mlp([out_dim(encoder), *[s.hidden] * (s.projector_layers - 1), s.projection], bias=False)
         self.redundancy = s.redundancy
 
     def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
