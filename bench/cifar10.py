@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import crlf
+from crlf.data import cache_dir
 
 PROGRAM = Path(__file__).parent.parent / "simclr_train.py"
 KEPT = (
@@ -21,19 +22,25 @@ KEPT = (
 )  # fmt: skip
 
 
+def kept() -> Path:
+    """Where the run of seed 0 stays, for `python -m bench pictures`."""
+    return cache_dir() / "bench" / "cifar10"
+
+
 def measure(*flags: str, seeds: Sequence[int] = (0, 1, 2), device: str = "cpu") -> list[dict[str, Any]]:
     """A row for each seed."""
     return [whole(flags, seed, device) for seed in seeds]
 
 
 def whole(flags: Sequence[str], seed: int, device: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = kept() if not flags and seed == 0 else Path(temporary)
         start = time.perf_counter()
-        options = ["--out", folder, "--device", device, "--seed", str(seed), *flags]
+        options = ["--out", str(folder), "--overwrite", "--device", device, "--seed", str(seed), *flags]
         subprocess.run([sys.executable, str(PROGRAM), *options], check=True)
         seconds = time.perf_counter() - start
         crlf.probe(folder, probes="plain", device=device)
-        scores = json.loads((Path(folder) / "scores.json").read_text(encoding="utf-8"))
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     return (
         {"flags": " ".join(flags) or "none"}
         | {name: scores[name] for name in KEPT if name in scores}

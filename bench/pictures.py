@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from bench.cifar10 import kept
 from crlf.errors import InputError
 from crlf.runs.run import REPORT, Run
 
@@ -54,7 +55,9 @@ def screenshots(report: Path) -> dict[str, Image.Image]:
 def main(argv: Sequence[str]) -> int:
     """Write the pictures, and say where."""
     parser = argparse.ArgumentParser(prog="python -m bench pictures", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run", type=Path)
+    parser.add_argument(
+        "run", type=Path, nargs="?", default=kept(), help="that of `python -m bench cifar10` if not given"
+    )
     parser.add_argument("--out", type=Path, default=FOLDER)
     asked = parser.parse_args(argv)
     run = Run.open(asked.run)
