@@ -19,7 +19,7 @@ else:
     import tomli as tomllib  # pytest brings it
 
 ROOT = Path(__file__).parent.parent
-TOOLS = ("audit", "bench", "docs")  # extras that no test needs
+TOOLS = ("audit", "bench", "docs", "lint")  # extras that no test needs
 
 
 def project() -> dict[str, Any]:

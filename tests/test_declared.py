@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from declared import ROOT, declared, lowest, project
+from declared import ROOT, TOOLS, declared, lowest, project
 
 import crlf
 
@@ -47,7 +47,7 @@ def test_all_that_is_imported_is_declared():
 
 def test_all_that_is_declared_is_imported():
     found = imported(ROOT / "crlf")
-    users = [name for name in project()["optional-dependencies"] if name not in ("test", "audit", "docs", "bench")]
+    users = [name for name in project()["optional-dependencies"] if name not in ("test", *TOOLS)]
     assert names(*users) - found["top"] - found["inside"] == set(WITHOUT_IMPORT)
 
 

@@ -36,3 +36,21 @@ def test_a_method_of_ones_own_learns(tmp_path: Path, monkeypatch: pytest.MonkeyP
     runpy.run_path(str(EXAMPLES / "new_method.py"), run_name="__main__")
     kNN = float(capsys.readouterr().out.splitlines()[-1].split()[1])
     assert kNN > 25  # of eight classes
+
+
+@pytest.mark.long
+def test_the_notebook_runs_and_keeps_its_pictures(tmp_path: Path):
+    """With fewer images and epochs. `jupyter execute --inplace examples/search.ipynb` remakes the kept one."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    path = EXAMPLES / "search.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    pictures = ["image/png" in output.get("data", {}) for cell in code for output in cell.outputs]
+    assert sum(pictures) == 3 and path.stat().st_size < 2**20
+    assert sum(len(cell.source.splitlines()) for cell in code) < 60
+    small = code[0].source.replace("epochs=4", "epochs=1, subset=200")
+    assert small != code[0].source
+    code[0].source = small
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert "show the same shape" in str(code[-2].outputs)
+    assert sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs) == 3

@@ -131,7 +131,7 @@ def test_the_shorter_side_is_scaled_and_the_middle_is_kept():
     ours = decode(encoded(smooth, "PNG"), 32).transpose(1, 2, 0).astype(int)
     assert abs(ours - expected)[:, 2:-2].max() <= 1  # at the cut Pillow's filter sees no further
     upright = decode(encoded(smooth.transpose(Image.Transpose.TRANSPOSE), "PNG"), 32)
-    assert np.array_equal(upright.transpose(2, 1, 0), ours)
+    assert abs(upright.transpose(2, 1, 0) - ours).max() <= 1  # Pillow before 13 rounds rows otherwise than columns
 
 
 def test_shrinking_is_antialiased():
