@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import io
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+import crlf
 from bench.cifar10 import kept
+from crlf.data import load
 from crlf.errors import InputError
 from crlf.runs.run import REPORT, Run
 
@@ -23,6 +26,8 @@ FIGURES = ("loss_curve", "views", "tsne_embedding", "confusion_matrix")
 WIDE, HIGH = 1400, 1000  # pixels of the window
 MOST = 300_000  # bytes of a picture
 NARROWEST = 500
+SEARCHED = (0, 4, 7, 8)  # classes whose first test image is searched for
+NEAREST = 8
 
 
 def small(picture: Image.Image) -> bytes:
@@ -52,6 +57,23 @@ def screenshots(report: Path) -> dict[str, Image.Image]:
     return found
 
 
+def neighbours(run: Run) -> Image.Image:
+    """The nearest training images of the first test image of some classes."""
+    test = load(run.recipe.data)[1]
+    assert test.labels is not None
+    labels = test.labels.tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for label in SEARCHED:
+            pixels = test.images[labels.index(label)].permute(1, 2, 0).numpy()
+            files.append(Path(folder) / f"{test.classes[label]}.png")
+            Image.fromarray(pixels).save(files[-1])
+        figure = Path(folder) / "neighbours.png"
+        crlf.search(run, tuple(files), k=NEAREST, distinct=True, figure=figure)
+        with Image.open(figure) as drawn:
+            return drawn.copy()
+
+
 def main(argv: Sequence[str]) -> int:
     """Write the pictures, and say where."""
     parser = argparse.ArgumentParser(prog="python -m bench pictures", description=(__doc__ or "").partition("\n")[0])
@@ -67,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     for name in FIGURES:
         with Image.open(run.file(f"{name}.png")) as drawn:
             pictures[name.replace("_", "-")] = drawn.copy()
+    pictures["neighbours"] = neighbours(run)
     asked.out.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         path = asked.out / f"{name}.png"
