@@ -23,7 +23,8 @@ from crlf.runs.run import REPORT, Run
 
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
 FIGURES = ("loss_curve", "views", "tsne_embedding", "confusion_matrix")
-WIDE, HIGH = 1400, 1000  # pixels of the window
+WIDE, HIGH = 1400, 1460  # pixels of the window
+LEFT_OUT = "#training, nav, p:has(> code)"  # between the verdict and the map, and the folder's path
 MOST = 300_000  # bytes of a picture
 NARROWEST = 500
 SEARCHED = (0, 4, 7, 8)  # classes whose first test image is searched for
@@ -42,7 +43,7 @@ def small(picture: Image.Image) -> bytes:
 
 
 def screenshots(report: Path) -> dict[str, Image.Image]:
-    """The top of a report, by day and by night."""
+    """The verdict and the map of a report, by day and by night."""
     from playwright.sync_api import sync_playwright
 
     found: dict[str, Image.Image] = {}
@@ -51,6 +52,7 @@ def screenshots(report: Path) -> dict[str, Image.Image]:
         for scheme in ("light", "dark"):
             page = browser.new_page(viewport={"width": WIDE, "height": HIGH}, color_scheme=scheme)
             page.goto(report.resolve().as_uri())
+            page.add_style_tag(content=f"{LEFT_OUT} {{ display: none }}")
             page.wait_for_timeout(1500)  # until the plots are drawn
             found[f"report-{scheme}"] = Image.open(io.BytesIO(page.screenshot()))
         browser.close()
