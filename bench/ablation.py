@@ -167,13 +167,16 @@ EMBEDDINGS: dict[str, tuple[EmbeddingSettings, int]] = {  # and the stages that 
 
 def changes() -> dict[str, Recipe]:
     """The recipes, by what they change."""
-    base = Recipe(data="held-out", epochs=1, views=2, normalisation=PUBLISHED["cifar10"])
+    base = Recipe(
+        data="held-out", epochs=1, views=2, normalisation=PUBLISHED["cifar10"],
+        augmentation=ViewSettings(clamp=False), optim=OptimSettings(weight_decay=0.0),
+    )  # fmt: skip
 
     def views(**settings: Any) -> Recipe:
-        return replace(base, augmentation=ViewSettings(**settings))
+        return replace(base, augmentation=ViewSettings(clamp=False, **settings))
 
     def optim(**settings: Any) -> Recipe:
-        return replace(base, optim=OptimSettings(**settings))
+        return replace(base, optim=OptimSettings(**{"weight_decay": 0.0, **settings}))
 
     def head(**settings: Any) -> Recipe:
         return replace(base, head=SimCLRSettings(**settings))

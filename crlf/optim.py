@@ -240,8 +240,12 @@ class LARS(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float, kind: str = "paper"):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "trust": 0.0})
-        self.kind = LARS_OF[kind]
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "trust": 0.0, "kind": kind})
+
+    @property
+    def kind(self) -> LarsKind:
+        """From the defaults, which a copy of an optimizer keeps."""
+        return LARS_OF[self.defaults["kind"]]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

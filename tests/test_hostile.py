@@ -99,7 +99,7 @@ def test_an_npz_bomb(tmp_path: Path, little_memory: None):
     path = tmp_path / "images.npz"
     path.write_bytes(bomb(zeros(2000, 3, 32, 32), "images.npy"))
     assert path.stat().st_size < 100_000
-    with pytest.raises(InputError, match=r"cannot be used: what it holds takes 6,144,128 bytes, more than half"):
+    with pytest.raises(InputError, match=r"cannot be used: its contents take 6,144,128 bytes, more than half"):
         data.load(str(path))
     path.write_bytes(bomb(zeros(200, 3, 32, 32), "images.npy"))
     assert len(data.load(str(path))[0]) == 200
@@ -108,7 +108,7 @@ def test_an_npz_bomb(tmp_path: Path, little_memory: None):
 def test_a_bomb_in_the_place_of_maps(tmp_path: Path, little_memory: None):
     run = Run(tmp_path)
     run.file(MAPS).write_bytes(bomb(zeros(8_000_000), "rows.npy"))
-    with pytest.raises(InputError, match=r"maps\.npz' cannot be read as maps: what it holds takes 8,000,128 bytes"):
+    with pytest.raises(InputError, match=r"maps\.npz' cannot be read as maps: its contents take 8,000,128 bytes"):
         projections.kept(run, np.zeros((2, 2), np.float32))
 
 
@@ -122,7 +122,7 @@ def test_a_bomb_in_the_place_of_weights(tmp_path: Path):
             small.writestr(info.filename, whole.read(info))
     assert len(packed.getvalue()) < 20_000
     run.file(ENCODER).write_bytes(packed.getvalue())
-    with pytest.raises(InputError, match="it holds more than its size"):
+    with pytest.raises(InputError, match="its contents are larger than the file"):
         run.tensors(ENCODER)
 
 

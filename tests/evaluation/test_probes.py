@@ -302,7 +302,7 @@ def test_probes_that_there_are_not(run: crlf.Run, asked: str, match: str):
         ("train_lbl.npy", TRAIN[1].astype(np.float32), "must be int64"),
         ("test_lbl.npy", np.where(np.arange(1000) == 7, -1, TEST[1]), "0 or more, but row 7 is -1"),
         ("train_emb.npy", TRAIN[0].astype(np.float64), "must be float32"),
-        ("test_emb.npy", TEST[0][:, :-1].copy(), "24 columns, but test_emb.npy 23"),
+        ("test_emb.npy", TEST[0][:, :-1].copy(), "24 columns, but test_emb.npy has 23"),
         ("test_emb.npy", np.where(np.arange(1000)[:, None] == 4, np.float32("nan"), TEST[0]), "row 4 is not"),
         ("test_emb.npy", None, "`crlf embed"),
     ],

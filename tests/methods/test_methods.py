@@ -227,7 +227,7 @@ def test_settings_are_flags_and_survive_json(name: str):
         found.append(recipe)
 
     fields = dataclasses.fields(METHODS[name].Settings)
-    words = {"teacher": "timm:test_resnet", "agree": "both"}
+    words = {"teacher": "timm:test_resnet", "agree": "both", "projector_norms": "none"}
     numbers = {f.name: f.default for f in fields if f.name not in words}
     other = {key: value + 1 if isinstance(value, int) else value / 2 for key, value in numbers.items()}
     other |= {f.name: words[f.name] for f in fields if f.name in words}
