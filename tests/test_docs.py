@@ -1,4 +1,4 @@
-"""The commands and programs of "Use the encoder", followed to the letter."""
+"""The commands and programs of "Use the encoder", followed to the letter; the README's length and pictures."""
 
 from __future__ import annotations
 
@@ -51,3 +51,10 @@ def test_the_programs_of_use_the_encoder(in_use: Path, monkeypatch: pytest.Monke
     for block in blocks:
         exec(block, names)
     assert names["rows"].shape == (100, 1792) and list(names["table"]["id"])[:1] == ["train/00000"]
+
+
+def test_the_readme_is_short_and_its_pictures_are_small():
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900 and "not measured" not in text
+    pictures = [DOCS.parent / name for name in re.findall(r'(?:\(|src(?:set)?=")(docs/[\w/-]+\.png)', text)]
+    assert len(pictures) >= 8 and all(path.stat().st_size <= 300_000 for path in pictures)
