@@ -466,7 +466,7 @@ def test_unlabelled_images_end_in_embeddings_and_a_report(tmp_path: Path, monkey
     for figure in ("loss_curve", "pca_embedding", "tsne_embedding", "views"):
         assert (run / f"{figure}.png").is_file()
     page = (run / "report.html").read_text()
-    assert "finding an image by a crop of it" in page and "Not there yet" not in page
+    assert "the encoder finds that image among" in page and "Not there yet" not in page
     assert "PCA of 32 training embeddings" in page and f'"{ids[0]}"' in page
 
 
