@@ -1,0 +1,141 @@
+"""LeJEPA: each view predicts the mean of all, and projections are held to a standard normal distribution.
+
+Balestriero and LeCun, LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics, 2025,
+https://arxiv.org/abs/2511.08544. The regulariser, SIGReg, tests random one-dimensional projections for normality, after
+Epps and Pulley 1983. There is no target, no held gradient and no predictor: `spread` in the log tells of a collapse.
+
+Defaults: the authors' minimal example (weight 0.02, a head of 2048, 2048 and 128, 256 directions, 17 knots up to 3).
+As in their code, the prediction loss is a mean over the features, where the paper writes a sum.
+
+Shapes: V views, B images, D embedding, P projection, K directions, T knots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crlf.methods.base import SHARE, WIDTH, Method, by_view, in_float32, mlp, out_dim, require, spread, unit
+
+SEEDS = 2**62
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeJEPASettings:
+    """The loss and the projection head."""
+
+    sigreg: float = 0.02
+    """Weight of the test of normality; the prediction has what is left of 1."""
+    directions: int = 256
+    """Random directions that a step tests."""
+    knots: int = 17
+    """Points at which the characteristic functions are compared."""
+    furthest: float = 3.0
+    """The last of these points; the first is 0."""
+    hidden: int = 2048
+    """Width of the projector's two hidden layers."""
+    projection: int = 128
+    """Width of the projections, which the loss compares."""
+
+    def __post_init__(self) -> None:
+        require(self, sigreg=SHARE, directions=WIDTH, knots=(2, 1001), furthest=(1e-3, 100))
+        require(self, hidden=WIDTH, projection=WIDTH)
+
+
+@in_float32
+def sigreg(z: Tensor, directions: Tensor, knots: int, furthest: float) -> Tensor:
+    """SIGReg (LeJEPA, algorithm 1): how far the images' distribution is from a standard normal one.
+
+    It is the statistic of Epps and Pulley, B times the integral over t of |f(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2), where
+    f is the characteristic function of the B projections on a direction; its mean over directions and views. The
+    integrand is even, so the trapezoidal rule takes 0 to `furthest` and doubles.
+
+    Args:
+        z: float (V, B, P), projections.
+        directions: float (K, P), rows of length 1.
+        knots: points of the trapezoidal rule, 2 or more.
+
+    Returns:
+        A scalar of at least 0. Half precision is computed in float32.
+    """
+    t = torch.linspace(0, furthest, knots, device=z.device, dtype=z.dtype)
+    normal = (-t.square() / 2).exp()  # the characteristic function of a standard normal one, and the weight
+    weights = 2 * normal * furthest / (knots - 1)
+    weights = torch.cat([weights[:1] / 2, weights[1:-1], weights[-1:] / 2])
+    angles = (z @ directions.mT)[..., None] * t  # (V, B, K, T)
+    apart = (angles.cos().mean(dim=1) - normal).square() + angles.sin().mean(dim=1).square()  # (V, K, T)
+    return z.shape[1] * (apart @ weights).mean()
+
+
+@in_float32
+def prediction(z: Tensor, centre: Tensor) -> Tensor:
+    """The mean squared distance of each view from the mean of its image's (LeJEPA, algorithm 2).
+
+    Args:
+        z: float (V, B, P), projections of all views.
+        centre: float (B, P), the mean of those that are predicted.
+    """
+    return (z - centre).square().mean()
+
+
+class Directions(nn.Module):
+    """Random directions, drawn anew after each step from a generator that counts: rows of length 1, float (K, P).
+
+    All ranks draw the same, a replayed graph reads them in place, and the count is part of the state.
+    """
+
+    rows: Tensor
+
+    def __init__(self, count: int, width: int):
+        super().__init__()
+        self.register_buffer("rows", unit(torch.randn(count, width)))
+        self.seed, self.drawn = int(torch.randint(SEEDS, ())), 0
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        self.drawn += 1
+        stream = torch.Generator(self.rows.device).manual_seed(self.seed + self.drawn)
+        self.rows.copy_(unit(torch.randn(self.rows.shape, generator=stream, device=self.rows.device)))
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.seed, self.drawn])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.seed, self.drawn = state.tolist()
+
+
+class LeJEPA(Method):
+    """Encoder and projector."""
+
+    title = "LeJEPA"
+    paper = "Balestriero and LeCun 2025, https://arxiv.org/abs/2511.08544"
+    gist = "views predict their mean; features are normally distributed"
+    needs = "nothing else: no target, no predictor"
+    loss_name = "LeJEPA"
+    loss_falls = True
+    Settings = LeJEPASettings
+
+    def __init__(self, encoder: nn.Module, settings: LeJEPASettings):
+        super().__init__()
+        s = settings
+        self.encoder = encoder
+        self.projector = mlp([out_dim(encoder), s.hidden, s.hidden, s.projection])
+        self.directions = Directions(s.directions, s.projection)
+        self.settings = s
+
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        h = self.encoder(torch.cat(list(views)))  # (V B, D)
+        return (by_view(self.projector(h), views),)  # (V, B, P)
+
+    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        s = self.settings
+        predicted = prediction(z, z.mean(dim=0))
+        tested = sigreg(z, self.directions.rows, s.knots, s.furthest)
+        loss = (1 - s.sigreg) * predicted + s.sigreg * tested
+        return loss, {"spread": spread(z), "prediction": predicted.detach(), "sigreg": tested.detach()}
+
+    def after_step(self, progress: float) -> None:
+        self.directions.renew()

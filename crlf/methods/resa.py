@@ -1,0 +1,118 @@
+"""ReSA: projections agree with a clustering of the batch that the encoder's own output makes.
+
+Weng, An, Ma, Qi, Luo, Yang, Dong and Huang, Clustering Properties of Self-Supervised Learning, ICML 2025,
+https://arxiv.org/abs/2501.18452. The cosines of all images of the batch with each other, before the projector, are made
+an assignment whose rows and columns are equally full (Sinkhorn and Knopp, as in SwAV): images that are alike share a
+part of each other. Projections then predict this assignment, in both directions. With V views the loss is the mean over
+all ordered pairs of a view and another of the target.
+
+Defaults: the authors' CIFAR code: a head of 2048, 2048 and 512 with batch norm after the last layer, temperature 0.4,
+epsilon 0.05, 3 iterations, a target's momentum of 0.996 to 1. The first view makes the assignment; the authors only
+crop and flip it, and we draw it as the others.
+
+Shapes: V views, B images, D embedding, P projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crlf.methods.base import (
+    SHARE,
+    TEMPERATURE,
+    WIDTH,
+    Method,
+    Target,
+    by_view,
+    cosine,
+    in_float32,
+    mlp,
+    out_dim,
+    over_pairs,
+    require,
+    spread,
+)
+from crlf.methods.swav import sinkhorn, swapped_prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReSASettings:
+    """The loss, the projection head and the target."""
+
+    temperature: float = 0.4
+    """Divides the cosines of projections."""
+    epsilon: float = 0.05
+    """Divides the cosines that assign; the smaller, the harder."""
+    iterations: int = 3
+    """Of Sinkhorn and Knopp."""
+    hidden: int = 2048
+    """Width of the projector's two hidden layers."""
+    projection: int = 512
+    """Width of the projections, which the loss compares."""
+    target_momentum: float = 0.996
+    """Momentum of the target's moving average at the start."""
+    target_momentum_end: float = 1.0
+    """Momentum at the end, reached along a cosine."""
+
+    def __post_init__(self) -> None:
+        require(self, temperature=TEMPERATURE, epsilon=TEMPERATURE, iterations=(1, 1000))
+        require(self, hidden=WIDTH, projection=WIDTH, target_momentum=SHARE, target_momentum_end=SHARE)
+
+
+@in_float32
+def resa(z: Tensor, target: Tensor, assignment: Tensor, temperature: float) -> Tensor:
+    """The cross-entropy of two views' cosines with an assignment, from either side (the authors' code; section 4).
+
+    Args:
+        z, target: float (B, P), projections of one view, and the target's of another; need not be normalised.
+        assignment: float (B, B); row i says which images of the target image i belongs to, and sums to 1.
+        temperature: above 0.
+
+    Returns:
+        A scalar of at least 0. Half precision is computed in float32.
+    """
+    cosines = cosine(z, target)  # (B, B)
+    there = swapped_prediction(cosines, assignment, temperature)
+    back = swapped_prediction(cosines.mT, assignment.mT, temperature)
+    return (there + back) / 2
+
+
+class ReSA(Method):
+    """Encoder and projector, and targets of both."""
+
+    title = "ReSA"
+    paper = "Weng et al. 2025, https://arxiv.org/abs/2501.18452"
+    gist = "projections follow a clustering of the batch by the encoder itself"
+    needs = "a target (a forward pass more), a large batch"
+    Settings = ReSASettings
+
+    def __init__(self, encoder: nn.Module, settings: ReSASettings):
+        super().__init__()
+        s = settings
+        self.encoder = encoder
+        self.projector = mlp([out_dim(encoder), s.hidden, s.hidden, s.projection], last_norm=True)
+        momenta = {"start": s.target_momentum, "end": s.target_momentum_end}
+        self.target, self.target_projector = Target(encoder, **momenta), Target(self.projector, **momenta)
+        self.settings = s
+
+    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        h = self.encoder(torch.cat(list(views)))  # (V B, D)
+        z = by_view(self.projector(h), views)  # (V, B, P)
+        target_h = self.target(views)  # (V, B, D)
+        first = by_view(h.detach(), views)[:1]  # (1, B, D)
+        return z, self.target_projector(list(target_h)), first, target_h[:1]
+
+    def loss(self, z: Tensor, target: Tensor, h: Tensor, target_h: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        s = self.settings
+        assignment = sinkhorn(cosine(h[0], target_h[0]), s.epsilon, s.iterations)  # (B, B)
+        loss = over_pairs(lambda a, b: resa(a, b, assignment, s.temperature), z, target)
+        own = assignment.diagonal().mean()  # 1: every image is a cluster of its own
+        return loss, {"spread": spread(z), "own_share": own}
+
+    def after_step(self, progress: float) -> None:
+        self.target.follow(self.encoder, progress=progress)
+        self.target_projector.follow(self.projector, progress=progress)
