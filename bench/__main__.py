@@ -52,6 +52,7 @@ COMMANDS = {
     "transfer": "trained weights on photographs: as they are, gone on from, and as a teacher; --help says how",
     "init-ablation": "how to go on from trained weights without labels; --help says how",
     "pictures": "the pictures of the README, from a run: its folder",
+    "leaderboard": "measure runs of CIFAR-10 again and add them to the leaderboard: their folders",
     "label-free": "which measure without labels ranks encoders as probes do; --help says how",
 }  # with arguments of their own
 MODULES = {
@@ -63,6 +64,7 @@ MODULES = {
     "init-ablation": "transfer.adapting",
     "label-free": "transfer.label_free",
     "pictures": "pictures",
+    "leaderboard": "entry",
 }
 
 

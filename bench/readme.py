@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench import plan, scaling
+from bench import leaderboard, plan, scaling
 from bench.timing import mean_and_spread
 from crlf.methods import METHODS
 from crlf.recipe import RECIPES
@@ -21,6 +21,7 @@ README, RECIPE, METHODS_PAGE = ROOT / "README.md", ROOT / "docs" / "recipe.md", 
 FINETUNING, SCALING = ROOT / "docs" / "fine-tune.md", ROOT / "docs" / "scaling.md"
 PHOTOGRAPHS = ROOT / "docs" / "photographs.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
+LEADERBOARD = ROOT / "docs" / "leaderboard.md"
 TRAINED, DISTIL = ROOT / "docs" / "trained-weights.md", ROOT / "docs" / "distil.md"
 SPEEDRUN = ROOT / "docs" / "speedrun.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
@@ -203,6 +204,7 @@ def pages(records: Path) -> dict[Path, str]:
     return {
         README: filled(README.read_text(encoding="utf-8"), "results", results(found, records)),
         BENCHMARKS: filled(BENCHMARKS.read_text(encoding="utf-8"), "measurements", measurements(found)),
+        LEADERBOARD: filled(LEADERBOARD.read_text(encoding="utf-8"), "leaderboard", leaderboard.table(records)),
         RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", rows(found, "ablation")),
         FINETUNING: filled(FINETUNING.read_text(encoding="utf-8"), "finetuning", rows(found, "finetuning")),
         PHOTOGRAPHS: filled(
