@@ -34,7 +34,7 @@ def measure(rounds: int = 7) -> list[dict[str, Any]]:
     state = State(recipe, whole.first(STEPS * recipe.batch_size), torch.device("cpu"))
     with tempfile.TemporaryDirectory(dir=".") as folder:  # of the disk: /tmp may be memory
         path = Path(folder) / "images.npy"
-        np.save(path, whole.images.numpy())
+        np.save(path, whole.decoded.numpy())
 
         def seconds(source: torch.Tensor, resident: bool) -> float:
             # The order is that of all images, of which an epoch of this length takes the first batches.
@@ -53,7 +53,7 @@ def measure(rounds: int = 7) -> list[dict[str, Any]]:
             return seconds(tensor(np.load(path, mmap_mode="r")), resident=False)
 
         things = {
-            "from memory": lambda: seconds(whole.images, resident=True),
+            "from memory": lambda: seconds(whole.decoded, resident=True),
             "from a file, read before": lambda: from_file(cold=False),
             "from a file, cold": lambda: from_file(cold=True),
         }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -83,7 +84,18 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.stack([like.new_full((), value) for value in values])
 
 
-def measured(images: Tensor) -> Normalisation:
+class Rows(Protocol):
+    """Images that are indexed by rows: a tensor, or files that are decoded then (crlf.data.encoded)."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+
+
+def measured(images: Rows) -> Normalisation:
     """Measure the mean and standard deviation of each channel over evenly spaced images.
 
     Sums of whole numbers are exact in float64, so the result does not depend on the order or the number of threads.

@@ -84,14 +84,14 @@ class Training:
         encoder.load_state_dict(self.state.method.encoder.state_dict())
         frozen = Frozen(encoder, recipe.embedding.mirror).to(self.device)
         assert few.labels is not None and held.labels is not None
-        x, z = (knn.embed(frozen, part.images, recipe.normalisation) for part in (few, held))
+        x, z = (knn.embed(frozen, part.decoded, recipe.normalisation) for part in (few, held))
         y, truth = few.labels.to(self.device), held.labels.to(self.device)
         return {"knn_%": 100 * knn.accuracy(x, y, z, truth), "ridge_%": 100 * knn.ridge(x, y, z, truth)}
 
 
 def on(device: torch.device, part: ImageSet) -> ImageSet:
     """The same images, on the device."""
-    return dataclasses.replace(part, images=part.images.to(device))
+    return dataclasses.replace(part, images=part.decoded.to(device))
 
 
 Found = Iterator[tuple[Job, dict[str, Any]]]

@@ -41,7 +41,7 @@ def one_epoch(c: Context, mode: str) -> dict[str, Any]:
         scores, normalisation = run.scores, run.recipe.normalisation
         train, test = load(recipe.data, None, recipe.images, recipe.subset)
         frozen = load_encoder(run, recipe, train.images.shape[1:]).to(c.device)
-    rows = [knn.embed(frozen, part.images.to(c.device), normalisation) for part in (train, test)]
+    rows = [knn.embed(frozen, part.decoded.to(c.device), normalisation) for part in (train, test)]
     assert train.labels is not None and test.labels is not None
     accuracy = knn.accuracy(rows[0], train.labels.to(c.device), rows[1], test.labels.to(c.device))
     kept = ("loss", "train_seconds", "images_per_second", "precision", "device")

@@ -293,7 +293,7 @@ def images(name: str, size: int) -> Images:
     """A set as CRLF decodes it: the shorter side is `size`, the middle is kept; 0 takes what it would choose."""
     folder = folder_of(name)
     train, test = load(str(listing_of(folder)), settings=of_size(size))
-    pixels = torch.cat([train.images, test.images])
+    pixels = torch.cat([train.decoded, test.decoded])
     names = tuple(os.path.relpath(one, folder) for one in [*train.ids, *test.ids])
     order = sorted(range(len(names)), key=names.__getitem__)
     classes = sorted({one.split(os.sep)[0] for one in names})

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from crlf.data import given
 from crlf.data.cache import cache_dir
 from crlf.data.datasets import cifar, shapes, stl10, svhn
-from crlf.data.files import arrays, folder, huggingface
+from crlf.data.files import arrays, folder, huggingface, stores
 from crlf.data.files.folder import ImageSettings
 from crlf.data.image_set import ImageSet
 from crlf.errors import InputError, unknown
@@ -52,6 +51,8 @@ def named(data: str) -> str:
     """
     if data in SOURCES or given.is_given(data):
         return data
+    if stores.is_remote(data):
+        return data.rstrip("/")
     if data.startswith(huggingface.PREFIX):
         return huggingface.named(data)
     if not folder.is_path(data):
@@ -99,11 +100,10 @@ def load_parts(
     "unlabelled". Arguments and errors are the same."""
     if data_dir is None and named(data) not in SOURCES and not given.is_given(data):
         own = folder.load(named(data), settings or ImageSettings(), subset)
-        rest = slice(len(own.train), None)
         found = {"train": own.train, "test": own.test}
         if len(own.learn) == len(own.train):
             return found
-        return found | {UNLABELLED_PART: replace(own.learn, images=own.learn.images[rest], ids=own.learn.ids[rest])}
+        return found | {UNLABELLED_PART: own.learn.rows(slice(len(own.train), None))}
     return dict(zip(("train", "test"), load(data, data_dir, settings, subset), strict=True))
 
 

@@ -60,7 +60,7 @@ def image_set(data: Given, settings: ImageSettings | None = None, split: str = "
         return data
     if data.images.shape[1] != 3:
         raise InputError(f"image_size scales images of 3 channels, not of {data.images.shape[1]}")
-    return replace(data, images=torch.from_numpy(scaled(data.images.numpy(), side)), mapped=None)
+    return replace(data, images=torch.from_numpy(scaled(data.decoded.numpy(), side)), mapped=None)
 
 
 def both(

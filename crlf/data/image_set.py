@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from crlf.data.encoded import Encoded, Pixels
 from crlf.data.memmap import Mapped
 from crlf.errors import InputError
+from crlf.runtime.devices import fits
+from crlf.text import size
 
 SAMPLE = 256  # images in a fingerprint; a set may be larger than memory
 
@@ -23,8 +26,8 @@ class ImageSet:
             images, or a label without a class.
     """
 
-    images: torch.Tensor
-    """uint8 (N, C, H, W), contiguous."""
+    images: Pixels
+    """uint8 (N, C, H, W), contiguous; or files that become this when rows are asked for (crlf.data.encoded)."""
     labels: torch.Tensor | None
     """int64 (N,), or None without labels."""
     classes: tuple[str, ...]
@@ -45,7 +48,7 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels
-        if x.dtype != torch.uint8 or x.ndim != 4 or not x.is_contiguous():
+        if isinstance(x, torch.Tensor) and (x.dtype != torch.uint8 or x.ndim != 4 or not x.is_contiguous()):
             raise InputError(f"images must be contiguous uint8 (N, C, H, W), not {x.dtype} {tuple(x.shape)}")
         if len(self.ids) != len(x):
             raise InputError(f"{len(x)} images need as many ids, not {len(self.ids)}")
@@ -60,8 +63,22 @@ class ImageSet:
         return len(self.images)
 
     def __repr__(self) -> str:
-        size = "×".join(map(str, self.images.shape[1:]))
-        return f"ImageSet({len(self):,} images of {size}, {len(self.classes)} classes)"
+        shape = "×".join(map(str, self.images.shape[1:]))
+        return f"ImageSet({len(self):,} images of {shape}, {len(self.classes)} classes)"
+
+    @property
+    def decoded(self) -> torch.Tensor:
+        """All images in memory or mapped, uint8 (N, C, H, W).
+
+        Raises:
+            InputError: they are decoded when they are asked for, and would not fit into memory.
+        """
+        if isinstance(self.images, torch.Tensor):
+            return self.images
+        if not fits(self.images.nbytes, torch.device("cpu")):
+            need = f"{len(self):,} decoded images take {size(self.images.nbytes)}, more than half of the free memory"
+            raise InputError(f"{need}: --decode ahead maps them from the disk, --subset takes fewer")
+        return self.images[:]
 
     def fingerprint(self, names: bool = True) -> str:
         """SHA-256 of the shape and of the pixels of 256 images, with or without their names."""
@@ -76,8 +93,14 @@ class ImageSet:
         """The first `count` images; all of them if `count` is 0 or larger than the set."""
         if not 0 < count < len(self):
             return self
-        labels = None if self.labels is None else self.labels[:count]
-        return replace(self, images=self.images[:count], labels=labels, ids=self.ids[:count])
+        return self.rows(slice(0, count))
+
+    def rows(self, rows: slice | list[int]) -> ImageSet:
+        """The images of some rows, not decoded if these are not."""
+        images = self.images.part(rows) if isinstance(self.images, Encoded) else self.images[rows]
+        labels = None if self.labels is None else self.labels[rows]
+        ids = self.ids[rows] if isinstance(rows, slice) else [self.ids[row] for row in rows]
+        return replace(self, images=images, labels=labels, ids=ids)
 
     def without_copies(self) -> ImageSet:
         """The set without copies: of images with the same pixels, the first is kept. Without copies, the set itself.
@@ -93,8 +116,7 @@ class ImageSet:
                 rows.append(row)
         if len(rows) == len(self):
             return self
-        labels = None if self.labels is None else self.labels[rows]
-        return replace(self, images=self.images[rows], labels=labels, ids=[self.ids[row] for row in rows], mapped=None)
+        return replace(self.rows(rows), mapped=None)
 
     def require_unchanged(self) -> None:
         """Raise InputError if the file that the images are mapped from has changed."""

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from crlf.data.encoded import Pixels
+
 MOST = 10_000  # pictures
 SIDES = (64, 48, 32)  # pixels of the longer side, the first with which all pictures have at most PIXELS
 PIXELS = 12.5e6
@@ -17,14 +19,14 @@ def sample(N: int, most: int = MOST) -> np.ndarray:
     return np.random.default_rng(0).permutation(N)[:most]
 
 
-def thumbnails(images: np.ndarray) -> Iterator[np.ndarray]:
+def thumbnails(images: Pixels | np.ndarray) -> Iterator[np.ndarray]:
     """Pictures of `sample(N)`, in its order: uint8 (N, C, H, W) -> n times uint8 (h, w, 3). Small ones stay so.
 
     No more than 38 MB: 10,000 of 32 pixels a side, or 3,000 of 64.
     """
     rows = sample(len(images))
     most = next((side for side in SIDES if len(rows) * side**2 <= PIXELS), SIDES[-1])
-    return (thumbnail(images[row], most) for row in rows)
+    return (thumbnail(np.asarray(images[int(row)]), most) for row in rows)
 
 
 def thumbnail(image: np.ndarray, most: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from crlf import encoders
 from crlf.data import UNLABELLED_PART, ImageSet, given, load, load_for_pretraining, load_parts, named, require_there
+from crlf.data.encoded import Pixels
 from crlf.data.given import Given
 from crlf.data.stream import Sets, Source, open_path, require_shape
 from crlf.data.thumbnails import sample, thumbnails
@@ -211,7 +212,7 @@ def keep_beside(run: Run, name: str, split: ImageSet) -> None:
         save_array(run.file(f"{name}_lbl.npy"), split.labels.numpy())
         write_json(run.file(CLASSES), list(split.classes))
     if len(split):  # the test split comes last, and replaces the training images if it has any
-        small = thumbnails(split.images.numpy())
+        small = thumbnails(split.images)
         save_rows(run.file(THUMBNAILS), len(sample(len(split))), (one[None] for one in small))
 
 
@@ -280,7 +281,7 @@ def load_encoder(run: Run, recipe: Recipe, shape: torch.Size) -> encoders.Frozen
     return encoders.Frozen(encoder, recipe.embedding.mirror)
 
 
-def embed_images(encoder: nn.Module, images: Tensor, by: Normalisation, batch_size: int = 500) -> np.ndarray:
+def embed_images(encoder: nn.Module, images: Pixels, by: Normalisation, batch_size: int = 500) -> np.ndarray:
     """Embed images without augmentation: uint8 (N, C, H, W) on any device -> float32 (N, D); row i is image i.
 
     The encoder must be in evaluation mode, so that no batch-norm statistic changes and a row does not depend on the
@@ -290,7 +291,7 @@ def embed_images(encoder: nn.Module, images: Tensor, by: Normalisation, batch_si
 
 
 @torch.no_grad()
-def embedded(encoder: nn.Module, images: Tensor, by: Normalisation, batch_size: int) -> Iterator[np.ndarray]:
+def embedded(encoder: nn.Module, images: Pixels, by: Normalisation, batch_size: int) -> Iterator[np.ndarray]:
     """As `embed_images`, batch by batch, so that neither the images nor the rows need to fit in memory."""
     assert not encoder.training, "a frozen encoder is in evaluation mode"
     device = next(encoder.parameters()).device

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from crlf import encoders
 from crlf.augmentation import Views
+from crlf.data.encoded import Pixels
 from crlf.data.loader import batch_rows
 from crlf.embedding.embed import embed_images
 from crlf.errors import InputError
@@ -41,7 +42,7 @@ def gains(embedded: Embedded) -> str:
     return f"{asked}; {GAINS}"
 
 
-def shrunk(images: Tensor) -> np.ndarray:
+def shrunk(images: Pixels) -> np.ndarray:
     """Shrink images by averaging pixels: uint8 (N, C, H, W) -> float32 (N, C h w)."""
     parts = [
         F.adaptive_avg_pool2d(part.float(), SIDE) if part.shape[2] > SIDE else part.float()

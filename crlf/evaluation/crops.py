@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from crlf.augmentation import Views, ViewSettings
+from crlf.data.encoded import Pixels
 from crlf.embedding.embed import embed_images
 from crlf.evaluation.baselines import untrained_encoder
 from crlf.evaluation.embedded import Embedded, Found
@@ -37,7 +38,7 @@ def crops(embedded: Embedded) -> Found:
     return Found(scores, f"{how} (20 to 100 % of the area, colours changed, mirrored in half of the cases); no labels")
 
 
-def some(images: torch.Tensor) -> torch.Tensor:
+def some(images: Pixels) -> torch.Tensor:
     """A fixed sample of at most `IMAGES` images."""
     return images[torch.from_numpy(np.sort(np.random.default_rng(0).permutation(len(images))[:IMAGES]))]
 

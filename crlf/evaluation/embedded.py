@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from crlf.data import ImageSet, first_of, load
+from crlf.data.encoded import Pixels
 from crlf.embedding.embed import embed_images, load_encoder
 from crlf.encoders import Frozen
 from crlf.errors import InputError
@@ -109,7 +109,7 @@ class Embedded:
         return self.run.recipe
 
     @functools.cached_property
-    def images(self) -> tuple[Tensor, Tensor]:
+    def images(self) -> tuple[Pixels, Pixels]:
         """The training and the test images that were embedded: uint8 (N, C, H, W), (M, C, H, W).
 
         Raises:
@@ -134,7 +134,7 @@ class Embedded:
         assert self.run is not None
         return load_encoder(self.run, self.recipe, self.images[0].shape[1:]).to(pick_device(self.device))
 
-    def embed(self, images: Tensor, encoder: torch.nn.Module | None = None) -> np.ndarray:
+    def embed(self, images: Pixels, encoder: torch.nn.Module | None = None) -> np.ndarray:
         """Embed images as the run does: uint8 (n, C, H, W) -> float32 (n, D)."""
         return embed_images(encoder or self.encoder, images, self.recipe.normalisation)
 

@@ -327,7 +327,7 @@ def fine_tuning(embedded: Embedded) -> Found:
 
 def started(embedded: Embedded) -> tuple[classifier.Classifier, Labelled]:
     """A classifier with the linear probe's predictions, on the device, and the images labelled by its outputs."""
-    (train, test), recipe = embedded.images, embedded.recipe
+    (train, test), recipe = (part[:] for part in embedded.images), embedded.recipe
     names = tuple(map(str, range(1 + int(max(embedded.train_lbl.max(), embedded.test_lbl.max())))))
     data = Labelled(train, embedded.train_lbl, test, embedded.test_lbl, names, "the test images")
     data = of_present(data, np.arange(len(train)))  # test images of a class without training images count as wrong

@@ -79,14 +79,14 @@ def read(
         if not len(held) or held.labels is None:
             raise InputError(f"data {data!r} has no images to test on: name others with --test")
         how = "its own test images" if train.hold_out < 0 else "images of it that were held out"
-        return Labelled(train.images, train.labels.numpy(), held.images, held.labels.numpy(), train.classes, how)
+        return Labelled(train.decoded, train.labels.numpy(), held.decoded, held.labels.numpy(), train.classes, how)
     learned, asked = opened(test, shape, settings, data_dir, 0.0)
     images, labels = with_labels(asked if len(asked) else learned, test)  # the test split, if there is one
     places = {name: place for place, name in enumerate(train.classes)}
     if strange := sorted(set(labels) - set(places)):
         raise InputError(f"test {test!r} has the class {strange[0]!r}, which {data!r} lacks")
     targets = np.array([places[name] for name in labels], dtype=np.int64)
-    return Labelled(train.images, train.labels.numpy(), images, targets, train.classes, f"the images of {test!r}")
+    return Labelled(train.decoded, train.labels.numpy(), images, targets, train.classes, f"the images of {test!r}")
 
 
 def first(
@@ -98,7 +98,7 @@ def first(
     count: int,
 ) -> Tensor:
     """The first training images that `read` returns: uint8 (N, C, H, W), N at most `count`."""
-    return opened(data, shape, settings, data_dir, share_of(test, settings))[0].first(count).images
+    return opened(data, shape, settings, data_dir, share_of(test, settings))[0].first(count).decoded
 
 
 def opened(
@@ -132,11 +132,11 @@ def with_labels(part: ImageSet, data: str) -> tuple[Tensor, list[str]]:
     """The images, and the class name of each."""
     found = by_folders(part, data) if part.labels is None else part
     if found.labels is not None:
-        return found.images, [found.classes[label] for label in found.labels.tolist()]
+        return found.decoded, [found.classes[label] for label in found.labels.tolist()]
     names = [name.partition("/")[0] for name in part.ids]  # a single class: one folder holds all images
     if not os.path.isdir(os.path.expanduser(data)) or not all("/" in name for name in part.ids):
         raise InputError(f"test {data!r} has no labels: {ADVICE}")
-    return part.images, names
+    return part.decoded, names
 
 
 def some(labels: np.ndarray, classes: Sequence[str], per_class: int, fraction: float, seed: int) -> np.ndarray:

@@ -165,7 +165,7 @@ def some_images(run: Run, recipe: Recipe, data_dir: str | Path | None) -> tuple[
     from crlf.embedding.embed import image_shape
 
     if not given.is_given(recipe.data):
-        return load(recipe.data, data_dir, recipe.images)[0].first(IMAGES).images, "images of the run"
+        return load(recipe.data, data_dir, recipe.images)[0].first(IMAGES).decoded, "images of the run"
     return noise(image_shape(run)), "images of noise"
 
 

@@ -151,7 +151,7 @@ def of_network(network: nn.Module, train: ImageSet, test: ImageSet, by: Normalis
 
 
 def tested(train: ImageSet, test: ImageSet) -> Tensor:
-    return test.images if len(test) else train.images
+    return test.decoded if len(test) else train.decoded
 
 
 class Pixels(nn.Module):

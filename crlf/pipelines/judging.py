@@ -75,7 +75,7 @@ def folds(train: ImageSet, test: ImageSet) -> np.ndarray | None:
     """The folds for cross-validation, the same for every contestant: int64 (N,). Copies are in the same fold."""
     if test is not train or train.labels is None:
         return None
-    groups = same(train.images.flatten(1).numpy().astype(np.float32))
+    groups = same(train.decoded.flatten(1).numpy().astype(np.float32))
     return folds_of(train.labels.numpy(), groups)
 
 

@@ -109,7 +109,7 @@ def train(
 
     def rows_of(step_number: int) -> Tensor:
         data.require_unchanged()
-        rows = batch_rows(step_number, len(data), recipe.batch_size, recipe.seed)
+        rows = batch_rows(step_number, data.images, recipe.batch_size, recipe.seed)
         return rows[step.parts[0].start : step.parts[-1].stop]  # this process's
 
     def told(step_number: int) -> Tensor | None:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from crlf.augmentation import Views
 from crlf.data import ImageSet
+from crlf.data.encoded import Pixels
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import Method, SupervisedMethod
@@ -175,7 +176,7 @@ class Watch:
         device: the device of the method.
     """
 
-    def __init__(self, recipe: Recipe, pixels: Tensor, device: torch.device | str = "cpu"):
+    def __init__(self, recipe: Recipe, pixels: Pixels, device: torch.device | str = "cpu"):
         order = torch.randperm(len(pixels), generator=generator("cpu", "health", recipe.seed))
         self.recipe = recipe
         self.images = pixels[order[:SAMPLE].to(pixels.device)].to(device)  # at random: the first may be of one class
@@ -259,7 +260,7 @@ class KnnCurve:
     """
 
     def __init__(
-        self, recipe: Recipe, images: Tensor, labels: Tensor, rows: Tensor, asked: int, device: torch.device | str
+        self, recipe: Recipe, images: Pixels, labels: Tensor, rows: Tensor, asked: int, device: torch.device | str
     ):
         self.recipe, self.device = recipe, device
         self.images, self.labels, self.rows = images, labels.numpy(), rows

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from crlf.data import SOURCES, ImageSet, ImageSettings, given, load_for_pretraining, named
+from crlf.data.encoded import Encoded
 from crlf.data.files.class_folders import HELD_OUT
 from crlf.data.given import Given
 from crlf.defaults import OF_INIT, OF_START, Unasked
@@ -124,7 +125,8 @@ def with_images(recipe: Recipe, data: Given | None, data_dir: str | Path | None)
         size = recipe.images.image_size
         side = min(found.images.shape[2:]) if found.reach and isinstance(size, Unasked) else size
         white = recipe.images.white or found.white
-        read_as = dataclasses.replace(recipe.images, white=white, hold_out=share, image_size=side)
+        decode = "stream" if isinstance(found.images, Encoded) else recipe.images.decode
+        read_as = dataclasses.replace(recipe.images, white=white, hold_out=share, image_size=side, decode=decode)
         return dataclasses.replace(recipe, images=read_as), found
     images = given.image_set(data, recipe.images)
     return dataclasses.replace(recipe, data=given.name_of(images)), images.first(recipe.subset)
@@ -152,6 +154,8 @@ def as_before(recipe: Recipe, run: Run) -> Recipe:
         return recipe
     before = run.recipe
     recipe = like(recipe, before)
+    if recipe.images.decode == "auto":
+        recipe = dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, decode=before.images.decode))
     if recipe.images.hold_out >= 0 or not of_ones_own(recipe):
         return recipe
     return dataclasses.replace(recipe, images=dataclasses.replace(recipe.images, hold_out=before.images.hold_out))

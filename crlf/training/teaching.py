@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from crlf import encoders
 from crlf.data import ImageSet, load_for_pretraining, of_files
+from crlf.data.encoded import Pixels
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import TaughtMethod
@@ -92,7 +93,7 @@ def wanted_side(recipe: Recipe, teacher: Weights, data: ImageSet) -> int:
 
 def at_size(
     recipe: Recipe, data: ImageSet, data_dir: str | Path | None, side: int
-) -> tuple[Tensor, Sequence[int] | None]:
+) -> tuple[Pixels, Sequence[int] | None]:
     """The same images, read at a larger size where possible, and their row order; None if the order is the same."""
     own = min(data.images.shape[2:])
     if side <= own or not of_files(recipe.data):

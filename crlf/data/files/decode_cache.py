@@ -25,6 +25,7 @@ from tqdm import tqdm
 from crlf.data.files.collection import Collection
 from crlf.data.files.decode import PICTURES, NoImage, decode
 from crlf.data.files.listing import File
+from crlf.data.files.stores import is_remote, read_unchanged
 from crlf.data.memmap import mode
 from crlf.errors import InputError
 
@@ -188,6 +189,8 @@ def look_into(file: File, side: int, max_pixels: int, white: int = 0) -> tuple[n
 
 
 def bytes_of(file: File) -> bytes:
+    if file.data is None and (file.offset >= 0 or is_remote(file.path)):
+        return read_unchanged(file)
     return Path(file.path).read_bytes() if file.data is None else file.data
 
 
@@ -196,6 +199,16 @@ def bytes_of(file: File) -> bytes:
 
 def finish(files: Collection, outcomes: Sequence[Outcome], side: int, folder: Path) -> Index:
     """Write the tables, the images in their final order, and the index."""
+    index, _, order = arranged(files, outcomes, folder)
+    put_in_order(folder, side, order)
+    write_whole(folder / INDEX, json.dumps(asdict(index)).encode())
+    for name in (ROWS, TOLD):
+        (folder / name).unlink(missing_ok=True)
+    return index
+
+
+def arranged(files: Collection, outcomes: Sequence[Outcome], folder: Path) -> tuple[Index, list[int], list[int]]:
+    """Write the tables, and return the index, the files that gave an image, and the order of these in the set."""
     skipped = [(files.names[row], outcome.skipped) for row, outcome in enumerate(outcomes) if outcome.skipped]
     write_table(folder / SKIPPED, ("path", "reason"), skipped)
     kept = [row for row, outcome in enumerate(outcomes) if not outcome.skipped]
@@ -208,7 +221,6 @@ def finish(files: Collection, outcomes: Sequence[Outcome], side: int, folder: Pa
     found = files.arranged(kept, digests)
     train = [*found.train, *found.unlabelled]
     order = [*train, *found.test]
-    put_in_order(folder, side, order)
     labels = None if found.labels is None else [found.labels[row] for row in order]
     sidecars = Counter(suffix_of(files.names[row]) for row, outcome in enumerate(outcomes) if outcome.sidecar)
     index = Index(
@@ -223,10 +235,7 @@ def finish(files: Collection, outcomes: Sequence[Outcome], side: int, folder: Pa
         notes=list(found.notes),
         why=found.why,
     )
-    write_whole(folder / INDEX, json.dumps(asdict(index)).encode())
-    for name in (ROWS, TOLD):
-        (folder / name).unlink(missing_ok=True)
-    return index
+    return index, kept, order
 
 
 def suffix_of(name: str) -> str:

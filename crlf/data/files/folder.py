@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 
 from crlf.data.cache import cache_dir, lock
-from crlf.data.files import arrays, huggingface, listing, shards, tables
+from crlf.data.encoded import Encoded
+from crlf.data.files import arrays, huggingface, listing, on_demand, shards, stores, tables, tars
 from crlf.data.files.class_folders import HELD_OUT, enough
 from crlf.data.files.collection import Collection, in_folders, of_files
 from crlf.data.files.decode import PILLOW, image_size, peak
@@ -26,7 +27,7 @@ from crlf.data.files.samples import white_of
 from crlf.data.image_set import ImageSet
 from crlf.data.memmap import tensor
 from crlf.defaults import LARGEST, Unasked, unasked
-from crlf.errors import InputError
+from crlf.errors import InputError, unknown
 from crlf.text import say
 
 LIST = ".txt"
@@ -60,6 +61,10 @@ class ImageSettings:
     white: int = 0
     """The value of white in files of 16 bits or more, such as 4095. 0: full 8, 10, 12, 14 or 16 bits, whichever the
     brightest of a hundred files needs. Files of 8, 10 or 12 bits always use their full range."""
+    decode: str = "auto"
+    """When files are decoded. ahead: once, into the cache. stream: while they are used, and only an index is written.
+    auto: ahead, unless the files are in an object store, or decoded they would take more than half of the free disk of
+    the cache."""
     hold_out: float = -1.0
     """The share of each class to hold out for testing, if the data have labels but no test split. 0: hold out none, and
     test every image by cross-validation. -1: 0 for fewer than 5,000 labelled images, else 0.1."""
@@ -71,6 +76,8 @@ class ImageSettings:
             raise InputError(f"max_skipped must be in 0..1, not {self.max_skipped}")
         if not 1 <= self.max_pixels <= PILLOW:
             raise InputError(f"max_pixels must be in 1..{PILLOW}, not {self.max_pixels}")
+        if self.decode not in on_demand.CHOICES:
+            raise unknown("decode", self.decode, on_demand.CHOICES)
         if not 0 <= self.white < 2**64:
             raise InputError(f"white must be 0 or more, not {self.white}")
         if not (self.hold_out == -1 or 0 <= self.hold_out <= 0.5):
@@ -80,7 +87,7 @@ class ImageSettings:
 def is_path(data: str) -> bool:
     """Whether this is a path, not a name: it exists, has a separator, or has the suffix of a list or an array."""
     separators = [sep for sep in (os.sep, os.altsep) if sep]
-    file = Path(data).suffix.lower() in (LIST, *arrays.SUFFIXES, *shards.SUFFIXES)
+    file = Path(data).suffix.lower() in (LIST, tars.SUFFIX, *arrays.SUFFIXES, *shards.SUFFIXES)
     return file or any(sep in data for sep in separators) or os.path.exists(os.path.expanduser(data))
 
 
@@ -105,7 +112,8 @@ def load(data: str, settings: ImageSettings, subset: int = 0) -> Loaded:
 
     Args:
         data: the path of a folder, nested or flat; of a list (.txt) with one path per line; of a table or a folder of
-            its shards; of an array (crlf.data.files.arrays); or hf:NAME.
+            its shards; of a WebDataset shard (.tar) or a folder of these; of an array (crlf.data.files.arrays); the URL
+            of a folder or shard in an object store (crlf.data.files.stores); or hf:NAME.
         settings: how the images are read.
         subset: decode at most this many training and as many test images; 0 for all.
 
@@ -116,6 +124,9 @@ def load(data: str, settings: ImageSettings, subset: int = 0) -> Loaded:
     path = Path(data)
     if data.startswith(huggingface.PREFIX):
         return load_tables(data, huggingface.splits(data), settings, subset)
+    if stores.is_remote(data):
+        refuse_columns(settings, data)
+        return load_listed(data, stores.listed(data), data, settings, subset)
     if not os.path.exists(path):
         raise InputError(f"data {data!r} does not exist")
     suffix = "" if path.is_dir() else path.suffix.lower()
@@ -124,34 +135,57 @@ def load(data: str, settings: ImageSettings, subset: int = 0) -> Loaded:
     if suffix not in arrays.SUFFIXES:
         return load_files(path, settings, subset)
     refuse_columns(settings, data)
+    on_demand.refuse(settings.decode, data)
     return Loaded(*arrays.load(path, settings.image_size, subset, settings.labels, settings.hold_out))
 
 
 def load_files(path: Path, settings: ImageSettings, subset: int) -> Loaded:
-    """The images in a folder, or in a list; see `load`."""
-    where, limit = os.path.realpath(path), subset
+    """The images in a folder, in a list or in a tar file; see `load`."""
+    where = os.path.realpath(path)
     if path.is_dir():
         everything = listing.in_folder(path, settings.follow_links)
         if found := tables.in_folder(everything):
             return load_tables(str(path), tables.by_split(found, path), settings, subset)
         refuse_columns(settings, str(path))
-        collection, limit = in_folders(everything, where, settings.labels, subset, settings.hold_out)
-    elif path.suffix.lower() == LIST:
-        refuse_columns(settings, str(path))
-        collection = of_files(listing.in_list(path), where)
-    else:
-        rule = "a folder, a list (.txt), a table (.parquet, .arrow, .csv) or an array (.npy, .npz)"
-        raise InputError(f"data {str(path)!r} must be {rule}")
+        return load_listed(str(path), everything, where, settings, subset)
+    refuse_columns(settings, str(path))
+    if path.suffix.lower() == tars.SUFFIX:
+        return load_listed(str(path), [listing.look_at(path.name, str(path))], where, settings, subset)
+    if path.suffix.lower() == LIST:
+        return load_collection(str(path), of_files(listing.in_list(path), where), settings, subset, subset)
+    rule = "a folder, a list (.txt), a table (.parquet, .arrow, .csv), shards (.tar) or an array (.npy, .npz)"
+    raise InputError(f"data {str(path)!r} must be {rule}")
+
+
+def load_listed(data: str, files: Sequence[File], where: str, settings: ImageSettings, subset: int) -> Loaded:
+    """The images among the files of a folder, or in its shards; where: its place, for the cache."""
+    if found := tars.in_folder(files):
+        asked = settings.labels, settings.hold_out, subset, settings.max_pixels
+        return load_splits(data, *tars.collections(where, found, *asked), settings, subset)
+    if tables.in_folder(files):
+        raise InputError(f"data {data!r} holds tables, which are read from a disk alone: copy them to one")
+    collection, limit = in_folders(files, where, settings.labels, subset, settings.hold_out)
+    return load_collection(data, collection, settings, subset, limit)
+
+
+def load_collection(data: str, collection: Collection, settings: ImageSettings, subset: int, limit: int) -> Loaded:
     files = collection.read(0, len(collection.names))
     side, reach = side_of(files, settings)
-    white = settings.white or brightest(str(path), collection, files, settings.max_pixels)
-    return cut(parts(*from_cache(str(path), collection, side, settings, limit, white)), subset, reach)
+    white = settings.white or brightest(data, collection, files, settings.max_pixels)
+    return cut(parts(*from_cache(data, collection, side, settings, limit, white)), subset, reach)
 
 
 def load_tables(where: str, splits: dict[str, list[Path]], settings: ImageSettings, subset: int) -> Loaded:
     """The images in tables; see `load`."""
     label_column = settings.label_column if settings.labels else None
-    train, test = tables.collections(where, splits, settings.image_column, label_column, settings.hold_out, subset)
+    on_demand.refuse(settings.decode, where)
+    settings = replace(settings, decode="ahead")
+    asked = settings.image_column, label_column, settings.hold_out, subset
+    return load_splits(where, *tables.collections(where, splits, *asked), settings, subset)
+
+
+def load_splits(where: str, train: Collection, test: Collection | None, settings: ImageSettings, subset: int) -> Loaded:
+    """The images of a collection, and those of its test split if it has one; see `load`."""
     first = train.read(0, MEASURED)
     side, reach = side_of(first, settings)
     white = settings.white or brightest(where, train, first, settings.max_pixels)
@@ -182,10 +216,16 @@ def from_cache(
     """The images of a collection from the cache, which is filled if needed, and the index of their rows."""
     limit = limit if limit < len(collection.names) else 0
     folder = cache_dir() / "images" / key(collection, side, settings.max_pixels, limit, white)
+    images: torch.Tensor | Encoded
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder):
-            pixels, index = decoded(collection, side, settings.max_pixels, folder, limit, white)
+            if why := on_demand.reason(settings.decode, collection, side, folder):
+                files, index = on_demand.indexed(collection, settings.max_pixels, folder, limit)
+                images = Encoded(files, side, settings.max_pixels, white, settings.max_skipped)
+            else:
+                pixels, index = decoded(collection, side, settings.max_pixels, folder, limit, white)
+                images = tensor(pixels)
     except InputError as error:
         raise InputError(f"data {data!r} cannot be used: {error}") from error
     except OSError as error:
@@ -197,8 +237,10 @@ def from_cache(
         why = f"{index.skipped:,} of {looked_at:,} files were skipped, {share}: see {str(folder / SKIPPED)!r}"
         raise InputError(f"data {data!r} cannot be used: {why}")
     tell(data, folder, index, side, collection)
+    if why:
+        say(f"images are decoded while they are used, not ahead (--decode): {why}")
     held = -1.0 if index.labels is None or collection.hold_out is None else collection.hold_out
-    return ImageSet(tensor(pixels), None, (), index.ids, white=white, hold_out=held, why=index.why), index
+    return ImageSet(images, None, (), index.ids, white=white, hold_out=held, why=index.why), index
 
 
 def parts(whole: ImageSet, index: Index) -> Loaded:
@@ -209,13 +251,12 @@ def parts(whole: ImageSet, index: Index) -> Loaded:
         test = train
     if not index.unlabelled:
         return Loaded(train, test, train)
-    rows = slice(0, index.train)
-    return Loaded(train, test, replace(whole, images=whole.images[rows], ids=whole.ids[rows]))
+    return Loaded(train, test, whole.rows(slice(0, index.train)))
 
 
 def part_of(whole: ImageSet, index: Index, rows: slice) -> ImageSet:
     labels = None if index.labels is None else torch.tensor(index.labels[rows], dtype=torch.int64)
-    return replace(whole, images=whole.images[rows], labels=labels, classes=tuple(index.classes), ids=whole.ids[rows])
+    return replace(whole.rows(rows), labels=labels, classes=tuple(index.classes))
 
 
 def brightest(data: str, collection: Collection, files: Sequence[File], max_pixels: int) -> int:
@@ -272,7 +313,8 @@ def typical(files: Sequence[File], max_pixels: int) -> int:
 
 def size_of(file: File, max_pixels: int) -> tuple[int, int]:
     """Width and height of an image, in pixels."""
-    with open(file.path, "rb") if file.data is None else io.BytesIO(file.data) as opened:
+    own = file.data is None and file.offset < 0 and not stores.is_remote(file.path)
+    with open(file.path, "rb") if own else io.BytesIO(bytes_of(file)) as opened:
         return image_size(opened, max_pixels)
 
 

@@ -21,14 +21,19 @@ class File:
     name: str
     """The path relative to the folder, with slashes; in a list, the line."""
     path: str
+    """Its path or, in an object store, its URL; of a member of a tar file the path of that."""
     size: int = 0
     """Size in bytes."""
     mtime: int = 0
-    """Time of the last change in nanoseconds."""
+    """Time of the last change in nanoseconds; in an object store a number that changes with the object."""
     skipped: str = ""
     """The reason why it is skipped; empty if it is not."""
     data: bytes | None = None
     """Its bytes, if they come from a row of a table."""
+    offset: int = -1
+    """Where it starts in the tar file at `path`, in bytes; -1 if it is a file of its own."""
+    sha256: str = ""
+    """Of its bytes, where its index tells; empty if it is not known yet."""
 
 
 def in_folder(root: Path, follow_links: bool) -> list[File]:

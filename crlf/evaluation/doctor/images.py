@@ -27,8 +27,8 @@ def duplicates(case: Case) -> Finding | None:
     train = case.splits[0]
     first: dict[bytes, int] = {}
     copies = []
-    for row, image in enumerate(train.images.numpy()):
-        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    for row, image in enumerate(train.images):
+        digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
         if digest in first:
             copies.append((first[digest], row))
         first.setdefault(digest, row)
@@ -52,7 +52,7 @@ def leakage(case: Case) -> Finding | None:
     if not len(test) or len(case.train) != len(train) or len(case.test) != len(test):
         raise InputError("there are no test images, or their number differs from that of the embeddings")
     places = nearest_rows(case.train, case.test)
-    alike = correlation(train.images[places], test.images)
+    alike = correlation(train.images[places], test.decoded)
     leaked = (alike > CORRELATION).numpy()
     if leaked.mean() <= LEAKED:
         return None

@@ -1,0 +1,208 @@
+"""Images that stay encoded and are decoded when they are asked for.
+
+They keep the contract of `ImageSet`: row i is image i, for good. What is stored is only where each image lies: a file,
+a member of a tar file, or an object of a store. Pillow lets go of the interpreter's lock for 89 % of the time that a
+photograph of 500 pixels takes at a side of 64, and for 80 % or more at 224: threads decode as fast as processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crlf.data.files import stores
+from crlf.data.files.decode import decode
+from crlf.data.files.listing import File
+from crlf.errors import InputError
+from crlf.runtime.distributed import world
+from crlf.text import say
+
+GRAY = 128  # of an image whose file turns out to be damaged
+TOGETHER = 8  # images that a thread decodes in a row
+WINDOW = 1 << 28  # bytes of the files that are shuffled together, where a store is read piece by piece
+PIECES = 16  # of a window
+PART = 256  # images at a time, where all are gone through
+
+
+def threads() -> int:
+    """The number of decoding threads of this process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // world())
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Images in their files. Indexing with rows decodes these: uint8 (n, 3, side, side), on the CPU.
+
+    Args:
+        files: where each image lies.
+        side: the side of the images in pixels.
+        max_pixels: an image of more is damaged.
+        white: the value of white in files of 16 bits or more; 0 for the largest.
+        max_skipped: the largest share of images that may turn out to be damaged. Such an image is gray.
+    """
+
+    files: Sequence[File]
+    side: int
+    max_pixels: int
+    white: int = 0
+    max_skipped: float = 0.1
+    damaged: set[int] = field(default_factory=set)
+    """The rows whose files turned out to be damaged."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    dtype = torch.uint8
+    device = torch.device("cpu")
+    ndim = 4
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, 3, side, side)."""
+        return torch.Size((len(self.files), 3, self.side, self.side))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded images."""
+        return self.shape.numel()
+
+    def __getitem__(self, rows: int | slice | Tensor | np.ndarray | Sequence[int]) -> Tensor:
+        """The decoded images of some rows; of one row, uint8 (3, side, side)."""
+        if isinstance(rows, int):
+            return torch.from_numpy(self.pixels(rows))
+        numbers = torch.arange(len(self))[rows]  # (n,)
+        with Decoder(self, threads()) as decoder:
+            return decoder.begin(numbers).result()
+
+    def part(self, rows: slice | Sequence[int]) -> Encoded:
+        """Some of the images, still encoded."""
+        files = self.files[rows] if isinstance(rows, slice) else [self.files[row] for row in rows]
+        return replace(self, files=files, damaged=set(), lock=threading.Lock())
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All images, decoded `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The images one by one, uint8 (3, side, side)."""
+        for part in self.split(PART):
+            yield from part
+
+    def pixels(self, row: int) -> np.ndarray:
+        """The image of a row, uint8 (3, side, side); gray if its file is damaged.
+
+        Raises:
+            InputError: the file was changed or cannot be reached, or too many others are damaged.
+        """
+        file = self.files[row]
+        try:
+            data = stores.read_unchanged(file)
+        except OSError as error:
+            raise InputError(f"{file.path!r} cannot be read: {error.strerror or error}") from error
+        try:
+            return decode(data, self.side, self.max_pixels, self.white)
+        except InputError as error:
+            self.note(row, str(error))
+            return np.full((3, self.side, self.side), GRAY, np.uint8)
+
+    def note(self, row: int, why: str) -> None:
+        """Count a damaged image, and tell of the first.
+
+        Raises:
+            InputError: there are more than `max_skipped` allows.
+        """
+        with self.lock:
+            first = not self.damaged
+            self.damaged.add(row)
+            count = len(self.damaged)
+        if count > self.max_skipped * len(self):
+            told = f"{count:,} of {len(self):,} images are damaged, more than max_skipped {self.max_skipped:g}"
+            raise InputError(f"{told}: the last is {self.files[row].name!r}: {why}")
+        if first:
+            say(f"image {self.files[row].name!r} is damaged and stays gray: {why}")
+
+    @functools.cached_property
+    def pieces(self) -> list[Tensor]:
+        """Rows whose bytes lie side by side in a tar file of a store, some megabytes each: int64 (n,). Empty where
+        single images are as quick to read."""
+        if not self.files or self.files[0].offset < 0 or not stores.is_remote(self.files[0].path):
+            return []
+        order = sorted(range(len(self)), key=lambda row: (self.files[row].path, self.files[row].offset))
+        size = max(1, self.window // PIECES)
+        found: list[list[int]] = []
+        for row in order:
+            if not found or len(found[-1]) == size or self.files[found[-1][0]].path != self.files[row].path:
+                found.append([])
+            found[-1].append(row)
+        return [torch.tensor(rows) for rows in found]
+
+    @functools.cached_property
+    def window(self) -> int:
+        """The number of images that are shuffled together."""
+        mean = sum(file.size for file in self.files) / max(1, len(self))
+        return max(PIECES, int(WINDOW / max(mean, 1)))
+
+
+Pixels = Tensor | Encoded  # uint8 (N, C, H, W), decoded or not: both have a length, a shape, rows and parts
+
+
+class Batch:
+    """Images that threads are decoding."""
+
+    def __init__(self, pixels: Tensor, parts: Sequence[Future[None]]):
+        self.pixels, self.parts = pixels, parts
+
+    def done(self) -> bool:
+        return all(part.done() for part in self.parts)
+
+    def result(self) -> Tensor:
+        """uint8 (n, 3, side, side). Raises InputError as `Encoded.pixels`."""
+        for part in self.parts:
+            part.result()
+        return self.pixels
+
+
+class Decoder:
+    """Threads that decode images. Leaving its `with` block ends them.
+
+    Args:
+        images: the images.
+        count: the number of threads.
+        pin: whether the pixels lie where a GPU can fetch them while it works.
+    """
+
+    def __init__(self, images: Encoded, count: int, pin: bool = False):
+        self.images, self.pin = images, pin
+        self.threads = ThreadPoolExecutor(count, "decoding")
+
+    def begin(self, rows: Tensor) -> Batch:
+        """Begin to decode rows, int64 (n,)."""
+        pixels = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=self.pin)
+        parts = zip(rows.split(TOGETHER), pixels.split(TOGETHER), strict=True)
+        return Batch(pixels, [self.threads.submit(self.fill, into.numpy(), part.tolist()) for part, into in parts])
+
+    def fill(self, into: np.ndarray, rows: Sequence[int]) -> None:
+        for place, row in zip(into, rows, strict=True):
+            place[:] = self.images.pixels(row)
+
+    def __enter__(self) -> Decoder:
+        self.quiet = warnings.catch_warnings()
+        self.quiet.__enter__()
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of slightly malformed files
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.threads.shutdown(cancel_futures=True)
+        self.quiet.__exit__(None, None, None)

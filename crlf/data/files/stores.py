@@ -1,0 +1,188 @@
+"""Files in object stores, such as s3://BUCKET/FOLDER, by fsspec; and parts of files, wherever they lie.
+
+What is read from a store is read in blocks, which are kept for a while: the images that a shard holds one after another
+are then fetched together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from crlf.data.files.listing import SYSTEM, File
+from crlf.errors import InputError, first_line, require
+
+LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "memory": "fsspec"}  # by the scheme of a URL
+BLOCK = 4 << 20  # bytes: at 50 ms a request, smaller ones would wait more than they read
+HELD = 1 << 30  # bytes of blocks that are kept: four windows of crlf.data.encoded
+AT_ONCE = 16  # requests
+
+
+def is_remote(data: str) -> bool:
+    """Whether this is the URL of an object store."""
+    return "://" in data and data.partition("://")[0] in LIBRARIES
+
+
+@contextlib.contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Raise what a store raises as an InputError of one line that names the URL."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"data {url!r} does not exist") from error
+    except Exception as error:  # each library has errors of its own, for refusals as for lost connections
+        raise InputError(f"data {url!r} cannot be read: the store says {first_line(error)!r}") from error
+
+
+@functools.cache
+def store(scheme: str) -> Any:
+    """The fsspec file system of a scheme. Keys and addresses come from the environment, as its library reads them.
+
+    Raises:
+        InputError: the library is not installed, or refuses.
+    """
+    require(f"{scheme}://", "stores", "fsspec", LIBRARIES[scheme])
+    import fsspec
+
+    with reading(f"{scheme}://"):
+        return fsspec.filesystem(scheme)
+
+
+def of(url: str) -> Any:
+    return store(url.partition("://")[0])
+
+
+def version(info: dict[str, Any]) -> int:
+    """A number that is another one when an object has changed."""
+    told = [str(info.get(name)) for name in ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime", "created")]
+    return int(hashlib.sha256(repr([info.get("size"), *told]).encode()).hexdigest()[:15], 16)
+
+
+def listed(url: str) -> list[File]:
+    """The objects below a URL, sorted by name, or the one that it names; names are from the URL on.
+
+    Names that start with a dot and system folders are left out, as in a folder.
+
+    Raises:
+        InputError: there are none, or the store refuses.
+    """
+    url = url.rstrip("/")
+    scheme = url.partition("://")[0]
+    with reading(url):
+        place = of(url)
+        place.invalidate_cache()
+        found = place.find(url, detail=True)
+    root = url.partition("://")[2]
+    files = []
+    for path, info in sorted(found.items()):
+        bare = path.lstrip("/")
+        name = bare[len(root) :].lstrip("/") or bare.rpartition("/")[2]
+        if not any(part.startswith(".") or part in SYSTEM for part in name.split("/")):
+            files.append(File(name, f"{scheme}://{bare}", int(info["size"] or 0), version(info)))
+    if not files:
+        raise InputError(f"data {url!r} has no files: it does not exist, or is empty")
+    return files
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def require_same(url: str, known: int) -> None:
+    """Raise InputError unless an object is still what its index was made of. Asked once for each object."""
+    with reading(url):
+        of(url).invalidate_cache()
+        found = of(url).info(url)
+    if version(found) != known:
+        raise InputError(f"{url!r} was changed while its images were in use: start again with it as it is")
+
+
+class Blocks:
+    """Blocks of objects, fetched by threads and kept until others need their place."""
+
+    def __init__(self, most: int = HELD):
+        self.most, self.held = most, 0  # bytes
+        self.kept: OrderedDict[tuple[str, int], tuple[Future[bytes], int]] = OrderedDict()
+        self.lock = threading.Lock()
+        self.threads = ThreadPoolExecutor(AT_ONCE, "store")
+
+    def want(self, file: File) -> list[Future[bytes]]:
+        """Begin to fetch the blocks of a file, where they are not here or on their way."""
+        parts = [(0, file.size)] if file.offset < 0 else list(in_blocks(file.offset, file.offset + file.size))
+        with self.lock:
+            found = [self.part(file, start, size) for start, size in parts]
+            while self.held > self.most and len(self.kept) > len(parts):
+                self.held -= self.kept.popitem(last=False)[1][1]
+        return found
+
+    def part(self, file: File, start: int, size: int) -> Future[bytes]:
+        key = file.path, start
+        if key not in self.kept:
+            stop = start + size if file.offset >= 0 else None
+            self.kept[key] = self.threads.submit(fetch, file.path, start, stop, file.mtime), size
+            self.held += size
+        self.kept.move_to_end(key)
+        return self.kept[key][0]
+
+    def read(self, file: File) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            InputError: the store refuses, or the object is another one than it was.
+        """
+        start = max(file.offset, 0) % BLOCK
+        data = b"".join(part.result() for part in self.want(file))
+        data = data if file.offset < 0 else data[start : start + file.size]
+        if len(data) != file.size:
+            raise InputError(
+                f"{file.path!r} has {len(data):,} bytes of {file.name!r}, not {file.size:,}: was it changed?"
+            )
+        return data
+
+
+def in_blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The start and the size of the blocks that hold the bytes from `start` to `stop`."""
+    for place in range(start - start % BLOCK, max(stop, 1), BLOCK):
+        yield place, BLOCK
+
+
+def fetch(url: str, start: int, stop: int | None, known: int) -> bytes:
+    """The bytes of a range of a shard, fewer at its end; or with no `stop` a whole object, of which the size will tell
+    whether it was changed: to ask for its version would double the requests."""
+    if stop is None:
+        with reading(url):
+            return of(url).cat_file(url)
+    require_same(url, known)
+    with reading(url):
+        return of(url).cat_file(url, start=start, end=stop)
+
+
+@functools.cache
+def blocks() -> Blocks:
+    """Those of this process."""
+    return Blocks()
+
+
+def read_unchanged(file: File) -> bytes:
+    """The bytes of a file, a member of a tar file or an object.
+
+    Raises:
+        InputError: it was changed since it was listed, or a store refuses.
+        OSError: it cannot be read.
+    """
+    if file.data is not None:
+        return file.data
+    if is_remote(file.path):
+        return blocks().read(file)
+    with open(file.path, "rb") as opened:
+        status = os.fstat(opened.fileno())
+        if status.st_mtime_ns != file.mtime or (file.offset < 0 and status.st_size != file.size):
+            raise InputError(f"{file.path!r} was changed while its images were in use: start again with it as it is")
+        opened.seek(max(file.offset, 0))
+        return opened.read(file.size)

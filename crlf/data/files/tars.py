@@ -1,0 +1,219 @@
+"""WebDataset shards: tar files of images, with labels in files of the same name that end in .cls.
+
+Each shard is gone through once: what its members are, where they lie and their SHA-256 is kept in the cache. After that
+an image is read from its place alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tarfile
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from crlf.data.cache import cache_dir
+from crlf.data.files.class_folders import share_of
+from crlf.data.files.collection import Collection
+from crlf.data.files.decode import PICTURES, image_size
+from crlf.data.files.decode_cache import LARGEST, write_whole
+from crlf.data.files.listing import File
+from crlf.data.files.stores import is_remote, of, reading
+from crlf.data.files.tables import by_split, chosen
+from crlf.errors import InputError, first_line
+from crlf.text import say
+
+SUFFIX, LABEL = ".tar", ".cls"
+AT_ONCE = 8  # shards
+AHEAD = 8 << 20  # bytes that are read ahead in a store
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image of a shard."""
+
+    name: str
+    offset: int
+    """Of its first byte in the shard."""
+    size: int
+    """Bytes."""
+    sha256: str
+    pixels: int
+    """Width times height; 0 if it is no image."""
+    why: str = ""
+    """The reason why it is no image."""
+    label: str = ""
+    """The text of its .cls file."""
+
+
+def in_folder(files: Sequence[File]) -> list[File]:
+    """The shards among the files of a folder, if that is what it holds: no image is beside them."""
+    if any(file.name.lower().endswith(PICTURES) for file in files):
+        return []
+    return [file for file in files if file.name.lower().endswith(SUFFIX)]
+
+
+def members(shard: File) -> list[Member]:
+    """The images of a shard, in its order, from the cache if it was gone through before.
+
+    Raises:
+        InputError: it is no tar file, or is cut short; a store refuses; or the cache cannot be written.
+    """
+    told = json.dumps([shard.path, shard.size, shard.mtime])
+    place = cache_dir() / "shards" / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return [Member(**values) for values in json.loads(place.read_bytes())]
+    found = list(looked_through(shard))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, json.dumps([asdict(member) for member in found]).encode())
+    except OSError as error:
+        raise InputError(f"cache {str(place)!r} cannot be written: {error.strerror or error}") from error
+    return found
+
+
+def looked_through(shard: File) -> Iterator[Member]:
+    """Go through a shard from start to end."""
+    labels: dict[str, str] = {}
+    found: list[Member] = []
+    with opened(shard) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            for name, offset, data in contents(shard, file):
+                if name.lower().endswith(LABEL):
+                    labels[key_of(name)] = data.decode("utf-8", "replace").strip()
+                elif name.lower().endswith(PICTURES):
+                    found.append(looked_at(name, offset, data))
+        except (tarfile.TarError, EOFError) as error:
+            raise InputError(f"shard {shard.path!r} is damaged or no tar file: {first_line(error)}") from error
+    for member in found:
+        yield Member(**{**asdict(member), "label": labels.get(key_of(member.name), "")})
+
+
+@contextlib.contextmanager
+def opened(shard: File) -> Iterator[IO[bytes]]:
+    if is_remote(shard.path):
+        with (
+            reading(shard.path),
+            of(shard.path).open(shard.path, "rb", block_size=AHEAD, cache_type="readahead") as file,
+        ):
+            yield file
+        return
+    try:
+        with open(shard.path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"shard {shard.path!r} cannot be read: {error.strerror or error}") from error
+
+
+def contents(shard: File, file: IO[bytes]) -> Iterator[tuple[str, int, bytes]]:
+    """The name, the offset and the bytes of the images and labels of a shard."""
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if member.offset_data + member.size > shard.size:
+                raise cut_short(shard, f"{member.name!r} ends at byte {member.offset_data + member.size:,}")
+            if member.isfile() and member.name.lower().endswith((*PICTURES, LABEL)):
+                file.seek(member.offset_data)
+                yield member.name, member.offset_data, file.read(min(member.size, LARGEST))
+            tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
+        file.seek(tar.offset)
+        if not file.read(tarfile.BLOCKSIZE):
+            raise cut_short(shard, "its end is not marked")
+
+
+def cut_short(shard: File, why: str) -> InputError:
+    return InputError(f"shard {shard.path!r} is cut short: {why}, but the file has {shard.size:,} bytes")
+
+
+def key_of(name: str) -> str:
+    """What the files of one sample share: the name up to the first dot after the folder."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".")[0]
+
+
+def looked_at(name: str, offset: int, data: bytes) -> Member:
+    digest, pixels, why = hashlib.sha256(data).hexdigest(), 0, ""
+    try:
+        width, height = image_size(io.BytesIO(data)) if data else (0, 0)
+        pixels, why = width * height, "" if data else "it is empty"
+    except InputError as error:
+        why = str(error)
+    return Member(name, offset, len(data), digest, pixels, why)
+
+
+def collections(
+    where: str, shards: Sequence[File], labelled: bool, hold_out: float, subset: int, max_pixels: int
+) -> tuple[Collection, Collection | None]:
+    """The training images of shards, and the test images if some shards are named so; with their labels.
+
+    Args:
+        where: the name of the data, for messages and for the cache.
+        labelled: whether .cls files are used.
+        hold_out: the share to hold out (crlf.data.files.class_folders.share_of).
+        subset: the number of images that will be used; 0 for all.
+        max_pixels: images with more are skipped.
+
+    Raises:
+        InputError: see `members`, or there are no images.
+    """
+    named = {file.name: file for file in shards}
+    splits = by_split([Path(name) for name in named], Path())
+    train, test = chosen(splits)
+    with ThreadPoolExecutor(AT_ONCE, "shards") as pool:
+        parts = [
+            [(named[os.fspath(path)], found) for path, found in zip(paths, pool.map(members, files), strict=True)]
+            for paths in (splits[train], splits[test] if test else [])
+            for files in [[named[os.fspath(path)] for path in paths]]
+        ]
+    texts = [[member.label for _, found in part for member in found] for part in parts]
+    classes = sorted(set(texts[0]) - {""}, key=lambda text: (len(text), text) if text.isdigit() else (0, text))
+    why = "" if len(classes) > 1 or not classes else f"the {LABEL} files are all the same"
+    known = labelled and len(classes) > 1
+    share = None if test or not known else share_of(hold_out, min(sum(map(bool, texts[0])), subset or len(texts[0])))
+    say(told(where, shards, train, test, classes if known else [], why))
+    rows = {name: row for row, name in enumerate(classes)}
+    made = []
+    for part, text in zip(parts, texts, strict=True):
+        labels = [rows.get(one, -1) for one in text] if known else None
+        mark: list[Any] = [where, SUFFIX, [(file.path, file.size, file.mtime) for file, _ in part], known, share]
+        files = [as_file(shard, member, max_pixels) for shard, found in part for member in found]
+        made.append(of_members(files, mark, labels, classes if known else [], share, why))
+    if not made[0].names:
+        raise InputError(f"data {where!r} cannot be used: its shards hold no images")
+    return made[0], made[1] if test and made[1].names else None
+
+
+def told(where: str, shards: Sequence[File], train: str, test: str, classes: Sequence[str], why: str) -> str:
+    parts = [f"{len(shards):,} tar shards"]
+    if classes:
+        parts.append(f"labels in their {LABEL} files ({len(classes):,} classes), which pretraining never sees")
+    if test:
+        parts.append(f"split {train!r} is to train on, {test!r} to test on")
+    return f"data {where!r}: {'; '.join([*parts, *([why] if why else [])])}"
+
+
+def as_file(shard: File, member: Member, max_pixels: int) -> File:
+    why = member.why
+    if member.pixels > max_pixels:
+        why = f"it has {member.pixels:,} pixels, more than {max_pixels:,}"
+    name = f"{shard.name}/{member.name}"
+    return File(name, shard.path, member.size, shard.mtime, why, None, member.offset, member.sha256)
+
+
+def of_members(
+    files: Sequence[File],
+    mark: list[Any],
+    labels: list[int] | None,
+    classes: Sequence[str],
+    share: float | None,
+    why: str,
+) -> Collection:
+    names = [file.name for file in files]
+    return Collection(names, lambda a, b: files[a:b], mark, None, labels, list(classes), share, why=why)
