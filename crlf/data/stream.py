@@ -5,6 +5,7 @@ Only the names of the files are all in memory, about half a kilobyte each.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from crlf.data.files import arrays, folder, listing, tables
+from crlf.data.files import arrays, folder, listing, stores, tables, tars
 from crlf.data.files.decode import image_size, square
 from crlf.data.files.decode_cache import look_into
 from crlf.data.files.folder import ImageSettings
@@ -75,7 +76,7 @@ class Files:
         return len(self.files)
 
     def parts(self, rows: range, size: int) -> Iterator[Part]:
-        groups = (self.files[chunk.start : chunk.stop] for chunk in chunks(rows, size))
+        groups = (wanted(self.files[chunk.start : chunk.stop]) for chunk in chunks(rows, size))
         for files, found in ahead(groups, self.look, self.threads):
             yield self.part(files, found)
 
@@ -93,6 +94,14 @@ class Files:
                 images.append(pixels)
         stacked = np.stack(images) if images else np.empty((0, 3, self.side, self.side), np.uint8)
         return Part(ids, torch.from_numpy(stacked), skipped=skipped)
+
+
+def wanted(files: Sequence[File]) -> Sequence[File]:
+    """The same files; what lies in an object store is already on its way."""
+    for file in files:
+        if stores.is_remote(file.path) and not file.skipped:
+            stores.blocks().want(file)
+    return files
 
 
 class Array:
@@ -217,20 +226,24 @@ def is_image(path: Path) -> bool:
 
 
 def files_at(path: Path, follow_links: bool) -> list[File] | None:
-    """The files of a folder, of a list, or the one image at a path; None if it is something else."""
+    """The files of a folder, of a list, the images in tar shards, or the one image at a path; None if it is something
+    else."""
     if path.is_dir():
         files = listing.in_folder(path, follow_links)
-        return None if tables.in_folder(files) else files
+        return None if tables.in_folder(files) else tars.unpacked(files)
+    if path.suffix.lower() == tars.SUFFIX and path.is_file():
+        return tars.unpacked([listing.look_at(path.name, str(path))])
     if path.suffix.lower() == folder.LIST and path.is_file():
         return listing.in_list(path)
     return [listing.look_at(path.name, str(path))] if path.is_file() and is_image(path) else None
 
 
-def open_path(path: Path, shape: Sequence[int], settings: ImageSettings, threads: int) -> Source | None:
+def open_path(data: str, shape: Sequence[int], settings: ImageSettings, threads: int) -> Source | None:
     """Open the images at a path for reading in parts; None if this kind of source cannot be.
 
     Args:
-        path: a folder, a list (.txt), an array (.npy, .npz) or one image.
+        data: the path of a folder, a list (.txt), tar shards, an array (.npy, .npz) or one image, or the URL of images
+            or shards in an object store.
         shape: (C, H, W) of the training images.
         settings: how the training images were read.
         threads: number of decoding threads.
@@ -238,10 +251,11 @@ def open_path(path: Path, shape: Sequence[int], settings: ImageSettings, threads
     Raises:
         InputError: the path cannot be read, or its images do not fit the shape.
     """
+    path = Path(os.path.expanduser(data))
     if path.suffix.lower() in arrays.SUFFIXES and path.is_file():
         return Array(path, shape, settings.image_size)
-    files = files_at(path, settings.follow_links)
+    files = tars.unpacked(stores.listed(data)) if stores.is_remote(data) else files_at(path, settings.follow_links)
     if files is None:
         return None
-    side = side_of(shape, f"the files of {str(path)!r}")
+    side = side_of(shape, f"the files of {data!r}")
     return Files(files, side, settings.max_pixels, threads, settings.white)

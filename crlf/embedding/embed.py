@@ -241,8 +241,7 @@ def embed_new(
 def open_source(path: str, shape: Sequence[int], recipe: Recipe, data_dir: str | Path | None) -> Source:
     """New images in the shape of the training images: streamed from a path, or loaded from any other source."""
     threads = max(1, (os.cpu_count() or 1) // distributed.world())
-    place = Path(os.path.expanduser(path))
-    source = open_path(place, shape, recipe.images, threads)
+    source = open_path(path, shape, recipe.images, threads)
     return source or Sets(path, *load(path, data_dir, recipe.images), shape)
 
 

@@ -171,21 +171,26 @@ def resumed(folder: Path, side: int) -> list[Outcome]:
 
 
 def look_into(file: File, side: int, max_pixels: int, white: int = 0) -> tuple[np.ndarray | None, Outcome]:
-    """A file's pixels, uint8 (3, side, side), or None if it is skipped; and what became of it."""
+    """A file's pixels, uint8 (3, side, side), or None if it is skipped; and what became of it.
+
+    Raises:
+        InputError: a shard was changed since it was indexed, or a store refuses.
+    """
     if file.skipped:
         return None, Outcome(skipped=file.skipped)
     if file.size > LARGEST:
         return None, Outcome(skipped=f"it is larger than {LARGEST / 1e6:.0f} MB")
     try:
         data = bytes_of(file)
+    except OSError as error:
+        return None, Outcome(skipped=f"it cannot be read: {error.strerror or error}")
+    try:
         return decode(data, side, max_pixels, white), Outcome(sha256=hashlib.sha256(data).hexdigest())
     except NoImage as error:
         named = file.data is not None or file.name.lower().endswith(PICTURES)
         return None, Outcome(skipped=str(error), sidecar=not named)
     except InputError as error:
         return None, Outcome(skipped=str(error))
-    except OSError as error:
-        return None, Outcome(skipped=f"it cannot be read: {error.strerror or error}")
 
 
 def bytes_of(file: File) -> bytes:

@@ -108,7 +108,7 @@ class Blocks:
 
     def __init__(self, most: int = HELD):
         self.most, self.held = most, 0  # bytes
-        self.kept: OrderedDict[tuple[str, int], tuple[Future[bytes], int]] = OrderedDict()
+        self.kept: OrderedDict[tuple[str, int, int], tuple[Future[bytes], int]] = OrderedDict()
         self.lock = threading.Lock()
         self.threads = ThreadPoolExecutor(AT_ONCE, "store")
 
@@ -122,7 +122,7 @@ class Blocks:
         return found
 
     def part(self, file: File, start: int, size: int) -> Future[bytes]:
-        key = file.path, start
+        key = file.path, file.mtime, start
         if key not in self.kept:
             stop = start + size if file.offset >= 0 else None
             self.kept[key] = self.threads.submit(fetch, file.path, start, stop, file.mtime), size
@@ -140,9 +140,8 @@ class Blocks:
         data = b"".join(part.result() for part in self.want(file))
         data = data if file.offset < 0 else data[start : start + file.size]
         if len(data) != file.size:
-            raise InputError(
-                f"{file.path!r} has {len(data):,} bytes of {file.name!r}, not {file.size:,}: was it changed?"
-            )
+            found = f"{len(data):,} of {file.size:,} bytes of {file.name!r}"
+            raise InputError(f"{file.path!r} was changed or cut short while its images were in use: it has {found}")
         return data
 
 

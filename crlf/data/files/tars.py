@@ -22,7 +22,7 @@ from typing import IO, Any
 from crlf.data.cache import cache_dir
 from crlf.data.files.class_folders import share_of
 from crlf.data.files.collection import Collection
-from crlf.data.files.decode import PICTURES, image_size
+from crlf.data.files.decode import PICTURES, PILLOW, image_size
 from crlf.data.files.decode_cache import LARGEST, write_whole
 from crlf.data.files.listing import File
 from crlf.data.files.stores import is_remote, of, reading
@@ -58,6 +58,16 @@ def in_folder(files: Sequence[File]) -> list[File]:
     if any(file.name.lower().endswith(PICTURES) for file in files):
         return []
     return [file for file in files if file.name.lower().endswith(SUFFIX)]
+
+
+def unpacked(files: Sequence[File]) -> list[File]:
+    """The files of a folder; where these are shards, their images in order."""
+    shards = in_folder(files)
+    if not shards:
+        return list(files)
+    with ThreadPoolExecutor(AT_ONCE, "shards") as pool:
+        found = list(pool.map(members, shards))
+    return [as_file(shard, member, PILLOW) for shard, images in zip(shards, found, strict=True) for member in images]
 
 
 def members(shard: File) -> list[Member]:
