@@ -55,7 +55,7 @@ def test_runs_are_measured_again_and_added(runs, tmp_path, monkeypatch, capsys):
     table = leaderboard.table(records)
     mean = 100 * np.mean(row["linear_accuracy"])
     [line] = [line for line in table.splitlines() if "tester" in line]
-    assert f"| {mean:.1f} ± " in line and "| 2 |" in line and "<tester>" not in line
+    assert f"| {mean:.1f} ± " in line and "| 2 |" in line and "<tester>" not in line and "**SimCLR, light CNN**" in line
     assert "a <tester>" in capsys.readouterr().out
 
 
@@ -86,13 +86,18 @@ def test_runs_that_do_not_belong_are_refused(runs, tmp_path, monkeypatch):
 
 
 def test_rows_stand_in_order_of_their_operations_and_invalid_ones_last():
-    lines = leaderboard.table(bench.RECORDS).splitlines()[2:]
+    rows, _, protocols = leaderboard.table(bench.RECORDS).partition("\n\nProtocols:\n\n")
+    lines = rows.splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert all(len(row) == len(leaderboard.COLUMNS) for row in cells)
     place = leaderboard.COLUMNS.index("PFLOP")
     counted = [float(row[place].removeprefix("about ")) for row in cells if row[place]]
     assert counted == sorted(counted) and len(counted) > 10
-    invalid = ["invalid" in row[0] for row in cells]
+    invalid = ["Invalid" in row[0] for row in cells]
+    numbers = [int(row[-1].rpartition("(")[2].rstrip(")")) for row in cells]
+    assert set(numbers) == set(range(1, 1 + len(protocols.splitlines())))
+    bad = [protocols.splitlines()[number - 1].count("Invalid") for number in numbers]
+    assert bad == [int(row) for row in invalid]
     assert invalid == sorted(invalid) and sum(invalid) == sum(bool(row.invalid) for row in PUBLISHED) > 3
 
 
