@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from crlf import encoders
-from crlf.augmentation import view_size
 from crlf.methods import METHODS
-from crlf.methods.base import training_flops
 from crlf.recipe import RECIPES
+from crlf.training.cost import flops_of_view
 
 IMAGES = 50_000
 PEAK = 989e12  # bf16 operations a second of an H100 or H200 without sparsity, as NVIDIA gives it
@@ -28,11 +27,10 @@ def table(measured: Mapping[str, str]) -> list[dict[str, Any]]:
     rows = []
     for name in PLANNED:
         recipe = RECIPES[name]
-        side = view_size(32, recipe.augmentation)
         with torch.random.fork_rng(devices=[]):
             method = METHODS[recipe.method](encoders.build(recipe.encoder, 3, 32), recipe.head)
-        a_view = training_flops(method, recipe.views, 3, side, side)
-        views = recipe.epochs * (IMAGES // recipe.batch_size) * recipe.batch_size * recipe.views
+        a_view = flops_of_view(recipe, method, 3, 32, 32)
+        views = recipe.epochs * (IMAGES // recipe.batch_size) * recipe.batch_size * recipe.all_views
         seconds = {f"minutes at {share:.0%} of the peak": views * a_view / (PEAK * share) / 60 for share in SHARES}
         rows.append(
             {

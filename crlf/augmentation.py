@@ -20,7 +20,7 @@ Shapes: B images, C channels, H and W their height and width, h and w those of t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,7 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, with torchvision's digits
 NUMBERS = 35  # uniform ones in a view, drawn in one call: a small one costs as much
 POSITION = 2  # more of them, where views are flipped upside down or turned
 CONTRAST = 1  # its place among the four colour steps
+MOST = 64  # small views of an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,17 @@ class ViewSettings:
     resolution: float = unasked(0.75)
     """Height and width of a view, as a share of the image's: 24 pixels of 32 take half the time of 32."""
     crop_min: float = unasked(0.2)
-    """Smallest area of a crop; the largest is 1."""
+    """Smallest area of a crop."""
+    crop_max: float = 1.0
+    """Largest area of a crop."""
+    local_views: int = 0
+    """Small views of each image in a step, beside the others: they are compared with those, and nothing with them."""
+    local_resolution: float = 0.5
+    """Height and width of a small view, as a share of the image's."""
+    local_crop_min: float = 0.05
+    """Smallest area of a small view's crop."""
+    local_crop_max: float = 0.4
+    """Largest area of a small view's crop."""
     flip: float = unasked(0.5)
     """Probability of a horizontal flip."""
     vertical_flip: float = unasked(0.0)
@@ -79,9 +90,15 @@ class ViewSettings:
             _check(0 <= getattr(self, name) <= 1, name, "in 0..1", getattr(self, name))
         for name in ("brightness", "contrast", "saturation"):
             _check(0 <= getattr(self, name) < math.inf, name, "0 or more", getattr(self, name))
-        _check(self.crop_min > 0, "crop_min", "above 0", self.crop_min)
+        for low, high in (("crop_min", "crop_max"), ("local_crop_min", "local_crop_max")):
+            _check(getattr(self, low) > 0, low, "above 0", getattr(self, low))
+            _check(getattr(self, high) <= 1, high, "at most 1", getattr(self, high))
+            rule = f"in 0..{high}, which is {getattr(self, high):g}"
+            _check(getattr(self, low) <= getattr(self, high), low, rule, getattr(self, low))
+        _check(0 <= self.local_views <= MOST, "local_views", f"in 0..{MOST}", self.local_views)
         _check(0 <= self.hue <= 0.5, "hue", "in 0..0.5", self.hue)
-        _check(0.1 <= self.resolution <= 4, "resolution", "in 0.1..4", self.resolution)
+        for name in ("resolution", "local_resolution"):
+            _check(0.1 <= getattr(self, name) <= 4, name, "in 0.1..4", getattr(self, name))
         _check(self.blur_kernel % 2 == 1 and self.blur_kernel > 0, "blur_kernel", "odd", self.blur_kernel)
         _check(0 < self.blur_min <= self.blur_max < math.inf, "blur_min", "in 0..blur_max", self.blur_min)
 
@@ -89,6 +106,12 @@ class ViewSettings:
     def numbers(self) -> int:
         """Uniform numbers that a view takes."""
         return NUMBERS + POSITION * bool(self.vertical_flip or self.turn)
+
+    @property
+    def of_local(self) -> ViewSettings:
+        """How a small view is drawn."""
+        low, high = self.local_crop_min, self.local_crop_max
+        return replace(self, resolution=self.local_resolution, crop_min=low, crop_max=high, local_views=0)
 
 
 class Parameters(NamedTuple):
@@ -118,11 +141,11 @@ class Views:
     """Draws views of each image; called with the same generator state it gives the same bits."""
 
     def __init__(self, settings: ViewSettings, normalisation: Normalisation):
-        self.settings, self.normalisation = settings, normalisation
+        self.settings, self.local, self.normalisation = settings, settings.of_local, normalisation
         self.apply = apply  # crlf.training.compile puts a faster one here
 
     def __call__(self, images: Tensor, generator: torch.Generator, count: int = 1) -> Tensor:
-        """A view of each image, then another of each, V = count times.
+        """A view of each image, then another of each, V = count times; no small ones.
 
         uint8 (B, C, H, W) and a generator on the same device -> float32 (V B, C, h, w), channels last.
         """
@@ -130,9 +153,12 @@ class Views:
         return self.apply(images, p, self.settings, self.normalisation)
 
     def numbers(self, batch: int, views: int, generator: torch.Generator) -> Tensor:
-        """All that is random in so many views of each image of a batch: float (n, B V), uniform in 0..1, where n is
-        what `ViewSettings.numbers` says."""
-        return torch.rand(self.settings.numbers, batch * views, generator=generator, device=generator.device)
+        """All that is random in so many views of each image of a batch, and in the small ones beside them.
+
+        float (n, B (V + L)), uniform in 0..1, where n is what `ViewSettings.numbers` says; first those of the V views.
+        """
+        count = batch * (views + self.settings.local_views)
+        return torch.rand(self.settings.numbers, count, generator=generator, device=generator.device)
 
     def of_part(self, images: Tensor, views: int, numbers: Tensor, batch: int, part: range) -> tuple[Tensor, ...]:
         """Several views of the images of a part of a batch: those that the whole batch would get, but for rounding.
@@ -144,11 +170,24 @@ class Views:
             part: which of them these R are.
 
         Returns:
-            So many views, each float32 (R, C, h, w).
+            So many views, each float32 (R, C, h, w), and then the small ones.
         """
-        drawn = parameters(torch.Size((batch, *images.shape[1:])), self.settings, numbers)
-        p = drawn.of(slice(views * part.start, views * part.stop))
-        return self.apply(images, p, self.settings, self.normalisation).chunk(views)
+        of_views, of_local = numbers[:, : batch * views], numbers[:, batch * views :]
+        found = self._of_part(images, views, of_views, self.settings, part)
+        if self.settings.local_views:
+            found += self._of_part(images, self.settings.local_views, of_local, self.local, part)
+        return found
+
+    def _of_part(
+        self, images: Tensor, views: int, numbers: Tensor, settings: ViewSettings, part: range
+    ) -> tuple[Tensor, ...]:
+        p = parameters(images.shape, settings, numbers).of(slice(views * part.start, views * part.stop))
+        return self.apply(images, p, settings, self.normalisation).chunk(views)
+
+    def of_batch(self, images: Tensor, views: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """As `of_part`, of a whole batch: uint8 (B, C, H, W) and a generator on the same device."""
+        numbers = self.numbers(len(images), views, generator)
+        return self.of_part(images, views, numbers, len(images), range(len(images)))
 
 
 def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator, count: int = 1) -> Parameters:
@@ -158,14 +197,14 @@ def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator, 
 
 
 def parameters(shape: torch.Size, s: ViewSettings, u: Tensor) -> Parameters:
-    """What uniform numbers (s.numbers, B V) mean for the views of a batch of this shape (B, C, H, W)."""
+    """What uniform numbers (s.numbers, B V) mean for the views of images of this shape (..., C, H, W)."""
     flip, jitter, gray, blur, sigma = u[22:27]
     bounds = [(max(0.0, 1 - strength), 1 + strength) for strength in (s.brightness, s.contrast, s.saturation)]
     low, high = (constants(ends, u)[:, None] for ends in zip(*bounds, (-s.hue, s.hue), strict=True))  # (4, 1)
     unchanged = constants((1.0, 1.0, 1.0, 0.0), u)[:, None]
     brightness, contrast, saturation, hue = torch.where(jitter < s.jitter, u[27:31] * (high - low) + low, unchanged)
     return Parameters(
-        *_crop_boxes(shape[-2], shape[-1], s.crop_min, u[:22]), flip < s.flip,
+        *_crop_boxes(shape[-2], shape[-1], (s.crop_min, s.crop_max), u[:22]), flip < s.flip,
         order=u[31:NUMBERS].T.argsort(dim=1),
         brightness=brightness, contrast=contrast, saturation=saturation, hue=hue,
         gray=gray < s.grayscale,
@@ -175,16 +214,18 @@ def parameters(shape: torch.Size, s: ViewSettings, u: Tensor) -> Parameters:
     )  # fmt: skip
 
 
-def _crop_boxes(H: int, W: int, smallest: float, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _crop_boxes(H: int, W: int, areas: tuple[float, float], u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio, then the largest central crop.
 
     Args:
+        areas: the smallest and the largest, as shares of the image's.
         u: (22, B), uniform in 0..1.
 
     Returns:
         top, left, height and width in whole pixels, float (B,).
     """
-    area = (u[:10] * (1 - smallest) + smallest) * (H * W)
+    smallest, largest = areas
+    area = (u[:10] * (largest - smallest) + smallest) * (H * W)
     ratio = ((u[10:20] * 2 - 1) * math.log(4 / 3)).exp()  # log-uniform in 3/4..4/3
     width, height = (area * ratio).sqrt_().round_(), (area / ratio).sqrt_().round_()  # (10, B)
     fits = (width > 0) & (width <= W) & (height > 0) & (height <= H)

@@ -72,7 +72,7 @@ class Recipe:
     domain: str = "photos"
     """What the images show, which decides how a view may differ from its image; one of crlf.defaults.DOMAINS."""
     views: int = 4
-    """Views of each image in a step; all pairs are positive."""
+    """Views of each image in a step; all pairs are positive. --local-views adds small ones."""
     seed: int = 0
     """Seed of the weights, the order and the views."""
     precision: str = "auto"
@@ -109,6 +109,9 @@ class Recipe:
         if not isinstance(self.head, METHODS[self.method].Settings):
             rule = f"a {METHODS[self.method].Settings.__name__} or None for method {self.method!r}"
             raise InputError(f"head must be {rule}, not a {type(self.head).__name__}")
+        if (local := self.augmentation.local_views) and not METHODS[self.method].takes_local:
+            takers = ", ".join(name for name, kind in METHODS.items() if kind.takes_local)
+            raise InputError(f"local_views must be 0 for method {self.method!r}, not {local}: {takers} take them")
         for name, (low, high) in LIMITS.items():
             low = 0 if name == "epochs" and self.start.init else low
             if not low <= getattr(self, name) <= high:
@@ -125,6 +128,11 @@ class Recipe:
     def budget(self) -> float:
         """Minutes of training; 0 where it goes by epochs."""
         return self.minutes - self.reserve if self.minutes else 0.0
+
+    @property
+    def all_views(self) -> int:
+        """Views of each image in a step, with the small ones."""
+        return self.views + self.augmentation.local_views
 
     def for_images(self, images: int) -> Recipe:
         """The recipe for so many training images, of which a batch that was not asked for may be all.

@@ -301,6 +301,60 @@ def test_crop_boxes_follow_torchvision(name: str, smallest: float):
     assert stats.ks_2samp(getattr(ours, name).numpy(), column.float().numpy()).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("name", ["height", "width", "top"])
+def test_the_largest_crop_follows_torchvision(name: str):
+    torch.manual_seed(0)
+    crop = RandomResizedCrop(32, scale=(0.1, 0.3))
+    blank = torch.zeros(3, 32, 32)
+    theirs = torch.tensor([crop.get_params(blank, list(crop.scale), list(crop.ratio)) for _ in range(SAMPLES // 4)])
+    settings = ViewSettings(crop_min=0.1, crop_max=0.3)
+    ours = draw(torch.Size([SAMPLES, 3, 32, 32]), settings, torch.Generator().manual_seed(1))
+    column = theirs[:, ("top", "left", "height", "width").index(name)]
+    assert stats.ks_2samp(getattr(ours, name).numpy(), column.float().numpy()).pvalue > 1e-3
+
+
+LOCAL = ViewSettings(local_views=3, local_resolution=0.5, local_crop_min=0.1, local_crop_max=0.3, blur=0.5)
+
+
+def test_small_views_are_drawn_beside_the_others_and_by_their_own_settings():
+    images, make = photo(), Views(LOCAL, CIFAR10)
+    numbers = make.numbers(8, 2, torch.Generator().manual_seed(1))
+    assert numbers.shape == (LOCAL.numbers, 8 * (2 + 3))
+    found = make.of_part(images, 2, numbers, 8, range(8))
+    assert [view.shape[2:] for view in found] == [(24, 24)] * 2 + [(16, 16)] * 3
+    large = Views(dataclasses.replace(LOCAL, local_views=0), CIFAR10).of_part(images, 2, numbers[:, :16], 8, range(8))
+    crops = {"crop_min": 0.1, "crop_max": 0.3}
+    small = Views(ViewSettings(resolution=0.5, blur=0.5, **crops), CIFAR10)
+    for one, other in zip(found, (*large, *small.of_part(images, 3, numbers[:, 16:], 8, range(8))), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_part_of_a_batch_has_the_small_views_that_the_whole_batch_would_get():
+    images, make = photo(), Views(LOCAL, CIFAR10)
+    whole = make.of_batch(images, 2, torch.Generator().manual_seed(1))
+    numbers = make.numbers(8, 2, torch.Generator().manual_seed(1))
+    for view, own in zip(whole, make.of_part(images[3:5], 2, numbers, 8, range(3, 5)), strict=True):
+        torch.testing.assert_close(view[3:5], own, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        ({"crop_max": 0.1}, r"crop_min must be in 0\.\.crop_max, which is 0\.1, not 0\.2"),
+        ({"crop_max": 1.5}, r"crop_max must be at most 1, not 1\.5"),
+        ({"local_crop_min": 0.0}, r"local_crop_min must be above 0, not 0\.0"),
+        ({"local_crop_min": 0.5}, r"local_crop_min must be in 0\.\.local_crop_max, which is 0\.4, not 0\.5"),
+        ({"local_views": 65}, r"local_views must be in 0\.\.64, not 65"),
+        ({"local_views": -1}, r"local_views must be in 0\.\.64, not -1"),
+        ({"local_resolution": 0.0}, r"local_resolution must be in 0\.1\.\.4, not 0\.0"),
+        ({"local_crop_max": float("nan")}, "local_crop_max must be at most 1, not nan"),
+    ],
+)
+def test_wrong_small_views_name_themselves(settings: dict[str, float], match: str):
+    with pytest.raises(InputError, match=match):
+        ViewSettings(**settings)
+
+
 def test_crop_boxes_fall_back_to_torchvisions_central_crop():
     shape = torch.Size([50, 3, 8, 64])  # so wide that no crop of the whole area fits
     p = draw(shape, ViewSettings(crop_min=1.0), torch.Generator().manual_seed(0))

@@ -37,15 +37,17 @@ SGD = OptimSettings(optimizer="sgd", lr=0.02, lr_per=0, momentum=0.9, warmup=0.0
 OPTIM = {"simclr": OptimSettings(), "vicreg": dataclasses.replace(SGD, lr=0.002)}  # the first: Muon
 
 
-def one_step(name: str, most: int = 0, frozen: bool = False) -> dict[str, Any]:
+def one_step(name: str, most: int = 0, frozen: bool = False, local: int = 0) -> dict[str, Any]:
     """The loss, what is logged, every gradient and every buffer, after a pass over this rank's part of a batch.
 
     Args:
         most: images in a part of the rank's part.
         frozen: batch norms use what they remember: the parts are then exactly the whole.
+        local: small views beside two large ones.
     """
     method, parts = small(name).double(), distributed.parts_of(BATCH, most)
-    views = [view.double() for view in views_of(batch=BATCH)]
+    views = [view.double() for view in views_of(2 + local, batch=BATCH)]
+    views[2:], method.local_views = [view[:, :, 2:10, 2:10] for view in views[2:]], local
     labels = (torch.arange(BATCH) % 3)[parts[0].start : parts[-1].stop]
 
     def views_in(part: range) -> list[Tensor]:
@@ -136,6 +138,7 @@ def everything(folder: Path) -> dict[str, Any]:
     return {
         "step": {name: one_step(name) for name in METHODS},
         "parted": {name: one_step(name, 2 if distributed.world() > 1 else 0, frozen=True) for name in METHODS},
+        "local": {name: one_step(name, local=2) for name, kind in METHODS.items() if kind.takes_local},
         "trained": {name: twenty_steps(name, folder / f"{name}{distributed.world()}") for name in METHODS},
         "stopped": stopped(folder / f"stopped{distributed.world()}"),
         "refused": refused(folder / f"stopped{distributed.world()}"),

@@ -120,7 +120,7 @@ def supervised(embedded: Embedded) -> Found:
     seen = embedded.run.scores.get("views_seen")
     if not isinstance(seen, int) or seen < 1:
         raise InputError("supervised needs views_seen in scores.json: `crlf pretrain` writes it")
-    network = train_classifier(embedded, max(1, seen // (recipe.batch_size * recipe.views)))
+    network = train_classifier(embedded, max(1, seen // (recipe.batch_size * recipe.all_views)))
     predictions = embed_images(network, embedded.images[1], recipe.normalisation).argmax(axis=1)
     how = "the same encoder and a linear layer trained together on the labels (cross-entropy), with the run's views"
     return Found(

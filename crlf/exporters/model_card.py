@@ -109,12 +109,13 @@ def contract(made: Exported, record: dict[str, Any]) -> str:
 
 
 def settings(recipe: Recipe, scores: dict[str, Any]) -> str:
+    small = f" and {count} small ones" if (count := recipe.augmentation.local_views) else ""
     facts = {
         "method": recipe.method,
         "encoder": recipe.encoder,
         "data": data_name(recipe),
         "epochs": scores.get("epochs", recipe.epochs),
-        "batch": f"{recipe.batch_size} images, {recipe.views} views each",
+        "batch": f"{recipe.batch_size} images, {recipe.views} views each{small}",
         "optimizer": f"{recipe.optim.optimizer}, learning rate {recipe.optim.lr:g}",
         "started from": origin(scores.get("started_from", {})),
         "teacher": origin(scores.get("teacher", {})),

@@ -10,7 +10,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from itertools import pairwise, permutations
+from itertools import pairwise, product
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
@@ -51,6 +51,10 @@ class Method(nn.Module, ABC):
     """The name of the loss in the paper, if any."""
     loss_falls: ClassVar[bool] = False
     """Whether the loss should fall. With moving targets, a loss may rise although the method learns."""
+    takes_local: ClassVar[bool] = False
+    """Whether it takes small views, which it compares with the large ones (Caron et al. 2020, SwAV, section 3.3)."""
+    local_views: int = 0
+    """How many of its views are small; they are the last."""
     Settings: type[Any]
     encoder: nn.Module
 
@@ -69,6 +73,10 @@ class Method(nn.Module, ABC):
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch: views, each float (B, C, h, w)."""
         return self.loss(*self.project(views))
+
+    def large(self, views: Any) -> Any:
+        """All but the small views, of a sequence or a tensor (V, ...)."""
+        return views[: len(views) - self.local_views]
 
     @staticmethod
     def candidates(views: int, batch: int) -> int | None:
@@ -135,19 +143,28 @@ def compare(method: Method, projections: Sequence[Tensor], told: Tensor | None) 
     return method.loss(*projections)
 
 
-def training_flops(method: Method, views: int, channels: int, height: int, width: int, forwards: int = 1) -> float:
-    """Floating-point operations per view in training, counting a multiply-add as two.
+def training_flops(
+    method: Method,
+    views: int,
+    channels: int,
+    height: int,
+    width: int,
+    forwards: int = 1,
+    local: Sequence[int] = (0, 0),
+) -> float:
+    """Floating-point operations per view in training, counting a multiply-add as two: the mean over all views of an
+    image, the method's small ones, of height and width `local`, among them.
 
     torch counts one forward pass, without elementwise operations, norms and pools. A backward pass costs two forward
     passes; a `Target` has none. A batch in parts has two forward passes (crlf.training.gradients).
     """
     method = copy.deepcopy(method).eval().requires_grad_(False)  # the counter fails on parameters as inputs (CaiT)
     device = next(method.parameters()).device
-    pair = torch.zeros(2, channels, height, width, device=device)
+    pair, small = (torch.zeros(2, channels, *size, device=device) for size in ((height, width), local))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        loss_of(method, [pair] * views, torch.arange(2, device=device))
+        loss_of(method, [pair] * views + [small] * method.local_views, torch.arange(2, device=device))
     target = sum(counter.get_flop_counts().get(Target.__name__, {}).values())
-    return ((2 + forwards) * counter.get_total_flops() - 2 * target) / (2 * views)
+    return ((2 + forwards) * counter.get_total_flops() - 2 * target) / (2 * (views + method.local_views))
 
 
 def require(settings: object, **limits: tuple[float, float]) -> None:
@@ -183,6 +200,13 @@ def mlp(
         layers += [nn.Linear(fan_in, fan_out, bias=not norm), *[nn.BatchNorm1d(fan_out)] * norm, activation()]
     layers.append(nn.Linear(sizes[-2], sizes[-1], bias=bias and not last_norm))
     return nn.Sequential(*layers, *[nn.BatchNorm1d(sizes[-1], affine=False)] * last_norm)
+
+
+def in_sizes(network: nn.Module, views: Sequence[Tensor]) -> Tensor:
+    """Pass views through a network, those of one size together: each float (B, C, h, w) -> (V B, ...)."""
+    ends = [i for i in range(1, len(views)) if views[i].shape != views[i - 1].shape]
+    passes = [network(torch.cat(list(views[start:end]))) for start, end in pairwise([0, *ends, len(views)])]
+    return torch.cat(passes) if ends else passes[0]
 
 
 def by_view(rows: Tensor, views: Sequence[Tensor]) -> Tensor:
@@ -241,8 +265,10 @@ def spread(z: Tensor) -> Tensor:
 def over_pairs(
     loss: Callable[[Tensor, Tensor], Tensor], a: Sequence[Tensor] | Tensor, b: Sequence[Tensor] | Tensor
 ) -> Tensor:
-    """The mean of loss(a[i], b[j]) over ordered pairs of different views; for two views, over both directions."""
-    return torch.stack([loss(a[i], b[j]) for i, j in permutations(range(len(a)), 2)]).mean()
+    """The mean of loss(a[i], b[j]) over ordered pairs of different views; for two views, over both directions. Of b
+    there may be fewer: the first ones, which are large."""
+    pairs = [(i, j) for i, j in product(range(len(a)), range(len(b))) if i != j]
+    return torch.stack([loss(a[i], b[j]) for i, j in pairs]).mean()
 
 
 @in_float32

@@ -2,9 +2,9 @@
 
 Caron, Touvron, Misra, Jegou, Mairal, Bojanowski and Joulin, Emerging Properties in Self-Supervised Vision Transformers,
 ICCV 2021, https://arxiv.org/abs/2104.14294. Centring and a sharp teacher together keep it from collapse: the logged
-`teacher_entropy` falls to 0 or stays at log M, and `spread` to 0, if they fail. With V views of one size (no
-multi-crop) the loss is the mean over all ordered pairs of views. The last layer learns from the first step;
-the paper's gradient clipping and warm-up of the teacher's temperature are left out.
+`teacher_entropy` falls to 0 or stays at log M, and `spread` to 0, if they fail. With V views the loss is the mean over
+all ordered pairs of views; the teacher does not see small views (section 3.1, multi-crop). The last layer learns from
+the first step; the paper's gradient clipping and warm-up of the teacher's temperature are left out.
 
 Defaults: the head of lightly's CIFAR-10 benchmark (2048 and 256, with batch norm; 2,048 prototypes) and the paper's
 temperatures (0.1, 0.04), momenta of target (0.996 to 1) and centre (0.9).
@@ -29,6 +29,7 @@ from crlf.methods.base import (
     by_view,
     cosine,
     in_float32,
+    in_sizes,
     mlp,
     out_dim,
     over_pairs,
@@ -104,6 +105,7 @@ class DINO(Method):
     paper = "Caron et al. 2021, https://arxiv.org/abs/2104.14294"
     gist = "a student agrees with a slow, centred, sharp teacher"
     needs = "a target, prototypes; many steps"
+    takes_local = True
     Settings = DINOSettings
     centre: Tensor
 
@@ -120,9 +122,9 @@ class DINO(Method):
         self.settings = s
 
     def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
+        z = self.projector(in_sizes(self.encoder, views))  # (V B, P)
         student = self.prototypes(z)  # (V B, M)
-        return by_view(student, views), self.target(views), by_view(z.detach(), views)  # each (V, B, ...)
+        return by_view(student, views), self.target(self.large(views)), by_view(z.detach(), views)
 
     def loss(self, student: Tensor, teacher: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.settings

@@ -2,7 +2,8 @@
 
 Balestriero and LeCun, LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics, 2025,
 https://arxiv.org/abs/2511.08544. The regulariser, SIGReg, tests random one-dimensional projections for normality, after
-Epps and Pulley 1983. There is no target, no held gradient and no predictor: `spread` in the log tells of a collapse.
+Epps and Pulley 1983. Small views predict, and are not in the mean (algorithm 2). There is no target, no held gradient
+and no predictor: `spread` in the log tells of a collapse.
 
 Defaults: the authors' minimal example (weight 0.02, a head of 2048, 2048 and 128, 256 directions, 17 knots up to 3).
 As in their code, the prediction loss is a mean over the features, where the paper writes a sum.
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crlf.methods.base import SHARE, WIDTH, Method, by_view, in_float32, mlp, out_dim, require, spread, unit
+from crlf.methods.base import SHARE, WIDTH, Method, by_view, in_float32, in_sizes, mlp, out_dim, require, spread, unit
 
 SEEDS = 2**62
 
@@ -116,6 +117,7 @@ class LeJEPA(Method):
     needs = "nothing else: no target, no predictor"
     loss_name = "LeJEPA"
     loss_falls = True
+    takes_local = True
     Settings = LeJEPASettings
 
     def __init__(self, encoder: nn.Module, settings: LeJEPASettings):
@@ -127,12 +129,12 @@ class LeJEPA(Method):
         self.settings = s
 
     def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        h = self.encoder(torch.cat(list(views)))  # (V B, D)
+        h = in_sizes(self.encoder, views)  # (V B, D)
         return (by_view(self.projector(h), views),)  # (V, B, P)
 
     def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.settings
-        predicted = prediction(z, z.mean(dim=0))
+        predicted = prediction(z, self.large(z).mean(dim=0))
         tested = sigreg(z, self.directions.rows, s.knots, s.furthest)
         loss = (1 - s.sigreg) * predicted + s.sigreg * tested
         return loss, {"spread": spread(z), "prediction": predicted.detach(), "sigreg": tested.detach()}

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from crlf.methods.base import (
@@ -30,6 +29,7 @@ from crlf.methods.base import (
     by_view,
     cosine,
     in_float32,
+    in_sizes,
     mlp,
     out_dim,
     over_pairs,
@@ -65,7 +65,7 @@ class ReSASettings:
 
 @in_float32
 def resa(z: Tensor, target: Tensor, assignment: Tensor, temperature: float) -> Tensor:
-    """The cross-entropy of two views' cosines with an assignment, from either side (the authors' code; section 4).
+    """The cross-entropy of two views' cosines with an assignment, from either side (ReSA, equation 3).
 
     Args:
         z, target: float (B, P), projections of one view, and the target's of another; need not be normalised.
@@ -88,6 +88,7 @@ class ReSA(Method):
     paper = "Weng et al. 2025, https://arxiv.org/abs/2501.18452"
     gist = "projections follow a clustering of the batch by the encoder itself"
     needs = "a target (a forward pass more), a large batch"
+    takes_local = True
     Settings = ReSASettings
 
     def __init__(self, encoder: nn.Module, settings: ReSASettings):
@@ -100,9 +101,9 @@ class ReSA(Method):
         self.settings = s
 
     def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        h = self.encoder(torch.cat(list(views)))  # (V B, D)
+        h = in_sizes(self.encoder, views)  # (V B, D)
         z = by_view(self.projector(h), views)  # (V, B, P)
-        target_h = self.target(views)  # (V, B, D)
+        target_h = self.target(self.large(views))  # (V, B, D)
         first = by_view(h.detach(), views)[:1]  # (1, B, D)
         return z, self.target_projector(list(target_h)), first, target_h[:1]
 

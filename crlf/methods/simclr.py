@@ -1,7 +1,8 @@
 """SimCLR: two views of an image attract, the views of all other images repel.
 
 Chen, Kornblith, Norouzi and Hinton, A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020,
-https://arxiv.org/abs/2002.05709. With more than two views of an image, every pair of them is a positive pair.
+https://arxiv.org/abs/2002.05709. With more than two views of an image, every pair of them is a positive pair. Small
+views are compared with large ones alone (Caron et al. 2020, SwAV, section 3.3, which adds them to SimCLR too).
 
 Shapes: V views, B images, D embedding, P projection.
 """
@@ -12,10 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crlf.errors import InputError, unknown
-from crlf.methods.base import TEMPERATURE, WIDTH, Method, by_view, mlp, out_dim, over_negatives, require
+from crlf.methods.base import (
+    TEMPERATURE,
+    WIDTH,
+    Method,
+    by_view,
+    in_float32,
+    in_sizes,
+    mlp,
+    out_dim,
+    over_negatives,
+    require,
+)
 
 NORMS = ("none", "hidden", "all")  # layers of the projector that batch norm follows
 
@@ -69,6 +82,24 @@ def nt_xent_views(z: Tensor, temperature: float) -> Tensor:
     return over_negatives(z, temperature, _cross_entropy)
 
 
+@in_float32
+def nt_xent_small(small: Tensor, large: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of small views: the mean of equation 1 over all pairs of a small view and a large one of the same image.
+
+    The negatives of a small view are the V (B - 1) large views of other images.
+
+    Args:
+        small: float (L, B, P); large: float (V, B, P), B at least 2. They need not be normalised.
+        temperature: above 0.
+    """
+    B = small.shape[1]
+    logits = torch.einsum("lbp,vcp->lbvc", F.normalize(small, dim=2), F.normalize(large, dim=2)) / temperature
+    same_image = torch.eye(B, dtype=torch.bool, device=small.device)[:, None]  # (B, 1, B)
+    negatives = logits.masked_fill(same_image, -torch.inf).flatten(2).logsumexp(dim=2)  # (L, B)
+    positives = logits.diagonal(dim1=1, dim2=3).mT  # (L, B, V)
+    return _cross_entropy(positives, negatives[:, :, None]).mean()
+
+
 def _cross_entropy(positives: Tensor, negatives: Tensor) -> Tensor:
     """-log(e^positive / (e^positive + sum of e^negative)): (V B, V - 1) and (V B, 1) -> (V B, V - 1)."""
     return torch.logaddexp(positives, negatives) - positives
@@ -83,6 +114,7 @@ class SimCLR(Method):
     needs = "negatives: a large batch"
     loss_name = "NT-Xent"
     loss_falls = True
+    takes_local = True
     Settings = SimCLRSettings
 
     def __init__(self, encoder: nn.Module, settings: SimCLRSettings):
@@ -94,11 +126,16 @@ class SimCLR(Method):
         self.temperature = settings.temperature
 
     def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        h = self.encoder(torch.cat(list(views)))  # (V B, D): batch norm sees all views together
+        h = in_sizes(self.encoder, views)  # (V B, D): batch norm sees all views of a size together
         return (by_view(self.projector(h), views),)  # (V, B, P)
 
     def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return nt_xent_views(z, self.temperature), {}
+        large = self.large(z)
+        loss = nt_xent_views(large, self.temperature)
+        if self.local_views:  # each view has a pair with every other large one
+            small, others = nt_xent_small(z[len(large) :], large, self.temperature), len(large) - 1
+            loss = (others * loss + self.local_views * small) / (others + self.local_views)
+        return loss, {}
 
     @staticmethod
     def candidates(views: int, batch: int) -> int:

@@ -2,8 +2,8 @@
 
 Caron, Misra, Mairal, Goyal, Bojanowski and Joulin, Unsupervised Learning of Visual Features by Contrasting Cluster
 Assignments, NeurIPS 2020, https://arxiv.org/abs/2006.09882. With V views each predicts the codes of every other: the
-mean over all ordered pairs. The views are of one size (no multi-crop), codes come from the batch alone (no queue of
-earlier features), and prototypes learn from the first step.
+mean over all ordered pairs. Small views predict, and get no code (section 3.3, multi-crop). Codes come from the batch
+alone (no queue of earlier features), and prototypes learn from the first step.
 
 Defaults: lightly's CIFAR-10 benchmark: a head of 512 and 128, 512 prototypes; the paper's temperature 0.1, epsilon 0.05
 and 3 iterations. The prototypes are normalised in the forward pass, where the paper's code does it after each step.
@@ -26,6 +26,7 @@ from crlf.methods.base import (
     by_view,
     cosine,
     in_float32,
+    in_sizes,
     mlp,
     out_dim,
     over_pairs,
@@ -98,6 +99,7 @@ class SwAV(Method):
     paper = "Caron et al. 2020, https://arxiv.org/abs/2006.09882"
     gist = "a view predicts the other's cluster; clusters are equally full"
     needs = "prototypes"
+    takes_local = True
     Settings = SwAVSettings
 
     def __init__(self, encoder: nn.Module, settings: SwAVSettings):
@@ -109,11 +111,11 @@ class SwAV(Method):
         self.settings = s
 
     def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        z = by_view(self.projector(self.encoder(torch.cat(list(views)))), views)
+        z = by_view(self.projector(in_sizes(self.encoder, views)), views)
         return cosine(z, self.prototypes), z.detach()  # (V, B, M), (V, B, P)
 
     def loss(self, scores: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.settings
-        codes = [sinkhorn(view, s.epsilon, s.iterations) for view in scores]  # each (B, M)
+        codes = [sinkhorn(view, s.epsilon, s.iterations) for view in self.large(scores)]  # each (B, M)
         loss = over_pairs(lambda a, b: swapped_prediction(a, b, s.temperature), scores, codes)
         return loss, {"spread": spread(z)}

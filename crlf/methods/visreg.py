@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crlf.methods.base import SHARE, WIDTH, Method, by_view, in_float32, mlp, out_dim, require, spread
+from crlf.methods.base import SHARE, WIDTH, Method, by_view, in_float32, in_sizes, mlp, out_dim, require, spread
 from crlf.methods.lejepa import Directions, prediction
 
 LEAST = 1e-6  # of a deviation that divides, as the authors'
@@ -88,6 +88,7 @@ class VISReg(Method):
     needs = "a batch of 64 or more"
     loss_name = "VISReg"
     loss_falls = True
+    takes_local = True
     Settings = VISRegSettings
 
     def __init__(self, encoder: nn.Module, settings: VISRegSettings):
@@ -99,11 +100,11 @@ class VISReg(Method):
         self.weight, self.weights = s.regularisation, (s.scale, s.shape, s.centre)
 
     def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        h = self.encoder(torch.cat(list(views)))  # (V B, D)
+        h = in_sizes(self.encoder, views)  # (V B, D)
         return (by_view(self.projector(h), views),)  # (V, B, P)
 
     def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        invariance, terms = prediction(z, z.mean(dim=0)), visreg_terms(z, self.directions.rows)
+        invariance, terms = prediction(z, self.large(z).mean(dim=0)), visreg_terms(z, self.directions.rows)
         regular = torch.stack([weight * term for weight, term in zip(self.weights, terms, strict=True)]).sum()
         named = {"invariance": invariance, **dict(zip(("scale", "shape", "centre"), terms, strict=True))}
         loss = (1 - self.weight) * invariance + self.weight * regular

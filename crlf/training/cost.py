@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from crlf import encoders
-from crlf.augmentation import Views
+from crlf.augmentation import Views, view_size
 from crlf.data import ImageSet
 from crlf.methods import Method
-from crlf.methods.base import IndexedMethod, loss_of
+from crlf.methods.base import IndexedMethod, loss_of, training_flops
 from crlf.recipe import Recipe
 from crlf.runtime import distributed
 from crlf.runtime.devices import autocast, fits, memory_used, wait_for
@@ -99,11 +99,18 @@ def forward(recipe: Recipe, data: ImageSet, method: Method, images: int, device:
     """The loss of the first images, on a training step's path."""
     stream = generator(device, "views", recipe.seed, "estimate")
     make_view = Views(recipe.augmentation, recipe.normalisation)
-    views = make_view(data.images[:images].to(device), stream, recipe.views)
+    views = make_view.of_batch(data.images[:images].to(device), recipe.views, stream)
     with autocast(recipe.precision, device):
         labels = None if data.labels is None else data.labels[:images].to(device)
         told = torch.arange(images, device=device) if isinstance(method, IndexedMethod) else labels
-        return loss_of(method, views.chunk(recipe.views), told)[0]
+        return loss_of(method, views, told)[0]
+
+
+def flops_of_view(recipe: Recipe, method: Method, channels: int, height: int, width: int, forwards: int = 1) -> float:
+    """Floating-point operations per view in training on images of this size, see `training_flops`."""
+    views = recipe.augmentation
+    large, small = ([view_size(side, s) for side in (height, width)] for s in (views, views.of_local))
+    return training_flops(method, recipe.views, channels, large[0], large[1], forwards, small)
 
 
 def saved_bytes(compute: Callable[[], Tensor]) -> int:

@@ -64,9 +64,11 @@ def require_fit(encoder: torch.nn.Module, recipe: Recipe, data: ImageSet) -> Non
     encoders.trial(encoder, recipe.encoder, channels, height, width)
     if recipe.as_given:
         return  # it will see no views
-    height, width = (view_size(side, recipe.augmentation) for side in (height, width))
-    advice = "; --resolution 1 makes the views as large as the images"
-    encoders.trial(encoder, recipe.encoder, channels, height, width, advice)
+    views = recipe.augmentation
+    for name, settings in (("resolution", views), ("local-resolution", views.of_local))[: 1 + bool(views.local_views)]:
+        h, w = (view_size(side, settings) for side in (height, width))
+        advice = f"; --{name} 1 makes the views as large as the images"
+        encoders.trial(encoder, recipe.encoder, channels, h, w, advice)
 
 
 class State:
@@ -98,6 +100,7 @@ class State:
             freeze(encoder, recipe.start.freeze, recipe.start.norms == "keep")
             self.start = copy.deepcopy(encoder.state_dict()) if weights and recipe.start.mix < 1 else None
             self.method = METHODS[recipe.method](encoder, recipe.head)
+            self.method.local_views = recipe.augmentation.local_views
             self.method.meet(len(data))
             if isinstance(self.method, TaughtMethod):
                 assert features is not None, "a method that is taught needs a teacher's features"

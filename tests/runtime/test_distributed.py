@@ -77,6 +77,14 @@ def test_loss_statistics_and_every_gradient_are_those_of_one_process(results, na
     assert furthest(one, several)[0] < 1e-10, furthest(one, several)
 
 
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.takes_local])
+@pytest.mark.parametrize("rank", ["2-1", "4-3"])
+def test_with_small_views_too(results, name: str, rank: str):
+    one, several = results["1-0"]["local"][name], results[rank]["local"][name]
+    assert sum(key.startswith("gradient") for key in one) > 5
+    assert furthest(one, several)[0] < 1e-10, furthest(one, several)
+
+
 @EVERY
 @pytest.mark.parametrize("world", WORLDS)
 def test_twenty_steps_of_training_give_the_weights_of_one_process(results, name: str, world: int):

@@ -10,7 +10,7 @@ import torch
 from small_methods import met, narrow
 from tape import Tape
 
-from crlf.augmentation import Views
+from crlf.augmentation import Views, ViewSettings
 from crlf.data import PUBLISHED
 from crlf.encoders import CNN
 from crlf.errors import InputError
@@ -38,14 +38,17 @@ IMAGES = torch.randint(0, 256, (STEPS, 8, 3, 32, 32), dtype=torch.uint8, generat
 LABELS = torch.arange(8) % 3
 
 
-def trained(method: str, optimizer: str, replay: bool, **settings: Any) -> tuple[list[Any], dict[str, torch.Tensor]]:
+def trained(
+    method: str, optimizer: str, replay: bool, local: int = 0, **settings: Any
+) -> tuple[list[Any], dict[str, torch.Tensor]]:
     """The losses of some steps, and all weights, buffers and moments at the end."""
     recipe = Recipe(
         method=method, views=2, batch_size=8, precision="float32", normalisation=PUBLISHED["cifar10"],
-        optim=OptimSettings(optimizer=optimizer, **settings),
+        optim=OptimSettings(optimizer=optimizer, **settings), augmentation=ViewSettings(local_views=local),
     )  # fmt: skip
     torch.manual_seed(0)
     model = met(METHODS[method](CNN(3, widths=(4, 8, 8), read=2), narrow(method)), 8).train()
+    model.local_views = local
     movers = OPTIMIZERS[optimizer](list(model.named_parameters()), recipe.optim)
     keep_rates_in_tensors(movers, CPU)
     make_view = Views(recipe.augmentation, recipe.normalisation)
@@ -73,6 +76,13 @@ def test_every_method_trains_as_without_a_graph(method: str):
     assert plain[0] == fast[0]
     assert plain[1].keys() == fast[1].keys()
     assert not [name for name, value in plain[1].items() if not torch.equal(value, fast[1][name])]
+
+
+@pytest.mark.parametrize("method", ["dino", "simclr"])
+def test_small_views_are_replayed_too(method: str):
+    (plain, states), (fast, others) = (trained(method, "muon", replay, local=3) for replay in (False, True))
+    assert plain == fast and plain != trained(method, "muon", False)[0]
+    assert all(torch.equal(value, others[name]) for name, value in states.items())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -52,6 +52,9 @@ def drawn(recipe: dict[str, Any]) -> str:
     for key, word in (("flip", "flip"), ("jitter", "colour jitter"), ("grayscale", "grayscale"), ("blur", "blur")):
         if settings.get(key):
             words.append(f"{word} {100 * settings[key]:g} %")
+    if local := settings.get("local_views"):
+        areas = f"{100 * settings['local_crop_min']:g} to {100 * settings['local_crop_max']:g} %"
+        words.append(f"the last {local} smaller, of {areas} of the area")
     return f"Each view is drawn at random: {', '.join(words)}." if words else ""
 
 
