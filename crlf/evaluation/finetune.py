@@ -271,7 +271,7 @@ def mild(settings: ViewSettings) -> ViewSettings:
 
     Colour and overall shape may define a class.
     """
-    return replace(settings, crop_min=max(settings.crop_min, 0.5), jitter=0.0, grayscale=0.0, blur=0.0)
+    return replace(settings, crop_min=max(settings.crop_min, 0.5), crop_max=1.0, jitter=0.0, grayscale=0.0, blur=0.0)
 
 
 def score(model: Classifier, images: Labelled, recipe: Recipe) -> dict[str, Any]:

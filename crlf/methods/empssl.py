@@ -5,8 +5,8 @@ https://arxiv.org/abs/2304.03977. What counts is the number of crops, 20 to 200 
 then one to ten epochs are enough. The total coding rate (Yu et al. 2020, MCR^2) keeps it from collapse.
 
 Defaults: the authors' code: weight 200, distortion 0.2, a head of 4096, 4096 and 1024. Their crops are
-`--views 20 --crop-min 0.25`; they take a hidden layer of the head, averaged over crops, as the embedding, and we take
-the encoder's output.
+`--views 20 --crop-min 0.25 --crop-max 0.25`. They embed by a hidden layer of the head, averaged over crops; we take the
+encoder's output.
 
 Shapes: V views, B images, D embedding, P projection.
 """

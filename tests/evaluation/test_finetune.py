@@ -190,6 +190,8 @@ def test_mild_views_keep_half_of_the_image_and_its_colours():
     assert (views.crop_min, views.flip, views.resolution) == (0.5, 0.3, 0.5)
     assert (views.jitter, views.grayscale, views.blur) == (0, 0, 0)
     assert mild(ViewSettings(crop_min=0.7)).crop_min == 0.7
+    small = mild(ViewSettings(crop_min=0.1, crop_max=0.3))
+    assert (small.crop_min, small.crop_max) == (0.5, 1.0)
 
 
 @pytest.mark.long
