@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import crlf
 from crlf import data
 from crlf.augmentation import ViewSettings
-from crlf.encoders import CNN
+from crlf.encoders import CNN, ENCODERS
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import Method, Target, cosine, in_sizes, training_flops, unit
@@ -210,6 +210,22 @@ def test_other_methods_refuse_them():
     with pytest.raises(InputError, match=match):
         Recipe(method="byol", augmentation=LOCAL)
     assert Recipe.from_dict(TINY.to_dict()) == TINY and TINY.all_views == V + L
+
+
+class Picky(CNN):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-1] >= 20, "too small"
+        return super().forward(x)
+
+
+def test_an_encoder_that_does_not_take_their_size_says_so_before_the_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(ENCODERS, "picky", lambda channels, size, regions: Picky(channels, regions, (4, 8, 8), read=2))
+    images, device = data.load("shapes")[0].first(192), torch.device("cpu")
+    match = "'picky' does not accept 16 × 16 px: too small; --local-resolution 1 makes the views as large as the images"
+    with pytest.raises(InputError, match=match):
+        State(dataclasses.replace(TINY, encoder="picky"), images, device)
+    larger = dataclasses.replace(LOCAL, local_resolution=0.7)
+    State(dataclasses.replace(TINY, encoder="picky", augmentation=larger), images, device)
 
 
 @pytest.fixture(scope="module")
