@@ -24,6 +24,7 @@ BENCHES = {
     "accuracy": "accuracy against time and against PFLOP, the default recipe beside the original project's; a figure",
     "throughput": "images a second of training: CRLF, lightly, torchvision v2, kornia, and the bare network",
     "loss-memory": "NT-Xent's memory and time against the batch, up to 65,536 embeddings",
+    "shared-loss": "a process's share of a loss, of 1, 2 and 4 processes: CPU seconds and memory",
     "ablation": "what each choice of the default recipe is worth, on held-out training images",
     "methods": "every method side by side in the same time, on held-out training images, three seeds",
     "finetuning": "a classifier from few and from many labels: a linear layer, and all weights",

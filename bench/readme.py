@@ -218,7 +218,11 @@ def pages(records: Path) -> dict[Path, str]:
             texts(found, "transfer"),
         ),
         DISTIL: filled(DISTIL.read_text(encoding="utf-8"), "losses", texts(found, "transfer", "losses")),
-        SCALING: filled(filled(SCALING.read_text(encoding="utf-8"), "plans", plans), "parts", parts),
+        SCALING: filled(
+            filled(filled(SCALING.read_text(encoding="utf-8"), "plans", plans), "parts", parts),
+            "shared-loss",
+            rows(found, "shared-loss"),
+        ),
         SPEEDRUN: speedrun(records, found),
         RELIABILITY: filled(
             filled(RELIABILITY.read_text(encoding="utf-8"), "soak", rows(found, "soak")),

@@ -1,8 +1,8 @@
 """What a step of SimCLR takes on many GPUs, on paper: `python -m bench readme` writes its tables into docs/scaling.md.
 
 Nothing here is measured by CRLF. The network's share of the peak is NVIDIA's own figure for this network, the links are
-what their makers state; the formulas are those of what CRLF does (crlf.training.gradients, crlf.runtime.batch_norm,
-NT-Xent).
+what their makers state; the formulas are those of what CRLF does (crlf.training.gradients, crlf.training.engines,
+crlf.runtime.batch_norm, NT-Xent).
 
 Shapes: B images in a batch of all GPUs, V views, P projection, n GPUs.
 """
@@ -69,7 +69,8 @@ PLANS = ((IMAGENET, CLUSTERS[0]), (IMAGENET, CLUSTERS[1]), (WEB, CLUSTERS[2]))
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds that each part of a step takes, one after another."""
+    """Seconds of each part of a step. The disk is read meanwhile, gradients are sent during the backward pass, and the
+    rest is done one after another."""
 
     network: float
     loss: float
@@ -80,15 +81,16 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """Reading goes on meanwhile; the rest waits for each other, as CRLF does it."""
-        return max(self.disk, self.network + self.loss + self.norms + self.projections + self.gradients)
+        """All of it; the backward pass, which hides the gradients, is two thirds of the network."""
+        seen = max(0.0, self.gradients - self.network * 2 / 3)
+        return max(self.disk, self.network + self.loss + self.norms + self.projections + seen)
 
 
-def step(job: Job, cluster: Cluster, sharded_loss: bool = False) -> Step:
-    """A step of CRLF; with `sharded_loss` as if each GPU computed its own rows of the loss alone."""
+def step(job: Job, cluster: Cluster, whole_loss: bool = False) -> Step:
+    """A step of CRLF; with `whole_loss` as if each GPU computed the loss of all images, not of its own."""
     n, rows = cluster.gpus, job.views * job.batch
-    # Logits once forward and once backward, and a product with them for the gradient; every GPU computes them all.
-    logits = 3 * 2 * rows**2 * job.projection / (n if sharded_loss else 1)
+    # Logits once forward and once backward, and a product with them for the gradient.
+    logits = 3 * 2 * rows**2 * job.projection / (1 if whole_loss else n)
     around = (n - 1) / n / (cluster.link * 1e9)  # seconds for a byte, in a ring
     return Step(
         network=rows / n * job.flops / (cluster.peak * cluster.share * 1e12),
@@ -129,7 +131,7 @@ def parts(job: Job, cluster: Cluster) -> dict[str, Any]:
     return {
         "ms a step": f"{job.name}, {cluster.name}",
         **{name: 1000 * getattr(found, name) for name in names},
-        "loss, if shared": 1000 * step(job, cluster, sharded_loss=True).loss,
+        "loss, if each had all": 1000 * step(job, cluster, whole_loss=True).loss,
     }
 
 

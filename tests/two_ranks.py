@@ -30,6 +30,7 @@ from crlf.recipe import Recipe
 from crlf.runtime import distributed
 from crlf.runtime.interrupts import Interrupted
 from crlf.training import pretrain
+from crlf.training.engines import engine_of
 from crlf.training.gradients import gradients
 
 BATCH = 9  # two ranks have 4 and 5 of it, four have 2, 2, 2 and 3
@@ -53,7 +54,8 @@ def one_step(name: str, most: int = 0, frozen: bool = False, local: int = 0) -> 
     def views_in(part: range) -> list[Tensor]:
         return [view[part.start : part.stop] for view in views]
 
-    loss, stats = gradients(method, views_in, parts, labels, contextlib.nullcontext(), frozen)
+    engine = engine_of(method, BATCH, len(parts))
+    loss, stats = gradients(method, views_in, parts, labels, contextlib.nullcontext(), frozen, engine)
     found = {f"gradient of {n}": p.grad for n, p in method.named_parameters() if p.grad is not None}
     buffers = {n: b for n, b in method.named_buffers() if "num_batches" not in n}
     return {"loss": loss, **stats, **found, **buffers}

@@ -19,7 +19,8 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from crlf.methods.base import WIDTH, Method, by_view, in_float32, mlp, out_dim, require, spread
+from crlf.methods.base import WIDTH, Method, by_view, in_float32, mlp, out_dim, require, spread, variance
+from crlf.runtime.sharing import WHOLE, Share
 
 EPSILON = 1e-5  # added to a variance, as batch norm does
 
@@ -42,24 +43,25 @@ class BarlowSettings:
 
 
 @in_float32
-def barlow_twins(z1: Tensor, z2: Tensor, redundancy: float) -> Tensor:
+def barlow_twins(z1: Tensor, z2: Tensor, redundancy: float, share: Share = WHOLE) -> Tensor:
     """The distance of the cross-correlation matrix to the identity (Barlow Twins, equations 1 and 2).
 
     Args:
         z1, z2: float (B, P), projections of two views; row i of both is image i. B is at least 2.
         redundancy: the paper's lambda, of the off-diagonal terms.
+        share: whose images these are; the correlation is over those of all.
 
     Returns:
         A scalar of at least 0. Half precision is computed in float32.
     """
-    correlation = _standardised(z1).T @ _standardised(z2) / len(z1)  # (P, P)
+    correlation = share.average(_standardised(z1, share).T @ _standardised(z2, share) / len(z1))  # (P, P)
     invariance = (1 - correlation.diagonal()).square().sum()
     others = correlation.square().sum() - correlation.diagonal().square().sum()
     return invariance + redundancy * others
 
 
-def _standardised(z: Tensor) -> Tensor:
-    return (z - z.mean(dim=0)) / (z.var(dim=0, unbiased=False) + EPSILON).sqrt()
+def _standardised(z: Tensor, share: Share) -> Tensor:
+    return (z - share.average(z.mean(dim=0))) / (variance(z, share, unbiased=False) + EPSILON).sqrt()
 
 
 class BarlowTwins(Method):
@@ -84,6 +86,6 @@ class BarlowTwins(Method):
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
         return (by_view(self.projector(h), views),)  # (V, B, P)
 
-    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = [barlow_twins(z[i], z[j], self.redundancy) for i, j in combinations(range(len(z)), 2)]
-        return torch.stack(losses).mean(), {"spread": spread(z)}
+    def loss(self, z: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = [barlow_twins(z[i], z[j], self.redundancy, share) for i, j in combinations(range(len(z)), 2)]
+        return torch.stack(losses).mean(), {"spread": spread(z, share)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,8 +21,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import FlopCounterMode
 
 from crlf.errors import InputError
+from crlf.runtime.sharing import WHOLE, Share
 
-LOGITS = 2**24  # at most this many at a time, 64 MB in float32
+LOGITS = 2**24  # at most this many at a time, 64 MB in float32; of several processes, each holds its share of them
 WIDTH = (1, 65536)  # limits of the width of a layer
 TEMPERATURE = (1e-3, 100)
 SHARE = (0, 1)
@@ -35,8 +37,8 @@ class Method(nn.Module, ABC):
 
     A subclass has a `Settings` dataclass and takes `(encoder, settings)`. It never sees labels. It has two parts:
     everything with weights is in `project`, and everything that compares images is in `loss`. Between the two,
-    `crlf.training.gradients` gathers the projections of several processes, or of the parts of a large batch. Class
-    attributes hold what pages, figures and checks need to know.
+    `crlf.training.gradients` joins the projections of the parts of a large batch. Class attributes hold what pages,
+    figures and checks need to know.
     """
 
     title: ClassVar[str] = ""
@@ -68,7 +70,13 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, *projections: Any, **labels: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss of the projections of a batch, and detached scalars for the log."""
+        """The scalar loss of the projections of a batch, and detached scalars for the log.
+
+        With several processes, each computes a loss. If `loss` has an argument `share`, a `Share`, it gets the
+        projections of this process's images alone, and returns means over these; what it needs of the others it gets
+        from `share`. The mean of the losses of all processes, weighted by their images, is the loss of the batch.
+        Without this argument it gets the projections of all, so that every process computes the same.
+        """
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch: views, each float (B, C, h, w)."""
@@ -131,16 +139,33 @@ def loss_of(method: Method, views: Sequence[Tensor], told: Tensor | None) -> tup
     return compare(method, method.project(views), told)
 
 
-def compare(method: Method, projections: Sequence[Tensor], told: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of projections. `told` holds the labels for a `SupervisedMethod` and the indices for an `IndexedMethod`;
-    this is the only place that passes them on."""
+def compare(
+    method: Method, projections: Sequence[Tensor], told: Tensor | None, share: Share = WHOLE
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of projections, in a process with this share of the batch, see `Method.loss`.
+
+    `told` holds the labels for a `SupervisedMethod` and the indices for an `IndexedMethod`; this is the only place that
+    passes them on.
+    """
+    more: dict[str, Any] = {}
+    if not share.whole and shares(type(method)):
+        more["share"] = share
+    elif not share.whole:
+        projections = [share.gather(rows, dim=1) for rows in projections]
+        told = None if told is None else share.gather(told)
     if isinstance(method, SupervisedMethod):
         assert told is not None, "a supervised method needs labels"
-        return method.loss(*projections, labels=told)
+        more["labels"] = told
     if isinstance(method, IndexedMethod):
         assert told is not None, "a method that knows its images needs their rows"
-        return method.loss(*projections, rows=told)
-    return method.loss(*projections)
+        more["rows"] = told
+    return method.loss(*projections, **more)
+
+
+@functools.cache
+def shares(kind: type[Method]) -> bool:
+    """Whether a method's loss is shared among processes: it then has an argument `share`."""
+    return "share" in inspect.signature(kind.loss).parameters
 
 
 def training_flops(
@@ -253,13 +278,24 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def spread(z: Tensor) -> Tensor:
+def spread(z: Tensor, share: Share = WHOLE) -> Tensor:
     """The standard deviation of normalised features, averaged over P, times the square root of P.
 
     float (..., P) -> a scalar in 0..1: 1 if the directions are uniform, 0 if all features are equal, that is, collapsed
     (Chen and He 2021, SimSiam, figure 2).
     """
-    return unit(z.detach()).flatten(0, -2).std(dim=0).mean() * math.sqrt(z.size(-1))
+    rows = unit(z.detach()).flatten(0, -2)
+    deviation = rows.std(dim=0) if share.whole else variance(rows, share).sqrt()
+    return deviation.mean() * math.sqrt(z.size(-1))
+
+
+def variance(z: Tensor, share: Share = WHOLE, unbiased: bool = True) -> Tensor:
+    """The variance of each feature over the rows of the whole batch: float (..., b, P) -> (..., P)."""
+    if share.whole:
+        return z.var(dim=-2, unbiased=unbiased)
+    mean, within, count = z.mean(dim=-2), z.var(dim=-2, unbiased=False), share.count(z.shape[-2])
+    biased = share.average(within + (mean - share.average(mean)).square())  # Chan et al. 1979: no cancellation
+    return biased * count / (count - 1) if unbiased else biased
 
 
 def over_pairs(
@@ -272,25 +308,28 @@ def over_pairs(
 
 
 @in_float32
-def over_negatives(z: Tensor, temperature: float, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def over_negatives(
+    z: Tensor, temperature: float, loss: Callable[[Tensor, Tensor], Tensor], share: Share = WHOLE
+) -> Tensor:
     """The mean contrastive loss over all ordered pairs of two views of the same image.
 
     The negatives of a pair are the V (B - 1) views of other images; further views of the same image are left out.
 
     Args:
-        z: float (V, B, P), V and B at least 2; need not be normalised.
+        z: float (V, b, P), V at least 2; need not be normalised.
         temperature: divides the cosine similarities.
-        loss: a function of the logits of the positives (V B, V - 1) and the log-sum-exp of the negatives (V B, 1).
+        loss: a function of the logits of the positives (V b, V - 1) and the log-sum-exp of the negatives (V b, 1).
+        share: whose b images these are, of B; the mean is over these.
 
     Raises:
         InputError: B is 1.
     """
-    B = z.shape[1]
+    B = share.count(z.shape[1])
     if B < 2:
         raise InputError(f"NT-Xent needs at least 2 images in a batch, not {B}: the others are the negatives")
     z = F.normalize(z, dim=2)
-    positives = _other_views(z).flatten(0, 1) / temperature  # (V B, V - 1)
-    negatives: Tensor = LogSumExpOfNegatives.apply(z.flatten(0, 1), B, temperature)
+    positives = _other_views(z).flatten(0, 1) / temperature  # (V b, V - 1)
+    negatives: Tensor = LogSumExpOfNegatives.apply(z, temperature, share)
     return loss(positives, negatives).mean()
 
 
@@ -302,56 +341,69 @@ def _other_views(z: Tensor) -> Tensor:
 
 
 class LogSumExpOfNegatives(torch.autograd.Function):
-    """The log-sum-exp of the logits with views of other images: unit rows (V B, P), B and a temperature -> (V B, 1).
+    """The log-sum-exp of the logits with views of other images: unit rows (V, b, P) and a temperature -> (V b, 1).
 
     It holds at most `LOGITS` logits at a time. If these are all, they are kept for the gradient; otherwise they are
     computed again, so memory grows with V B and not with its square. Cosines are symmetric: rows i and j meet in logits
     ij and ji, so the i-th row of logits gives the whole gradient of row i. This saves a product and sums over blocks.
+    It also lets each of several processes compute the rows of its own images alone: of the others it needs their rows,
+    and for the gradient their two numbers a row.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, B: int, temperature: float) -> Tensor:
-        blocks = _blocks(len(z))
-        found, softmax = z.new_empty(len(z), 1), None
+    def forward(ctx: Any, z: Tensor, temperature: float, share: Share) -> Tensor:
+        own = z.flatten(0, 1)  # (V b, P)
+        columns = share.gather_views(own, len(z))  # (V B, P)
+        image = share.numbers(z.shape[1], z.device).repeat(len(z))  # (V b,)
+        blocks = _blocks(own, columns)
+        found, kept = own.new_empty(len(own), 1), None
         for rows in blocks:
-            logits = _logits_of_negatives(z, rows, B, temperature)
+            logits = _logits_of_negatives(own[rows], columns, image[rows], len(columns) // len(z), temperature)
             highest = logits.amax(dim=1, keepdim=True)
+            if len(blocks) == 1 and not share.whole:
+                kept = logits.clone()
             exponentials = logits.sub_(highest).exp_()
             total = exponentials.sum(dim=1, keepdim=True)
             found[rows] = total.log() + highest
-            if len(blocks) == 1:
-                softmax = exponentials.div_(total)
-        ctx.save_for_backward(z, found, softmax)
-        ctx.B, ctx.temperature = B, temperature
+            if len(blocks) == 1 and share.whole:
+                kept = exponentials.div_(total)
+        ctx.save_for_backward(z, columns, image, found, kept)
+        ctx.temperature, ctx.share = temperature, share
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        z, found, softmax = ctx.saved_tensors
-        if softmax is not None:
-            weights = softmax * grad  # of logit ij
-            return (weights + weights.T) @ z / ctx.temperature, None, None
-        grad_z = torch.empty_like(z)
-        for rows in _blocks(len(z)):
-            logits = _logits_of_negatives(z, rows, ctx.B, ctx.temperature)  # (R, V B)
-            weights = (logits - found.T).exp_().mul_(grad.T)  # of logit ji
+        z, columns, image, found, kept = ctx.saved_tensors
+        if kept is not None and ctx.share.whole:
+            weights = kept * grad  # of logit ij
+            return ((weights + weights.T) @ columns / ctx.temperature).view_as(z), None, None
+        own, B = z.flatten(0, 1), len(columns) // len(z)
+        theirs = ctx.share.gather_views(torch.cat([found, grad], dim=1), len(z))  # (V B, 2)
+        found_ji, grad_ji = theirs.T.contiguous()[:, None]  # each (1, V B)
+        grad_z = torch.empty_like(own)
+        for rows in _blocks(own, columns):
+            logits = (
+                kept if kept is not None else _logits_of_negatives(own[rows], columns, image[rows], B, ctx.temperature)
+            )
+            weights = (logits - found_ji).exp_().mul_(grad_ji)  # of logit ji
             weights += logits.sub_(found[rows]).exp_().mul_(grad[rows])  # of logit ij
-            grad_z[rows] = weights @ z / ctx.temperature
-        return grad_z, None, None
+            grad_z[rows] = weights @ columns / ctx.temperature
+        return grad_z.view_as(z), None, None
 
 
-def _blocks(count: int) -> list[slice]:
-    """Rows in blocks of at most `LOGITS` logits."""
-    size = max(1, LOGITS // count)
-    return [slice(first, first + size) for first in range(0, count, size)]
+def _blocks(own: Tensor, columns: Tensor) -> list[slice]:
+    """The own rows in blocks of at most this process's share of `LOGITS` logits, less what others' rows take of it."""
+    rows, room = len(own), LOGITS * len(own) // len(columns)
+    room -= min(room // 2, (columns.numel() - own.numel()) // 2)
+    size = max(1, room // len(columns))
+    return [slice(first, first + size) for first in range(0, rows, size)]
 
 
-def _logits_of_negatives(z: Tensor, rows: slice, B: int, temperature: float) -> Tensor:
-    """(R, V B); minus infinity among the views of the same image."""
-    logits = z[rows] / temperature @ z.T
-    image = torch.arange(len(z), device=z.device)[rows, None] % B
-    same_image = image + torch.arange(0, len(z), B, device=z.device)  # (R, V)
+def _logits_of_negatives(own: Tensor, columns: Tensor, image: Tensor, B: int, temperature: float) -> Tensor:
+    """(R, V B); minus infinity among the views of the same image: unit rows (R, P) of the images (R,)."""
+    logits = own / temperature @ columns.T
+    same_image = image[:, None] + torch.arange(0, len(columns), B, device=own.device)  # (R, V)
     return logits.scatter_(1, same_image, -torch.inf)
 
 

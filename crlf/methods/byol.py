@@ -32,6 +32,7 @@ from crlf.methods.base import (
     spread,
     unit,
 )
+from crlf.runtime.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,8 @@ class BYOL(Method):
         q = self.predictor(z)
         return by_view(q, views), self.target(views), by_view(z.detach(), views)  # each (V, B, P)
 
-    def loss(self, q: Tensor, k: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return over_pairs(byol, q, k), {"spread": spread(z)}
+    def loss(self, q: Tensor, k: Tensor, z: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        return over_pairs(byol, q, k), {"spread": spread(z, share)}
 
     def after_step(self, progress: float) -> None:
         self.target.follow(self.encoder, self.projector, progress=progress)

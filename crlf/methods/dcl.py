@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from crlf.methods.base import TEMPERATURE, WIDTH, Method, by_view, mlp, out_dim, over_negatives, require
+from crlf.runtime.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,14 @@ class DCLSettings:
         require(self, temperature=TEMPERATURE, hidden=WIDTH, projection=WIDTH)
 
 
-def dcl(z: Tensor, temperature: float) -> Tensor:
+def dcl(z: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
     """The decoupled contrastive loss (DCL, equation 6), mean over all ordered pairs of two views of the same image.
 
     Args:
         z: float (V, B, P), the projections; V and B at least 2. They need not be normalised. Half precision is
             computed in float32.
         temperature: above 0.
+        share: whose images these are; the mean is over these.
 
     Returns:
         A scalar, which may be negative; log(V (B - 1)) when all projections are equal.
@@ -48,7 +50,7 @@ def dcl(z: Tensor, temperature: float) -> Tensor:
     Raises:
         InputError: B is 1: there is no negative.
     """
-    return over_negatives(z, temperature, _decoupled)
+    return over_negatives(z, temperature, _decoupled, share)
 
 
 def _decoupled(positives: Tensor, negatives: Tensor) -> Tensor:
@@ -76,5 +78,5 @@ class DCL(Method):
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
         return (by_view(self.projector(h), views),)  # (V, B, P)
 
-    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return dcl(z, self.temperature), {}
+    def loss(self, z: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        return dcl(z, self.temperature, share), {}

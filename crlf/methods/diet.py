@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from crlf.errors import InputError
 from crlf.methods.base import IndexedMethod, by_view, in_float32, out_dim, require
+from crlf.runtime.sharing import WHOLE, Share
 
 LARGEST = 200_000  # images: the layer then has as many rows, and every view as many logits
 
@@ -81,5 +82,5 @@ class DIET(IndexedMethod):
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
         return (by_view(self.classifier(h), views),)  # (V, B, N)
 
-    def loss(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, logits: Tensor, rows: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         return diet(logits, rows, self.label_smoothing), {}

@@ -37,6 +37,7 @@ from crlf.methods.base import (
     spread,
     unit,
 )
+from crlf.runtime.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +127,16 @@ class DINO(Method):
         student = self.prototypes(z)  # (V B, M)
         return by_view(student, views), self.target(self.large(views)), by_view(z.detach(), views)
 
-    def loss(self, student: Tensor, teacher: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, student: Tensor, teacher: Tensor, z: Tensor, share: Share = WHOLE
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.settings
         targets = sharpened(teacher, self.centre, s.target_temperature)
         if self.training:
-            self.centre = self.centre.lerp(teacher.mean(dim=(0, 1)), 1 - s.centre_momentum)  # equation 4
+            self.centre = self.centre.lerp(share.average(teacher.mean(dim=(0, 1))), 1 - s.centre_momentum)  # equation 4
         loss = over_pairs(lambda a, b: cross_entropy(a, b, s.temperature), student, targets)
         entropy = torch.special.entr(targets).sum(dim=-1).mean()
-        return loss, {"spread": spread(z), "teacher_entropy": entropy}
+        return loss, {"spread": spread(z, share), "teacher_entropy": entropy}
 
     def after_step(self, progress: float) -> None:
         self.target.follow(self.encoder, self.projector, self.prototypes, progress=progress)

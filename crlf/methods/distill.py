@@ -27,6 +27,9 @@ from torch import Tensor, nn
 
 from crlf.errors import unknown
 from crlf.methods.base import TEMPERATURE, WIDTH, TaughtMethod, by_view, cosine, in_float32, mlp, out_dim, require, unit
+from crlf.runtime.sharing import WHOLE, Share
+
+AGREEING = 512  # images of a batch whose agreement is logged: it is over all pairs, and would outgrow the loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,40 +56,42 @@ class DistillSettings:
 
 
 @in_float32
-def cosine_loss(z: Tensor, taught: Tensor, temperature: float) -> Tensor:
+def cosine_loss(z: Tensor, taught: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
     """Mean of 1 - cosine: float (V, B, T) and (B, T) -> a scalar in 0..2."""
     return 1 - (unit(z) * unit(taught)).sum(dim=-1).mean()
 
 
 @in_float32
-def smooth_l1(z: Tensor, taught: Tensor, temperature: float) -> Tensor:
+def smooth_l1(z: Tensor, taught: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
     """Smooth L1, beta 1, mean over all numbers: float (V, B, T) and (B, T) -> a scalar of at least 0."""
     return F.smooth_l1_loss(z, taught.expand_as(z))
 
 
 @in_float32
-def similarities(z: Tensor, taught: Tensor, temperature: float) -> Tensor:
+def similarities(z: Tensor, taught: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
     """The cross-entropy of two distributions over the batch, the mean over views: whom an image resembles by the
     teacher, and by the encoder (SEED, equation 4). An image is not asked about itself.
 
     Args:
         z: float (V, B, T).
         taught: float (B, T).
+        share: whose images these are; the mean is over these.
 
     Returns:
         A scalar of at least 0; log(B - 1) when all cosines are equal.
     """
     asked, own = unit(taught), unit(z)
-    itself = torch.eye(len(asked), dtype=torch.bool, device=z.device)
-    wanted = (asked @ asked.T / temperature).masked_fill(itself, -torch.inf).softmax(dim=1)  # (B, B)
-    given = (own @ own.mT / temperature).masked_fill(itself, -torch.inf).log_softmax(dim=2)  # (V, B, B)
+    others, columns = share.gather(asked), share.gather(own, dim=1)  # (B, T), (V, B, T)
+    itself = share.numbers(len(asked), z.device)[:, None] == torch.arange(len(others), device=z.device)
+    wanted = (asked @ others.T / temperature).masked_fill(itself, -torch.inf).softmax(dim=1)  # (b, B)
+    given = (own @ columns.mT / temperature).masked_fill(itself, -torch.inf).log_softmax(dim=2)  # (V, b, B)
     return -(wanted * given.masked_fill(itself, 0)).sum(dim=2).mean()
 
 
 @in_float32
-def both(z: Tensor, taught: Tensor, temperature: float) -> Tensor:
+def both(z: Tensor, taught: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
     """The sum of `cosine_loss` and `similarities`."""
-    return cosine_loss(z, taught, temperature) + similarities(z, taught, temperature)
+    return cosine_loss(z, taught, temperature) + similarities(z, taught, temperature, share)
 
 
 @torch.no_grad()
@@ -104,7 +109,7 @@ def off_mean(square: Tensor) -> Tensor:
     return (square - mean).masked_fill(itself, 0)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+LOSSES: dict[str, Callable[[Tensor, Tensor, float, Share], Tensor]] = {
     "cosine": cosine_loss,
     "smooth-l1": smooth_l1,
     "similarities": similarities,
@@ -139,7 +144,8 @@ class Distill(TaughtMethod):
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
         return (by_view(self.projector(h), views),)  # (V, B, T)
 
-    def loss(self, z: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, z: Tensor, rows: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         taught = self.features[rows]  # (B, T)
-        found = LOSSES[self.settings.agree](z, taught, self.settings.temperature)
-        return found, {"teacher_agreement": agreement(z[0], taught)}
+        found = LOSSES[self.settings.agree](z, taught, self.settings.temperature, share)
+        first, theirs = share.gather(z[0].detach())[:AGREEING], share.gather(taught)[:AGREEING]
+        return found, {"teacher_agreement": agreement(first, theirs)}

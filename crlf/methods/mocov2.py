@@ -38,6 +38,7 @@ from crlf.methods.base import (
     require,
     unit,
 )
+from crlf.runtime.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +103,10 @@ class MoCov2(Method):
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
         return by_view(self.projector(h), views), self.target(views)  # each (V, B, P)
 
-    def loss(self, q: Tensor, k: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, q: Tensor, k: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         keys = self.queue.rows  # of earlier steps alone: another view of the same image is no negative
         loss = over_pairs(lambda a, b: moco(a, b, keys, self.temperature), q, k)
-        self.queue.push(k.flatten(0, 1))
+        self.queue.push(share.gather(k, dim=1).flatten(0, 1))
         return loss, {}
 
     def after_step(self, progress: float) -> None:

@@ -33,6 +33,7 @@ from crlf.methods.base import (
     over_pairs,
     require,
 )
+from crlf.runtime.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +57,19 @@ class MoCov3Settings:
 
 
 @in_float32
-def ctr(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+def ctr(q: Tensor, k: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
     """The cross-entropy of each query's key among the keys of the batch (MoCo v3, equation 1 and algorithm 1).
 
     Args:
         q, k: float (B, P); row i of both is image i; they need not be normalised.
         temperature: above 0.
+        share: whose images these are; the mean is over these.
 
     Returns:
         A scalar: the mean over images, times 2 temperature as in algorithm 1. Half precision is computed in float32.
     """
-    logits = cosine(q, k) / temperature  # (B, B)
-    return 2 * temperature * F.cross_entropy(logits, torch.arange(len(q), device=q.device))
+    logits = cosine(q, share.gather(k)) / temperature  # (b, B)
+    return 2 * temperature * F.cross_entropy(logits, share.numbers(len(q), q.device))
 
 
 class MoCov3(Method):
@@ -93,8 +95,8 @@ class MoCov3(Method):
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
         return by_view(self.predictor(self.projector(h)), views), self.target(views)  # each (V, B, P)
 
-    def loss(self, q: Tensor, k: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return over_pairs(lambda a, b: ctr(a, b, self.temperature), q, k), {}
+    def loss(self, q: Tensor, k: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        return over_pairs(lambda a, b: ctr(a, b, self.temperature, share), q, k), {}
 
     def after_step(self, progress: float) -> None:
         self.target.follow(self.encoder, self.projector, progress=progress)

@@ -32,6 +32,7 @@ from crlf.methods.base import (
     over_pairs,
     require,
 )
+from crlf.runtime.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +61,20 @@ def nearest(z: Tensor, support: Tensor) -> Tensor:
 
 
 @in_float32
-def nnclr(neighbours: Tensor, p: Tensor, temperature: float) -> Tensor:
+def nnclr(neighbours: Tensor, p: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
     """The cross-entropy of each neighbour's own prediction among those of the batch (NNCLR, equation 3).
 
     Args:
         neighbours: float (B, P), the nearest neighbours of a view of each image.
         p: float (B, P), predictions of another view; row i of both is image i. They need not be normalised.
         temperature: above 0.
+        share: whose images these are; the mean is over these.
 
     Returns:
         A scalar of at least 0, mean over the images. Half precision is computed in float32.
     """
-    logits = cosine(neighbours, p) / temperature  # (B, B)
-    return F.cross_entropy(logits, torch.arange(len(p), device=p.device))
+    logits = cosine(neighbours, share.gather(p)) / temperature  # (b, B)
+    return F.cross_entropy(logits, share.numbers(len(p), p.device))
 
 
 class NNCLR(Method):
@@ -98,7 +100,7 @@ class NNCLR(Method):
         z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
         return by_view(self.predictor(z), views), by_view(z.detach(), views)  # each (V, B, P)
 
-    def loss(self, p: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, p: Tensor, z: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         neighbours = nearest(z, self.queue.rows)  # (V, B, P)
-        self.queue.push(z[0])
-        return over_pairs(lambda a, b: nnclr(a, b, self.temperature), neighbours, p), {}
+        self.queue.push(share.gather(z[0]))
+        return over_pairs(lambda a, b: nnclr(a, b, self.temperature, share), neighbours, p), {}

@@ -29,6 +29,7 @@ from crlf.methods.base import (
     over_negatives,
     require,
 )
+from crlf.runtime.sharing import WHOLE, Share
 
 NORMS = ("none", "hidden", "all")  # layers of the projector that batch norm follows
 
@@ -73,17 +74,17 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     return nt_xent_views(torch.stack([z1, z2]), temperature)
 
 
-def nt_xent_views(z: Tensor, temperature: float) -> Tensor:
+def nt_xent_views(z: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
     """NT-Xent over V views: the mean of equation 1 over all ordered pairs of two views of the same image.
 
     Args:
         z: float (V, B, P), V and B at least 2; see `over_negatives`.
     """
-    return over_negatives(z, temperature, _cross_entropy)
+    return over_negatives(z, temperature, _cross_entropy, share)
 
 
 @in_float32
-def nt_xent_small(small: Tensor, large: Tensor, temperature: float) -> Tensor:
+def nt_xent_small(small: Tensor, large: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
     """NT-Xent of small views: the mean of equation 1 over all pairs of a small view and a large one of the same image.
 
     The negatives of a small view are the V (B - 1) large views of other images.
@@ -91,12 +92,14 @@ def nt_xent_small(small: Tensor, large: Tensor, temperature: float) -> Tensor:
     Args:
         small: float (L, B, P); large: float (V, B, P), B at least 2. They need not be normalised.
         temperature: above 0.
+        share: whose images these are; the mean is over these.
     """
-    B = small.shape[1]
-    logits = torch.einsum("lbp,vcp->lbvc", F.normalize(small, dim=2), F.normalize(large, dim=2)) / temperature
-    same_image = torch.eye(B, dtype=torch.bool, device=small.device)[:, None]  # (B, 1, B)
-    negatives = logits.masked_fill(same_image, -torch.inf).flatten(2).logsumexp(dim=2)  # (L, B)
-    positives = logits.diagonal(dim1=1, dim2=3).mT  # (L, B, V)
+    columns = share.gather(F.normalize(large, dim=2), dim=1)  # (V, B, P)
+    logits = torch.einsum("lbp,vcp->lbvc", F.normalize(small, dim=2), columns) / temperature
+    own, everyone = share.numbers(small.shape[1], small.device), torch.arange(columns.shape[1], device=small.device)
+    same_image = (own[:, None] == everyone)[:, None]  # (b, 1, B)
+    negatives = logits.masked_fill(same_image, -torch.inf).flatten(2).logsumexp(dim=2)  # (L, b)
+    positives = share.own_columns(logits).diagonal(dim1=1, dim2=3).mT  # (L, b, V)
     return _cross_entropy(positives, negatives[:, :, None]).mean()
 
 
@@ -129,11 +132,11 @@ class SimCLR(Method):
         h = in_sizes(self.encoder, views)  # (V B, D): batch norm sees all views of a size together
         return (by_view(self.projector(h), views),)  # (V, B, P)
 
-    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, z: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         large = self.large(z)
-        loss = nt_xent_views(large, self.temperature)
+        loss = nt_xent_views(large, self.temperature, share)
         if self.local_views:  # each view has a pair with every other large one
-            small, others = nt_xent_small(z[len(large) :], large, self.temperature), len(large) - 1
+            small, others = nt_xent_small(z[len(large) :], large, self.temperature, share), len(large) - 1
             loss = (others * loss + self.local_views * small) / (others + self.local_views)
         return loss, {}
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from crlf.methods.base import WIDTH, Method, by_view, in_float32, mlp, out_dim, over_pairs, require, spread, unit
+from crlf.runtime.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,5 +67,5 @@ class SimSiam(Method):
         z = self.projector(self.encoder(torch.cat(list(views))))  # (V B, P)
         return by_view(self.predictor(z), views), by_view(z, views)  # each (V, B, P)
 
-    def loss(self, p: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return over_pairs(negative_cosine, p, z), {"spread": spread(z)}
+    def loss(self, p: Tensor, z: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        return over_pairs(negative_cosine, p, z), {"spread": spread(z, share)}

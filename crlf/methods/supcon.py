@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from crlf.methods.base import TEMPERATURE, WIDTH, SupervisedMethod, by_view, cosine, in_float32, mlp, out_dim, require
+from crlf.runtime.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,23 +36,27 @@ class SupConSettings:
 
 
 @in_float32
-def sup_con(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def sup_con(z: Tensor, labels: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
     """The supervised contrastive loss (SupCon, equation 2: the sum over positives outside of the logarithm).
 
     Args:
         z: float (V, B, P), projections, V at least 2; they need not be normalised.
         labels: int64 (B,).
         temperature: above 0.
+        share: whose images these are; the mean is over these.
 
     Returns:
         A scalar of at least 0, the mean over all V B views; log(V B - 1) when all projections are equal. Half
         precision is computed in float32. Memory grows with the square of V B.
     """
-    V = len(z)
-    z, labels = z.flatten(0, 1), labels.repeat(V)  # (V B, P), (V B,)
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    logits = (cosine(z, z) / temperature).masked_fill(itself, -torch.inf)  # (V B, V B)
-    positive = (labels[:, None] == labels) & ~itself
+    V, b, _ = z.shape
+    z, all_labels = z.flatten(0, 1), share.gather(labels)  # (V b, P), (B,)
+    columns = share.gather_views(z, V)  # (V B, P)
+    view = torch.arange(V, device=z.device)[:, None] * len(all_labels)
+    place = (view + share.numbers(b, z.device)).flatten()  # of the own rows among the columns, (V b,)
+    itself = place[:, None] == torch.arange(V * len(all_labels), device=z.device)  # (V b, V B)
+    logits = (cosine(z, columns) / temperature).masked_fill(itself, -torch.inf)
+    positive = (labels.repeat(V)[:, None] == all_labels.repeat(V)) & ~itself
     log_share = logits - logits.logsumexp(dim=1, keepdim=True)
     return -(log_share.masked_fill(~positive, 0).sum(dim=1) / positive.sum(dim=1)).mean()
 
@@ -77,5 +82,5 @@ class SupCon(SupervisedMethod):
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
         return (by_view(self.projector(h), views),)  # (V, B, P)
 
-    def loss(self, z: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return sup_con(z, labels, self.temperature), {}
+    def loss(self, z: Tensor, labels: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        return sup_con(z, labels, self.temperature, share), {}

@@ -34,6 +34,7 @@ from crlf.methods.base import (
     spread,
     unit,
 )
+from crlf.runtime.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +61,21 @@ class SwAVSettings:
 
 @torch.no_grad()
 @in_float32
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int, share: Share = WHOLE) -> Tensor:
     """Assign images to prototypes so that each takes an equal part (SwAV, equations 3 to 5; Cuturi 2013).
 
     Computed on logarithms, where exp(scores / epsilon) cannot overflow.
 
     Args:
         scores: float (B, M).
+        share: whose images these are; the prototypes are filled by those of all.
 
     Returns:
         float32 (B, M): rows sum to 1; the more iterations, the nearer are the columns' sums to B / M. No gradient.
     """
     log = scores / epsilon
     for _ in range(iterations):
-        log = log - log.logsumexp(dim=0)  # each prototype the same
+        log = log - share.stack(log.logsumexp(dim=0)).logsumexp(dim=0)  # each prototype the same
         log = log - log.logsumexp(dim=1, keepdim=True)  # each image one
     return log.exp()
 
@@ -114,8 +116,8 @@ class SwAV(Method):
         z = by_view(self.projector(in_sizes(self.encoder, views)), views)
         return cosine(z, self.prototypes), z.detach()  # (V, B, M), (V, B, P)
 
-    def loss(self, scores: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, scores: Tensor, z: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.settings
-        codes = [sinkhorn(view, s.epsilon, s.iterations) for view in self.large(scores)]  # each (B, M)
+        codes = [sinkhorn(view, s.epsilon, s.iterations, share) for view in self.large(scores)]  # each (B, M)
         loss = over_pairs(lambda a, b: swapped_prediction(a, b, s.temperature), scores, codes)
-        return loss, {"spread": spread(z)}
+        return loss, {"spread": spread(z, share)}

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crlf.methods.base import WIDTH, Method, by_view, in_float32, mlp, out_dim, require, spread
+from crlf.methods.base import WIDTH, Method, by_view, in_float32, mlp, out_dim, require, spread, variance
+from crlf.runtime.sharing import WHOLE, Share
 
 EPSILON = 1e-4  # the paper's, under the root
 WEIGHT = (0, 1e6)
@@ -46,21 +47,22 @@ class VICRegSettings:
 
 
 @in_float32
-def vicreg_terms(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def vicreg_terms(z: Tensor, share: Share = WHOLE) -> tuple[Tensor, Tensor, Tensor]:
     """The three terms of VICReg (equations 1, 2, 4 and 5), each as a pair of views has them, mean over all pairs.
 
     Args:
         z: float (V, B, P), projections; V and B at least 2. Half precision is computed in float32.
+        share: whose images these are; invariance is of these, variance and covariance are of all.
 
     Returns:
         Invariance, the mean squared difference over B and P (official code; equation 5 sums over P); variance and
         covariance, of both views of a pair together. Three scalars of at least 0.
     """
-    V, B, P = z.shape
+    V, own, P = z.shape
     invariance = 2 * z.var(dim=0).mean()  # the mean over pairs of (a - b)^2 is twice the unbiased variance
-    deviation = (z.var(dim=1) + EPSILON).sqrt()  # (V, P)
-    centred = z - z.mean(dim=1, keepdim=True)
-    covariances = centred.mT @ centred / (B - 1)  # (V, P, P)
+    deviation = (variance(z, share) + EPSILON).sqrt()  # (V, P)
+    centred = z - share.average(z.mean(dim=1, keepdim=True))
+    covariances = share.total(centred.mT @ centred / (share.count(own) - 1))  # (V, P, P)
     others = covariances.square().sum() - covariances.diagonal(dim1=1, dim2=2).square().sum()
     return invariance, 2 * F.relu(1 - deviation).mean(), 2 * others / (V * P)
 
@@ -87,8 +89,8 @@ class VICReg(Method):
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
         return (by_view(self.projector(h), views),)  # (V, B, P)
 
-    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = vicreg_terms(z)
+    def loss(self, z: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = vicreg_terms(z, share)
         loss = torch.stack([weight * term for weight, term in zip(self.weights, terms, strict=True)]).sum()
         names = ("invariance", "variance", "covariance")
-        return loss, {"spread": spread(z), **{n: t.detach() for n, t in zip(names, terms, strict=True)}}
+        return loss, {"spread": spread(z, share), **{n: t.detach() for n, t in zip(names, terms, strict=True)}}

@@ -3,8 +3,8 @@
 CPU tensors are sent by gloo, tensors on NVIDIA GPUs by NCCL.
 
 The processes train on one batch together, each on its part. Batch norms use the moments of all ranks' rows
-(crlf.runtime.batch_norm), and `whole_batch` gathers the rows that a loss compares, so every rank computes the loss of
-the whole batch. Each rank has the gradients of its own rows, and `add_up` sums them to those of a single process.
+(crlf.runtime.batch_norm), and each rank computes the loss of its own images (crlf.runtime.sharing). Each rank has the
+gradients of its own rows, which are summed to those of a single process (crlf.training.engines).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -110,7 +110,12 @@ def gather(value: T) -> list[T]:
 
 def part_of(count: int) -> range:
     """This rank's part of `count` items: contiguous, in rank order, and of nearly equal size."""
-    return range(count * rank() // world(), count * (rank() + 1) // world())
+    return all_parts_of(count)[rank()]
+
+
+def all_parts_of(count: int) -> list[range]:
+    """The parts of all ranks, see `part_of`."""
+    return [range(count * i // world(), count * (i + 1) // world()) for i in range(world())]
 
 
 def parts_of(count: int, most: int = 0) -> list[range]:
@@ -190,6 +195,14 @@ def all_gather(value: Tensor) -> list[Tensor]:
     return found
 
 
+def sum_apart(values: list[Tensor]) -> Tensor:
+    """The sum over all ranks of the tensor that each holds for this rank; `values` has one for each rank, of one
+    shape and dtype."""
+    found = torch.empty_like(values[rank()])
+    speak(torch.distributed.reduce_scatter, found, values)
+    return found
+
+
 def require_share(batch_size: int, device: torch.device) -> None:
     """Raise InputError if a batch has fewer images than ranks, or the device does not support several processes."""
     if batch_size < world():
@@ -199,51 +212,3 @@ def require_share(batch_size: int, device: torch.device) -> None:
     here, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if device.type == "cuda" and here > there:
         raise InputError(f"nproc-per-node must be at most the {there} GPUs of this machine, not {here}")
-
-
-# One batch on all ranks
-
-
-def whole_batch(rows: Tensor, dim: int = 1) -> Tensor:
-    """Gather the rows of all ranks, in order.
-
-    Every rank must compute the same from the result; the gradient reaches this rank's own rows.
-
-    Args:
-        rows: any dtype, (..., B of this rank, ...).
-        dim: the dimension of B.
-    """
-    if world() == 1:
-        return rows
-    return _WholeBatch.apply(rows, dim)
-
-
-class _WholeBatch(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, dim: int) -> Tensor:
-        counts = [torch.empty(1, dtype=torch.int64) for _ in range(world())]
-        speak(torch.distributed.all_gather, counts, torch.tensor([rows.shape[dim]]))
-        sizes = [int(count) for count in counts]
-        ctx.dim, ctx.start, ctx.size = dim, sum(sizes[: rank()]), rows.shape[dim]
-        mine = rows.movedim(dim, 0)
-        padded = mine.new_zeros(max(sizes), *mine.shape[1:])  # all ranks must send the same size
-        padded[: len(mine)] = mine
-        parts = [part[:size] for part, size in zip(all_gather(padded), sizes, strict=True)]
-        return torch.cat(parts).movedim(0, dim).contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.narrow(ctx.dim, ctx.start, ctx.size), None
-
-
-def add_up(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Sum each gradient over all ranks, with one message per dtype."""
-    if world() == 1:
-        return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    for dtype in dict.fromkeys(grad.dtype for grad in grads):
-        these = [grad for grad in grads if grad.dtype == dtype]
-        flat = torch.cat([grad.flatten() for grad in these])
-        speak(torch.distributed.all_reduce, flat)
-        for grad, part in zip(these, flat.split([grad.numel() for grad in these]), strict=True):
-            grad.copy_(part.view_as(grad))

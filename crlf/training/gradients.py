@@ -21,7 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from crlf.methods.base import Method, compare
 from crlf.runtime.batch_norm import FrozenNorms, joined
-from crlf.runtime.distributed import add_up, whole_batch
+from crlf.runtime.sharing import Share
+from crlf.training.engines import Engine
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 
@@ -33,6 +34,7 @@ def gradients(
     told: Tensor | None,
     precision: contextlib.AbstractContextManager[Any],
     frozen: bool = False,
+    engine: Engine | None = None,
 ) -> Loss:
     """Add the gradients of the batch's loss to those of the method's weights.
 
@@ -42,35 +44,40 @@ def gradients(
         told: int64 (B,), the indices or labels of this process's images, see `compare`; None if the method needs none.
         precision: the autocast context of the forward passes.
         frozen: whether batch norm uses its running statistics and not those of each part.
+        engine: of several processes; None for one.
 
     Returns:
         The loss and the method's other statistics for the batch of all processes, detached.
     """
+    engine = engine or Engine(method)
     with FrozenNorms(method, passes=1 + (len(parts) > 1)) if frozen else joined():
         if len(parts) == 1:
-            with precision:
-                loss, stats = whole_loss(method, method.project(views_of(parts[0])), told)
-            loss.backward()
+            with engine.part():
+                with precision:
+                    loss, stats = compare(method, engine.project(views_of(parts[0])), told, engine.share)
+                engine.share.weighted(loss).backward()
         else:
-            loss, stats = in_parts(method, views_of, parts, told, precision)
-    add_up(method.parameters())
-    return loss.detach(), stats
+            loss, stats = in_parts(engine, views_of, parts, told, precision)
+    return everyones(loss.detach(), stats, engine.share)
 
 
-def whole_loss(method: Method, projections: Sequence[Tensor], told: Tensor | None) -> Loss:
-    """The loss of all processes' projections, each of this process's float (V, B, ...)."""
-    everyone = None if told is None else whole_batch(told, dim=0)
-    return compare(method, [whole_batch(rows) for rows in projections], everyone)
+def everyones(loss: Tensor, stats: dict[str, Tensor], share: Share) -> Loss:
+    """The loss and the statistics of the whole batch, from those of each process, with one message."""
+    if share.whole:
+        return loss, stats
+    values = share.average(torch.stack([loss, *(value.to(loss) for value in stats.values())]))
+    return values[0], dict(zip(stats, values[1:], strict=True))
 
 
 def in_parts(
-    method: Method,
+    engine: Engine,
     views_of: Callable[[range], Sequence[Tensor]],
     parts: Sequence[range],
     told: Tensor | None,
     precision: contextlib.AbstractContextManager[Any],
 ) -> Loss:
     """As `gradients`, with the activations of one part at a time."""
+    method = engine.method
     device = next(method.parameters()).device
     found, states = [], []
     with remembering(method, 0.0):
@@ -81,15 +88,17 @@ def in_parts(
             found.append([rows.detach().requires_grad_(rows.requires_grad) for rows in projections])
             del projections  # and with it the part's activations
     with precision:
-        loss, stats = whole_loss(method, [torch.cat(rows, dim=1) for rows in zip(*found, strict=True)], told)
-    loss.backward()
+        joint = [torch.cat(rows, dim=1) for rows in zip(*found, strict=True)]
+        loss, stats = compare(method, joint, told, engine.share)
+    engine.share.weighted(loss).backward()
     with remembering(method, 1 / len(parts)):
         for part, state, cached in zip(parts, states, found, strict=True):
             set_random_state(device, state)
-            with precision:
-                projections = method.project(views_of(part))
-            felt = [(rows, kept.grad) for rows, kept in zip(projections, cached, strict=True) if kept.grad is not None]
-            torch.autograd.backward([rows for rows, _ in felt], [grad for _, grad in felt])
+            with engine.part(last=part is parts[-1]):
+                with precision:
+                    projections = engine.project(views_of(part))
+                felt = [(z, kept.grad) for z, kept in zip(projections, cached, strict=True) if kept.grad is not None]
+                torch.autograd.backward([z for z, _ in felt], [grad for _, grad in felt])
     return loss, stats
 
 

@@ -24,6 +24,7 @@ from crlf.runtime.interrupts import Interrupted, stop_requests
 from crlf.runtime.seeding import generator
 from crlf.training.budget import Course, course_of
 from crlf.training.compile import compiled
+from crlf.training.engines import engine_of
 from crlf.training.gradients import Loss, gradients
 from crlf.training.graphs import replayed
 from crlf.training.monitor import KnnCurve, Points, Watch, gradient_norm
@@ -51,6 +52,7 @@ class Step:
         self.recipe, self.method, self.optimizers, self.make_view = recipe, method, optimizers, make_view
         self.precision = autocast(recipe.precision, device)
         self.parts = distributed.parts_of(recipe.batch_size, recipe.micro_batch)  # usually one, the whole batch
+        self.engine = engine_of(method, recipe.batch_size, len(self.parts))
 
     def __call__(self, images: Tensor, numbers: Tensor, told: Tensor | None, measured: bool = False) -> Loss:
         """Take a step.
@@ -71,7 +73,8 @@ class Step:
             own = images[part.start - first : part.stop - first]
             return self.make_view.of_part(own, self.recipe.views, numbers, self.recipe.batch_size, part)
 
-        loss, stats = gradients(self.method, views_of, self.parts, told, self.precision, self.recipe.frozen_norm)
+        frozen = self.recipe.frozen_norm
+        loss, stats = gradients(self.method, views_of, self.parts, told, self.precision, frozen, self.engine)
         if measured:
             stats["gradient_norm"] = gradient_norm(self.method.parameters())
         if self.recipe.optim.loss_scale != 1:

@@ -22,6 +22,7 @@ from crlf.methods.base import IndexedMethod, Method, Queue, SupervisedMethod, Ta
 from crlf.methods.supcon import SupCon
 from crlf.optim import OPTIMIZERS, OptimSettings
 from crlf.recipe import RECIPES, Recipe
+from crlf.runtime.sharing import Share
 from crlf.visualization.report.verdict import how_long
 
 HERE = Path(__file__).parent
@@ -260,7 +261,8 @@ TINY = {"data": "shapes", "subset": 128, "batch_size": 64, "views": 2, "epochs":
 def test_the_loop_gives_labels_to_supervised_methods_alone(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "crlf.training.gradients.compare", lambda m, z, labels: seen.append(labels) or compare(m, z, labels)
+        "crlf.training.gradients.compare",
+        lambda m, z, labels, share: seen.append(labels) or compare(m, z, labels, share),
     )
     monkeypatch.setattr("crlf.training.pretrain.tell_cost", lambda state, data: None)
     for name in ("byol", "supcon", "diet"):
@@ -286,10 +288,10 @@ def test_a_batchs_labels_are_those_of_its_images(tmp_path, monkeypatch):
         seen.append([[view.mean(dim=(1, 2, 3))] for view in views])
         return project(method, views)
 
-    def note_labels(method: Method, projections: list[Tensor], given: Tensor):
+    def note_labels(method: Method, projections: list[Tensor], given: Tensor, share: Share):
         for pair in seen[-1]:
             pair.append(given)
-        return compare(method, projections, given)
+        return compare(method, projections, given, share)
 
     monkeypatch.setattr(SupCon, "project", note)
     monkeypatch.setattr("crlf.training.gradients.compare", note_labels)
