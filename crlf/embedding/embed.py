@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import time
@@ -17,12 +18,12 @@ from crlf import encoders
 from crlf.data import UNLABELLED_PART, ImageSet, given, load, load_for_pretraining, load_parts, named, require_there
 from crlf.data.encoded import Pixels
 from crlf.data.given import Given
-from crlf.data.stream import Sets, Source, open_path, require_shape
+from crlf.data.stream import Files, Sets, Source, open_path, require_shape
 from crlf.data.thumbnails import sample, thumbnails
-from crlf.embedding import shards
+from crlf.embedding import on_ray, shards
 from crlf.embedding.model import OUT, adopt
 from crlf.embedding.table import Writer
-from crlf.errors import InputError
+from crlf.errors import InputError, unknown
 from crlf.methods import METHODS
 from crlf.methods.base import SupervisedMethod
 from crlf.normalisation import Normalisation, normalise
@@ -35,6 +36,7 @@ from crlf.runtime.devices import pick_device
 from crlf.text import duration, say
 from crlf.training.state import has_moved, note_move
 
+ENGINES = ("local", "ray")
 WORDS = {"train": "training", "test": "test"}
 
 
@@ -62,6 +64,7 @@ def embed(
     data_dir: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 500,
+    engine: str = "local",
 ) -> Path: ...
 
 
@@ -76,6 +79,7 @@ def embed(
     data_dir: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 500,
+    engine: str = "local",
 ) -> Run | Path:
     """Embed the training and test images of a run with its frozen encoder, or the new images at PATH.
 
@@ -101,6 +105,8 @@ def embed(
         data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
         device: cpu, cuda, mps, or auto for the best available.
         batch_size: images per batch.
+        engine: local, or ray to embed new images on a Ray cluster (crlf.embedding.on_ray). With ray, --out is a folder,
+            which gets tables of 100,000 rows with the same ids and embeddings.
 
     Returns:
         The run, or for new images the path of the table.
@@ -122,8 +128,15 @@ def embed(
         raise InputError(f"data {str(data)!r} is for the run's own images, but a path of new images is given too")
     if data is not None and (path is not None or not given.is_given(run.recipe.data)):
         raise InputError("data is for a run whose images were given as arrays: name other images by their path")
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if path is not None and engine == "ray":
+        place_of_tables = Path(out or Path(shards.named_after(path)).with_suffix(""))
+        return embed_on_ray(run, str(path), place_of_tables, overwrite, data_dir, device, batch_size)
     if path is not None:
         return embed_new(run, str(path), Path(out or shards.named_after(path)), overwrite, data_dir, place, batch_size)
+    if engine != "local":
+        raise InputError(f"engine {engine!r} is for new images, but no path is given")
     if out is not None:
         raise InputError(f"out {str(out)!r} is for new images, but no path is given; a run's own go to its folder")
     if distributed.rank() > 0:
@@ -235,6 +248,24 @@ def embed_new(
         print(f"{rows:,} embeddings of length {encoder.out_dim}: {table!r} and {array!r}")
         if skipped:
             print(f"files skipped: {skipped:,}, listed in {listed!r}")
+    return out
+
+
+def embed_on_ray(
+    run: Run, path: str, out: Path, overwrite: bool, data_dir: str | Path | None, device: str, batch_size: int
+) -> Path:
+    """Embed new images on the workers of a Ray cluster, and print what was written."""
+    on_ray.require_free(out, overwrite)
+    recipe, shape = run.recipe, image_shape(run)
+    encoder = load_encoder(run, recipe, torch.Size(shape))
+    source = open_source(path, shape, recipe, data_dir)
+    again = functools.partial(open_source, path, shape, recipe, data_dir)
+    read = on_ray.Reading(source if isinstance(source, Files) else again, len(source), batch_size)
+    turn = on_ray.Turning(encoder, recipe.normalisation, device, embed_images, torch.get_num_threads())
+    rows, skipped = on_ray.write(read, turn, out, named(path))
+    print(f"{rows:,} embeddings of length {encoder.out_dim}: {str(out)!r}")
+    if skipped:
+        print(f"files skipped: {skipped:,}, listed in {str(out / on_ray.SKIPPED)!r}")
     return out
 
 
