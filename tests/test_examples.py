@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import runpy
+import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from tiny_images import encoded, pixels
 
+import crlf
 from crlf.methods import METHODS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -27,6 +35,31 @@ def test_a_folder_becomes_a_scikit_learn_model(tmp_path: Path, narrow: None):
     example = runpy.run_path(str(EXAMPLES / "folder_to_sklearn.py"))
     found = example["main"](str(tmp_path / "photos"), 0.02, str(tmp_path / "run"))
     assert 0 <= found["accuracy"] <= 1 and -1 <= found["rand_index"] <= 1
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # of pyspark and of the sockets that it leaves open
+def test_a_table_is_embedded_by_spark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two tasks on two workers of this machine: the embeddings of `crlf.load(RUN)` here."""
+    pytest.importorskip("pyspark")
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs a JRE: apt install default-jre-headless")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    files = {f"{seed:02}": encoded(pixels(seed), "PNG") for seed in range(40)}
+    pq.write_table(pa.table({"id": list(files), "image": list(files.values())}), tmp_path / "images.parquet")
+    recipe = crlf.Recipe(data="shapes", subset=64, batch_size=32, epochs=1)
+    run = crlf.pretrain(recipe, out=tmp_path / "run", device="cpu")
+    run.update_scores(image_shape=[3, 32, 32])
+    example = runpy.run_path(str(EXAMPLES / "spark_embed.py"))
+    spark = example["SparkSession"].builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+    images = spark.read.parquet(str(tmp_path / "images.parquet")).repartition(2)
+    rows = {row["id"]: row["embedding"] for row in example["embedded"](images, str(run.path)).collect()}
+    spark.stop()
+    asked = [Image.open(io.BytesIO(files[name])) for name in sorted(rows)]
+    here = crlf.load(run, device="cpu").encode(asked)
+    assert sorted(rows) == sorted(files)
+    assert np.allclose(here, np.array([rows[name] for name in sorted(rows)]), atol=1e-4)
 
 
 @pytest.mark.long
