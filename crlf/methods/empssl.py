@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crlf.methods.base import WIDTH, Method, by_view, in_float32, mlp, out_dim, require, spread, unit
+from crlf.runtime.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class EMPSSLSettings:
 
 
 @in_float32
-def coding_rate(z: Tensor, distortion: float) -> Tensor:
+def coding_rate(z: Tensor, distortion: float, share: Share = WHOLE) -> Tensor:
     """The total coding rate, 1/2 log det(I + P / (B distortion) Z^T Z), mean over the views.
 
     The determinant is that of I + P / (B distortion) Z Z^T (Sylvester), and the smaller of the two is taken.
@@ -49,12 +50,14 @@ def coding_rate(z: Tensor, distortion: float) -> Tensor:
     Args:
         z: float (V, B, P), rows of length 1.
         distortion: the paper's squared epsilon, above 0.
+        share: whose images these are; the rate is that of all.
 
     Returns:
         A scalar of at least 0, at most min(B, P) / 2 log(1 + P / (min(B, P) distortion)).
     """
-    _, B, P = z.shape
-    gram = z @ z.mT if B <= P else z.mT @ z
+    B, P = share.count(z.shape[1]), z.shape[2]
+    everyone = share.gather(z, dim=1) if B <= P else z
+    gram = everyone @ everyone.mT if B <= P else share.total(z.mT @ z)
     matrix = torch.eye(min(B, P), device=z.device, dtype=z.dtype) + P / (B * distortion) * gram
     root, _ = torch.linalg.cholesky_ex(matrix)  # the other form waits for the device
     return root.diagonal(dim1=1, dim2=2).log().sum(dim=1).mean()  # half of the log of the determinant
@@ -88,8 +91,8 @@ class EMPSSL(Method):
         h = self.encoder(torch.cat(list(views)))  # (V B, D)
         return (by_view(self.projector(h), views),)  # (V, B, P)
 
-    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, z: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         s, z = self.settings, unit(z)
-        agree, rate = agreement(z), coding_rate(z, s.distortion)
-        stats = {"spread": spread(z), "agreement": agree.detach(), "coding_rate": rate.detach()}
+        agree, rate = agreement(z), coding_rate(z, s.distortion, share)
+        stats = {"spread": spread(z, share), "agreement": agree.detach(), "coding_rate": rate.detach()}
         return -s.invariance * agree - rate, stats

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from crlf.methods.base import SHARE, WIDTH, Method, by_view, in_float32, in_sizes, mlp, out_dim, require, spread, unit
+from crlf.runtime.sharing import WHOLE, Share
 
 SEEDS = 2**62
 
@@ -47,7 +48,7 @@ class LeJEPASettings:
 
 
 @in_float32
-def sigreg(z: Tensor, directions: Tensor, knots: int, furthest: float) -> Tensor:
+def sigreg(z: Tensor, directions: Tensor, knots: int, furthest: float, share: Share = WHOLE) -> Tensor:
     """SIGReg (LeJEPA, algorithm 1): how far the images' distribution is from a standard normal one.
 
     It is the statistic of Epps and Pulley, B times the integral over t of |f(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2), where
@@ -58,6 +59,7 @@ def sigreg(z: Tensor, directions: Tensor, knots: int, furthest: float) -> Tensor
         z: float (V, B, P), projections.
         directions: float (K, P), rows of length 1.
         knots: points of the trapezoidal rule, 2 or more.
+        share: whose images these are; the distribution is that of all.
 
     Returns:
         A scalar of at least 0. Half precision is computed in float32.
@@ -67,8 +69,9 @@ def sigreg(z: Tensor, directions: Tensor, knots: int, furthest: float) -> Tensor
     weights = 2 * normal * furthest / (knots - 1)
     weights = torch.cat([weights[:1] / 2, weights[1:-1], weights[-1:] / 2])
     angles = (z @ directions.mT)[..., None] * t  # (V, B, K, T)
-    apart = (angles.cos().mean(dim=1) - normal).square() + angles.sin().mean(dim=1).square()  # (V, K, T)
-    return z.shape[1] * (apart @ weights).mean()
+    real, imaginary = share.average(torch.stack([angles.cos().mean(dim=1), angles.sin().mean(dim=1)]))  # (V, K, T)
+    apart = (real - normal).square() + imaginary.square()
+    return share.count(z.shape[1]) * (apart @ weights).mean()
 
 
 @in_float32
@@ -132,12 +135,12 @@ class LeJEPA(Method):
         h = in_sizes(self.encoder, views)  # (V B, D)
         return (by_view(self.projector(h), views),)  # (V, B, P)
 
-    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, z: Tensor, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.settings
         predicted = prediction(z, self.large(z).mean(dim=0))
-        tested = sigreg(z, self.directions.rows, s.knots, s.furthest)
+        tested = sigreg(z, self.directions.rows, s.knots, s.furthest, share)
         loss = (1 - s.sigreg) * predicted + s.sigreg * tested
-        return loss, {"spread": spread(z), "prediction": predicted.detach(), "sigreg": tested.detach()}
+        return loss, {"spread": spread(z, share), "prediction": predicted.detach(), "sigreg": tested.detach()}
 
     def after_step(self, progress: float) -> None:
         self.directions.renew()

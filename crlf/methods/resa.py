@@ -37,6 +37,7 @@ from crlf.methods.base import (
     spread,
 )
 from crlf.methods.swav import sinkhorn, swapped_prediction
+from crlf.runtime.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +65,21 @@ class ReSASettings:
 
 
 @in_float32
-def resa(z: Tensor, target: Tensor, assignment: Tensor, temperature: float) -> Tensor:
+def resa(z: Tensor, target: Tensor, assignment: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
     """The cross-entropy of two views' cosines with an assignment, from either side (ReSA, equation 3).
 
     Args:
         z, target: float (B, P), projections of one view, and the target's of another; need not be normalised.
         assignment: float (B, B); row i says which images of the target image i belongs to, and sums to 1.
         temperature: above 0.
+        share: whose images z and target are; the assignment is of all, and the mean over these.
 
     Returns:
         A scalar of at least 0. Half precision is computed in float32.
     """
-    cosines = cosine(z, target)  # (B, B)
-    there = swapped_prediction(cosines, assignment, temperature)
-    back = swapped_prediction(cosines.mT, assignment.mT, temperature)
+    rows, columns = share.own_columns(assignment.mT).mT, share.own_columns(assignment).mT  # (b, B) each
+    there = swapped_prediction(cosine(z, share.gather(target)), rows, temperature)
+    back = swapped_prediction(cosine(target, share.gather(z)), columns, temperature)
     return (there + back) / 2
 
 
@@ -107,12 +109,15 @@ class ReSA(Method):
         first = by_view(h.detach(), views)[:1]  # (1, B, D)
         return z, self.target_projector(list(target_h)), first, target_h[:1]
 
-    def loss(self, z: Tensor, target: Tensor, h: Tensor, target_h: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, z: Tensor, target: Tensor, h: Tensor, target_h: Tensor, share: Share = WHOLE
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.settings
-        assignment = sinkhorn(cosine(h[0], target_h[0]), s.epsilon, s.iterations)  # (B, B)
-        loss = over_pairs(lambda a, b: resa(a, b, assignment, s.temperature), z, target)
+        rows = sinkhorn(cosine(h[0], share.gather(target_h[0])), s.epsilon, s.iterations, share)  # (b, B)
+        assignment = share.gather(rows)  # (B, B)
+        loss = over_pairs(lambda a, b: resa(a, b, assignment, s.temperature, share), z, target)
         own = assignment.diagonal().mean()  # 1: every image is a cluster of its own
-        return loss, {"spread": spread(z), "own_share": own}
+        return loss, {"spread": spread(z, share), "own_share": own}
 
     def after_step(self, progress: float) -> None:
         self.target.follow(self.encoder, progress=progress)

@@ -40,7 +40,7 @@ def test_every_method_of_the_table_that_compares_a_batch_shares_its_loss():
     shared = {name for name, kind in METHODS.items() if shares(kind)}
     assert shared >= {
         *("simclr", "dcl", "supcon", "mocov2", "mocov3", "nnclr", "barlow", "vicreg", "swav", "dino", "distill"),
-        *("byol", "simsiam", "diet"),
+        *("byol", "simsiam", "diet", "empssl", "lejepa", "resa"),
     }
 
 
