@@ -51,6 +51,18 @@ def test_every_part_is_one_graph_with_the_same_loss_and_gradients(name: str):
     assert not {"project", "loss"} & set(vars(fast)) and make_view.apply is augmentation.apply  # as they were
 
 
+@pytest.mark.parametrize("name", some([name for name, kind in METHODS.items() if kind.takes_local], ["simclr"]))
+def test_small_views_do_not_part_the_graph(name: str):
+    views = views_of(4)
+    views[2:] = [view[:, :, 2:10, 2:10] for view in views[2:]]
+    plain, fast, make_view = small(name), small(name), Views(ViewSettings(), PUBLISHED["cifar10"])
+    plain.local_views = fast.local_views = 2
+    before = dict(torch._dynamo.utils.counters["graph_break"])
+    with compile.compiled(fast, make_view, "kernels"):
+        assert torch.equal(loss_of(plain, views, None)[0], loss_of(fast, views, None)[0])
+    assert dict(torch._dynamo.utils.counters["graph_break"]) == before
+
+
 def test_views_are_one_graph_with_the_same_pixels():
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     slow, fast = (Views(ViewSettings(blur=0.5), PUBLISHED["cifar10"]) for _ in range(2))
