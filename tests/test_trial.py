@@ -15,6 +15,7 @@ from tiny_images import encoded, pixels
 
 import crlf
 from crlf import cli
+from crlf.augmentation import ViewSettings
 from crlf.data import ImageSet
 from crlf.encoders import InitSettings
 from crlf.evaluation.probe import probe
@@ -67,12 +68,15 @@ def test_all_take_part_that_can(tmp_path: Path):
 
 
 def test_each_is_trained_as_it_says(tmp_path: Path, model: str):
-    here = place(photos(tmp_path / "photos"), tmp_path / "out", model, start=InitSettings(init=model, freeze=1))
+    views = ViewSettings(local_views=2)
+    start = InitSettings(init=model, freeze=1)
+    here = place(photos(tmp_path / "photos"), tmp_path / "out", model, start=start, augmentation=views)
     recipes = {one.kind: recipe_of(one, here, 0.5) for one in contestants(here, 60) if one.kind in ("scratch", "start")}
     assert recipes["scratch"].start.init == "" and recipes["scratch"].minutes == 0.5
     assert recipes["start"].start == here.recipe.start and recipes["start"].method == "simclr"
     taught = recipe_of(Contestant("d", "distilled", model), here, 0.5)
     assert (taught.method, taught.head.teacher, taught.start.init) == ("distill", model, "")
+    assert taught.augmentation.local_views == 0 and recipes["scratch"].augmentation.local_views == 2
     file = tmp_path / "weights.pth"
     file.write_bytes(b"")
     taught = recipe_of(Contestant("d", "distilled", str(file)), here, 0.5)

@@ -219,7 +219,8 @@ def recipe_of(contestant: Contestant, place: Place, minutes: float) -> Recipe:
     teacher = contestant.source
     if Path(teacher).is_file():  # a file does not name its network; the run made from it does
         teacher = str(place.out / Contestant(f"{called(teacher)} as it is", "model").folder)
-    return dataclasses.replace(scratch, method="distill", head=DistillSettings(teacher=teacher))
+    views = dataclasses.replace(scratch.augmentation, local_views=0)  # distillation takes no small ones
+    return dataclasses.replace(scratch, method="distill", head=DistillSettings(teacher=teacher), augmentation=views)
 
 
 def unless_named(recipe: Recipe, contestant: Contestant, place: Place) -> Recipe:
