@@ -21,7 +21,8 @@ PAGE = (Path(__file__).parent.parent / "docs" / "recipe.md").read_text(encoding=
 DEFAULT: dict[str, object] = {
     "method": "simclr", "encoder": "cnn", "data": "cifar10", "epochs": 10, "batch_size": 128, "views": 4, "seed": 0,
     "augmentation": {
-        "resolution": 0.75, "crop_min": 0.2, "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4,
+        "resolution": 0.75, "crop_min": 0.2, "crop_max": 1.0, "local_views": 0, "flip": 0.5, "jitter": 0.8,
+        "brightness": 0.4, "contrast": 0.4,
         "saturation": 0.4, "hue": 0.1, "grayscale": 0.2, "blur": 0.0,
         "blur_kernel": 3, "blur_min": 0.1, "blur_max": 2.0, "clamp": True,
     },

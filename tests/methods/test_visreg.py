@@ -55,6 +55,13 @@ def test_scale_pulls_where_all_features_are_nearly_equal():
     assert sizes[1] > 0.9 * sizes[0] > 0.05
 
 
+def test_the_deviation_that_shape_divides_by_is_held_still():
+    """Else shape, which does not see scale, would have no gradient along it."""
+    z = draw(1, 16, 3).requires_grad_()
+    visreg_terms(z, unit(draw(8, 3, seed=1)))[1].backward()
+    assert (z * z.grad).sum().abs() > 0.02
+
+
 def test_it_weighs_its_terms():
     loss, stats = small("visreg", regularisation=0.25, scale=2.0, shape=3.0, centre=5.0)(views_of(3))
     s = {name: value.item() for name, value in stats.items()}
