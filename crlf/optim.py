@@ -173,17 +173,31 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
             for alike in alike_in_shape(moving):
-                directions = [self._nesterov(p, group["momentum"]) for p in alike]  # each (O, I k k)
+                directions = [whole(self._nesterov(p, group["momentum"])).flatten(1) for p in alike]  # (O, I k k)
                 for p, direction in zip(alike, orthogonalise_all(directions), strict=True):
                     scale = max(1.0, direction.size(0) / direction.size(1)) ** 0.5
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    add_scaled(p, direction.view(p.shape), group["lr"], -scale)
+                    add_scaled(p, as_part_of(p, direction.view(p.shape)), group["lr"], -scale)
 
     def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
         assert p.grad is not None
         buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
         buffer.mul_(momentum).add_(p.grad)
-        return p.grad.add(buffer, alpha=momentum).flatten(1)
+        return p.grad.add(buffer, alpha=momentum)
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor of which each process may hold a part (crlf.training.engines.Shards); then all must call this."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def as_part_of(p: Tensor, value: Tensor) -> Tensor:
+    """This process's part of a tensor that all have, where `p` is one of which each holds a part."""
+    if not hasattr(p, "device_mesh") or not hasattr(p, "placements"):
+        return value
+    from torch.distributed.tensor import distribute_tensor  # slow to import
+
+    return distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
 
 
 def alike_in_shape(parameters: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -21,6 +21,7 @@ from crlf.methods.simclr import SimCLRSettings
 from crlf.normalisation import Normalisation, measured
 from crlf.optim import OptimSettings
 from crlf.runtime.devices import MODES, PRECISIONS
+from crlf.runtime.distributed import SHARDS
 
 LIMITS = {
     "epochs": (1, 100_000),
@@ -81,6 +82,9 @@ class Recipe:
     compile: str = "none"
     """How to speed up a step. none; graphs replays it as one CUDA graph (NVIDIA, one process); kernels fuses views,
     network and loss by torch.compile, which makes the first step slow; all does both."""
+    shard: str = "auto"
+    """Where several processes hold the weights. none: each holds all; full: each holds a part of every tensor, by
+    torch's FSDP2; auto: full if the weights and what training keeps of them need over half of a device's memory."""
     stop_on_collapse: bool = False
     """Stop the run when its features collapse, instead of only warning."""
     images: ImageSettings = field(default_factory=ImageSettings)
@@ -101,6 +105,8 @@ class Recipe:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.compile not in MODES:
             raise unknown("compile", self.compile, MODES)
+        if self.shard not in SHARDS:
+            raise unknown("shard", self.shard, SHARDS)
         if self.domain not in DOMAINS:
             raise unknown("domain", self.domain, DOMAINS)
         object.__setattr__(self, "augmentation", filled(self.augmentation, DOMAINS[self.domain]))

@@ -25,26 +25,27 @@ from crlf.encoders import CNN
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.byol import BYOL
-from crlf.optim import OptimSettings
+from crlf.optim import OPTIMIZERS, OptimSettings, whole
 from crlf.recipe import Recipe
 from crlf.runtime import distributed
 from crlf.runtime.interrupts import Interrupted
 from crlf.training import pretrain
-from crlf.training.engines import engine_of
 from crlf.training.gradients import gradients
+from crlf.training.parallel import engine_of
 
 BATCH = 9  # two ranks have 4 and 5 of it, four have 2, 2, 2 and 3
 SGD = OptimSettings(optimizer="sgd", lr=0.02, lr_per=0, momentum=0.9, warmup=0.0)
 OPTIM = {"simclr": OptimSettings(), "vicreg": dataclasses.replace(SGD, lr=0.002)}  # the first: Muon
 
 
-def one_step(name: str, most: int = 0, frozen: bool = False, local: int = 0) -> dict[str, Any]:
+def one_step(name: str, most: int = 0, frozen: bool = False, local: int = 0, shard: str = "none") -> dict[str, Any]:
     """The loss, what is logged, every gradient and every buffer, after a pass over this rank's part of a batch.
 
     Args:
         most: images in a part of the rank's part.
         frozen: batch norms use what they remember: the parts are then exactly the whole.
         local: small views beside two large ones.
+        shard: where the weights of several processes lie.
     """
     method, parts = small(name).double(), distributed.parts_of(BATCH, most)
     views = [view.double() for view in views_of(2 + local, batch=BATCH)]
@@ -54,9 +55,9 @@ def one_step(name: str, most: int = 0, frozen: bool = False, local: int = 0) -> 
     def views_in(part: range) -> list[Tensor]:
         return [view[part.start : part.stop] for view in views]
 
-    engine = engine_of(method, BATCH, len(parts))
+    engine = engine_of(method, BATCH, len(parts), shard)
     loss, stats = gradients(method, views_in, parts, labels, contextlib.nullcontext(), frozen, engine)
-    found = {f"gradient of {n}": p.grad for n, p in method.named_parameters() if p.grad is not None}
+    found = {f"gradient of {n}": whole(p.grad) for n, p in method.named_parameters() if p.grad is not None}
     buffers = {n: b for n, b in method.named_buffers() if "num_batches" not in n}
     return {"loss": loss, **stats, **found, **buffers}
 
@@ -73,16 +74,20 @@ class Double(pretrain.State):
                 module.register_forward_pre_hook(lambda module, views: (views[0].double(),))
 
 
-def twenty_steps(name: str, out: Path, resume: bool = False) -> dict[str, Tensor]:
+def twenty_steps(
+    name: str, out: Path, resume: bool = False, shard: str = "none", optim: OptimSettings | None = None
+) -> dict[str, Tensor]:
     """The losses, and the state of a method, after 20 steps of `crlf.pretrain`."""
     recipe = Recipe(
         method=name, data="shapes", subset=10 * BATCH, batch_size=BATCH, epochs=2, views=2,
-        head=narrow(name), optim=OPTIM.get(name, SGD),
+        head=narrow(name), optim=optim or OPTIM.get(name, SGD), shard=shard,
     )  # fmt: skip
     states: list[Double] = []
     pretrain.State = lambda *args: states.append(Double(*args)) or states[-1]  # type: ignore[misc, assignment]
     run = pretrain.pretrain(recipe, out=out, device="cpu", resume=resume)
-    return {"losses": torch.from_numpy(run.array("loss.npy")), **states[0].method.state_dict()}
+    held = states[0].method.state_dict().items()  # of the first rank whole; others may have parts
+    weights = {key: value for key, value in held if not hasattr(value, "full_tensor")}
+    return {"losses": torch.from_numpy(run.array("loss.npy")), **weights}
 
 
 @contextlib.contextmanager
@@ -103,14 +108,31 @@ def signalled(number: int, step: int) -> Iterator[list[int]]:
         BYOL.project = project  # type: ignore[method-assign]
 
 
-def stopped(out: Path) -> tuple[int, int]:
+def stopped(out: Path, shard: str = "none") -> tuple[int, int]:
     """The exit code of a run whose last rank alone gets a SIGTERM in its eighth step, and the steps it did."""
     with signalled(signal.SIGTERM, 8) as seen:
         try:
-            twenty_steps("byol", out)
+            twenty_steps("byol", out, shard=shard)
         except Interrupted as stop:
             return stop.exit_code, seen[0]
     raise AssertionError("it was not stopped")
+
+
+def sharded(folder: Path) -> dict[str, Any]:
+    """What a process finds that holds a part of every weight: steps of every method, whole and in parts, runs with
+    every optimizer, and one that is stopped and resumed."""
+    world, steps = distributed.world(), {}
+    for name in METHODS:
+        parted = one_step(name, 2 if world > 1 else 0, frozen=True, shard="full")
+        steps[name] = {"step": one_step(name, shard="full"), "parted": parted}
+    runs = {
+        optim: twenty_steps("byol", folder / f"{optim}{world}", shard="full", optim=OptimSettings(optimizer=optim))
+        for optim in OPTIMIZERS
+    }
+    runs["gathered in every method"] = twenty_steps("dino", folder / f"sharded{world}", shard="full")
+    out = folder / f"interrupted{world}"
+    stopped(out, "full")
+    return {"steps": steps, "trained": runs | {"resumed": twenty_steps("byol", out, resume=True, shard="full")}}
 
 
 def killed(out: Path) -> None:
@@ -144,6 +166,7 @@ def everything(folder: Path) -> dict[str, Any]:
         "trained": {name: twenty_steps(name, folder / f"{name}{distributed.world()}") for name in METHODS},
         "stopped": stopped(folder / f"stopped{distributed.world()}"),
         "refused": refused(folder / f"stopped{distributed.world()}"),
+        "sharded": sharded(folder),
         "highest": distributed.highest(distributed.rank(), -distributed.rank()),
     }
 

@@ -13,11 +13,12 @@ import contextlib
 import datetime
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed
@@ -28,6 +29,9 @@ from crlf.errors import InputError, first_line
 T = TypeVar("T")
 WAIT = datetime.timedelta(days=7)  # for the slowest rank; if one dies, torchrun ends the others
 FAILED = 2  # the exit code of a rank that ends because rank 0 refused the input
+SHARDS = ("auto", "none", "full")  # where the weights of several processes lie
+ARRIVAL = datetime.timedelta(minutes=10)  # for the last rank to start
+POLL = 0.1  # seconds
 ANSWER = datetime.timedelta(seconds=10)  # for the other ranks to respond after one is lost
 
 
@@ -48,13 +52,74 @@ def together() -> Iterator[None]:
         yield
         return
     nccl = torch.cuda.is_available() and torch.distributed.is_nccl_available()
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=WAIT)
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+    torch.distributed.init_process_group(backend, store=all_there(), rank=rank(), world_size=world(), timeout=WAIT)
     try:
         yield
     except Unanswered:
         _end_without(_lost())
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _attempt() -> str:
+    """The part of torchrun's store that is for this start of the processes: the store outlives a restart."""
+    return f"crlf/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+
+def all_there() -> torch.distributed.Store:
+    """The store by which the ranks find each other, when all of them have started.
+
+    Raises:
+        InputError: a rank did not start within `ARRIVAL`, or has another version of torch. It is raised by the first
+            rank that is there; the others raise SystemExit.
+    """
+    place, seconds = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), ARRIVAL.total_seconds()
+    first = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        tcp = torch.distributed.TCPStore(*place, is_master=first, timeout=ARRIVAL, wait_for_workers=False)
+    except RuntimeError as error:
+        where = f"at {place[0]}:{place[1]} within {seconds:.0f} s"
+        raise InputError(f"rank 0 of {world()} must answer {where}: {first_line(error)}") from error
+    store = torch.distributed.PrefixStore(_attempt(), tcp)
+    keys, deadline = [str(other) for other in range(world())], time.monotonic() + seconds
+    store.set(keys[rank()], f"{torch.__version__} on {socket.gethostname()}")
+    missing = list(keys)
+    while missing := [key for key in missing if not store.check([key])]:
+        if store.check(["refused"]):
+            raise SystemExit(FAILED)
+        if time.monotonic() > deadline:
+            store.set("refused", "")
+            who, here = ", ".join(missing), int(min(set(keys) - set(missing), key=int))
+            _refuse(here, f"rank {who} of {world()} must start within {seconds:.0f} s, and did not: is its host there?")
+        time.sleep(POLL)
+    versions = [store.get(key).decode() for key in keys]
+    for other, text in enumerate(versions):
+        if text.split()[0] != versions[0].split()[0]:
+            _refuse(0, f"torch must be the same everywhere, not {versions[0]} (rank 0) and {text} (rank {other})")
+    return store
+
+
+def require_same(value: object, what: str) -> None:
+    """Raise InputError on rank 0, and SystemExit on the others, unless all ranks have the same value.
+
+    Args:
+        what: its name and the rule, the beginning of the message.
+    """
+    if world() == 1:
+        return
+    found = gather((value, socket.gethostname()))
+    for other, (theirs, host) in enumerate(found):
+        if theirs != found[0][0]:
+            _refuse(0, f"{what}: those of rank {other} on {host} differ from those of rank 0 on {found[0][1]}")
+
+
+def _refuse(by: int, message: str) -> NoReturn:
+    """End all ranks, of which one gives the reason."""
+    if rank() == by:
+        time.sleep(10 * POLL)  # it may hold the store that the others still read
+        raise InputError(message)
+    raise SystemExit(FAILED)
 
 
 class Unanswered(RuntimeError):
@@ -80,7 +145,7 @@ def _lost() -> list[int]:
     try:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = torch.distributed.TCPStore(*place, is_master=False, timeout=ANSWER, wait_for_workers=False)
-        key = f"crlf/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"  # torchrun's store outlives a restart
+        key = _attempt()
         store.set(f"{key}/{rank()}", "here")
         lost, deadline = list(range(world())), time.monotonic() + ANSWER.total_seconds()
         while lost and time.monotonic() < deadline:

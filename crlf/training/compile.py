@@ -24,7 +24,11 @@ GRAPHS = ("graphs", "all")  # the modes that replay a step (crlf.training.graphs
 
 
 def require_compilable(recipe: Recipe, device: torch.device) -> None:
-    """Raise InputError if the recipe asks for CUDA graphs and they cannot be used here."""
+    """Raise InputError if the recipe asks for a kind of compiling that cannot be used here."""
+    if recipe.compile != "none" and recipe.shard == "full":
+        raise InputError(
+            f"shard 'full' needs compile 'none', not {recipe.compile!r}: compiled parts hold whole weights"
+        )
     if recipe.compile not in GRAPHS:
         return
     asked = f"compile {recipe.compile!r}"

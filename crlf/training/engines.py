@@ -3,6 +3,9 @@
 Each process computes the gradients of its own images. `Replicas`, torch's DistributedDataParallel, sums them while the
 backward pass still runs, bucket by bucket. It would divide the sum by the number of processes, as if each had a loss of
 its own; here the losses are parts of one (crlf.runtime.sharing), so nothing is divided.
+
+Replicas hold all weights. Where these, their gradients and the optimizer's moments do not fit, each process holds a
+part of every tensor (crlf.training.sharded).
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,15 @@ from crlf.errors import first_line
 from crlf.methods.base import Method
 from crlf.runtime import distributed
 from crlf.runtime.sharing import WHOLE, Share, share_of
+
+
+class Whole(NamedTuple):
+    """All that a checkpoint holds of the weights."""
+
+    method: dict[str, Any]
+    """The method's state dict."""
+    optimizers: list[dict[str, Any]]
+    """The state dict of each optimizer."""
 
 
 class Engine:
@@ -39,6 +51,14 @@ class Engine:
         """The block in which a part of a batch is projected and differentiated. Before the last, gradients are kept and
         not sent."""
         return contextlib.nullcontext()
+
+    def plain(self) -> Method:
+        """The method with all weights. Every process must call this; only the first one may use what it returns."""
+        return self.method
+
+    def whole(self, optimizers: Sequence[torch.optim.Optimizer]) -> Whole:
+        """The state of the method and of its optimizers. Every process must call this."""
+        return Whole(self.method.state_dict(), [optimizer.state_dict() for optimizer in optimizers])
 
 
 class Replicas(Engine):
@@ -104,8 +124,3 @@ def summed(engine: Replicas, bucket: torch.distributed.GradBucket) -> torch.futu
     work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(received)
-
-
-def engine_of(method: Method, batch: int, parts: int = 1) -> Engine:
-    """The engine for as many processes as there are, see `Replicas`."""
-    return Engine(method) if distributed.world() == 1 else Replicas(method, batch, parts)

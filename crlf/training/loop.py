@@ -24,10 +24,10 @@ from crlf.runtime.interrupts import Interrupted, stop_requests
 from crlf.runtime.seeding import generator
 from crlf.training.budget import Course, course_of
 from crlf.training.compile import compiled
-from crlf.training.engines import engine_of
 from crlf.training.gradients import Loss, gradients
 from crlf.training.graphs import replayed
 from crlf.training.monitor import KnnCurve, Points, Watch, gradient_norm
+from crlf.training.parallel import engine_of
 from crlf.training.progress import Progress
 from crlf.training.results import finish, mean
 from crlf.training.state import State
@@ -52,7 +52,8 @@ class Step:
         self.recipe, self.method, self.optimizers, self.make_view = recipe, method, optimizers, make_view
         self.precision = autocast(recipe.precision, device)
         self.parts = distributed.parts_of(recipe.batch_size, recipe.micro_batch)  # usually one, the whole batch
-        self.engine = engine_of(method, recipe.batch_size, len(self.parts))
+        shard = recipe.shard if recipe.compile == "none" else "none"
+        self.engine = engine_of(method, recipe.batch_size, len(self.parts), shard, optimizers)
 
     def __call__(self, images: Tensor, numbers: Tensor, told: Tensor | None, measured: bool = False) -> Loss:
         """Take a step.
@@ -106,9 +107,9 @@ def train(
     course = course_of(recipe, steps, state.step, state.share, state.seconds, started)
     method, device = state.method.train(), state.device
     make_view, watch = Views(recipe.augmentation, recipe.normalisation), Watch(recipe, data.images, device)
-    step = Step(recipe, method, state.optimizers, make_view, device)
     if recipe.start.init and not state.step and distributed.rank() == 0:
         watch.start(method)
+    step = Step(recipe, method, state.optimizers, make_view, device)
 
     def rows_of(step_number: int) -> Tensor:
         data.require_unchanged()
@@ -160,12 +161,14 @@ def train(
             if last:
                 state.epoch_losses.append(mean(state.losses))
             if last or stopped or course.over(state.step):  # a clock may end within an epoch
-                require_finite_weights(method, state.step, run)
+                kept = step.engine.whole(state.optimizers)
+                require_finite_weights(kept.method, state.step, run)
                 at_once = bool(stopped) or course.over(state.step)
-                distributed.by_first(lambda at_once=at_once: state.save(run, at_once))  # type: ignore[misc]
+                distributed.by_first(lambda kept=kept, at_once=at_once: state.save(run, at_once, kept))  # type: ignore[misc]
                 watch.stop(run)
             if stopped:
                 raise Interrupted(int(stopped), f"stopped after {progress_of(course, state)}: --resume continues it")
+    state.method = step.engine.plain()
     distributed.by_first(lambda: finish(run, recipe, data, state))
 
 
@@ -176,10 +179,10 @@ def stream_of(recipe: Recipe, state: State) -> torch.Generator:
 
 def looks(watch: Watch, knn: KnnCurve | None, step: Step, state: State, point: bool) -> dict[str, Any]:
     """Measures of the features for a row of the log, at one of the `POINTS` of a run or at the end of an epoch."""
-    progress = state.share if point else None
+    progress, method = state.share if point else None, step.engine.plain()
     with step.precision:
-        found = watch.look(step.method, state.step, state.seconds, progress)
-        return found | (knn.look(step.method.encoder, state.seconds, state.step, progress) if knn else {})
+        found = watch.look(method, state.step, state.seconds, progress)
+        return found | (knn.look(method.encoder, state.seconds, state.step, progress) if knn else {})
 
 
 def progress_of(course: Course, state: State) -> str:
@@ -198,9 +201,9 @@ def require_finite(losses: Tensor, first_step: int, run: Run) -> None:
         raise InputError(f"the loss of step {step} is {losses[bad[0]].item()}: likely {LIKELY}; {what_is_saved(run)}")
 
 
-def require_finite_weights(method: torch.nn.Module, step: int, run: Run) -> None:
+def require_finite_weights(weights: dict[str, Tensor], step: int, run: Run) -> None:
     """Raise InputError if a weight or a running statistic is NaN or infinite, which a finite loss does not rule out."""
-    values = {name: value for name, value in method.state_dict().items() if value.is_floating_point()}
+    values = {name: value for name, value in weights.items() if value.is_floating_point()}
     sound = torch.stack([value.isfinite().all() for value in values.values()]).tolist()  # waits for the device once
     if not all(sound):
         name, why = list(values)[sound.index(False)], f"likely {LIKELY}; {what_is_saved(run)}"

@@ -41,6 +41,7 @@ from crlf.metrics.geometry import (
 )
 from crlf.metrics.knn import HEADLINE, knn_predict
 from crlf.normalisation import normalise
+from crlf.optim import whole
 from crlf.recipe import Recipe
 from crlf.runs.payoff import OF_TRAINED
 from crlf.runs.run import Run
@@ -69,7 +70,8 @@ STEP = 3  # a step takes about this many times as long as the forward pass of it
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The norm of the gradient of all parameters together, a scalar. Parameters without a gradient are left out."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return whole(norm)
 
 
 def measure(

@@ -75,6 +75,7 @@ def pretrain(
         require_compilable(recipe, place)
         features = teach(recipe, teacher, images, data_dir, place) if teacher else None
         state = State(recipe, images, place, weights, features)  # may refuse the images, before a folder is claimed
+    distributed.require_same(state.pixels, f"images of {recipe.data!r} must be the same for all processes")
     space = 5 * embedding_bytes(recipe, images) // 2
     run = distributed.by_first(lambda: claimed(out, recipe, resume, overwrite, space, images))
     try:

@@ -22,6 +22,7 @@ from crlf.runs import checkpoints
 from crlf.runs.files import write_json
 from crlf.runs.run import RECIPE, Run, difference
 from crlf.text import say
+from crlf.training.engines import Engine, Whole
 from crlf.training.weights.layers import begin_late, freeze, slow
 from crlf.training.weights.matching import load
 from crlf.training.weights.sources import Weights
@@ -123,15 +124,20 @@ class State:
         self.losses = torch.zeros(recipe.steps_per_epoch(len(data)), device=device)  # of this epoch's steps
         self.epoch_losses: list[float] = []  # the mean of each whole epoch
 
-    def save(self, run: Run, at_once: bool = True) -> None:
-        """Write a checkpoint: at once, or only if that is cheap compared with the training since the last one."""
+    def save(self, run: Run, at_once: bool = True, kept: Whole | None = None) -> None:
+        """Write a checkpoint: at once, or only if that is cheap compared with the training since the last one.
+
+        Args:
+            kept: the weights and moments, where processes share them.
+        """
         begun = time.perf_counter()
         if not at_once and self.save_took > CHEAP and begun - self.saved < self.save_took / SHARE:
             return
+        kept = kept or Engine(self.method).whole(self.optimizers)
         values = {
             "recipe": self.recipe.to_dict(),
-            "method": self.method.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "method": kept.method,
+            "optimizers": kept.optimizers,
             "losses": self.losses,
             "fingerprint": self.fingerprint,
             "pixels": self.pixels,

@@ -190,7 +190,7 @@ def test_a_stop_saves_at_once_and_an_epoch_only_where_that_is_cheap(tmp_path: Pa
     assert saved == [3, 7]
     monkeypatch.undo()
     told: list[tuple[int, bool]] = []
-    monkeypatch.setattr(State, "save", lambda self, run, at_once: told.append((self.step, at_once)))
+    monkeypatch.setattr(State, "save", lambda self, run, at_once, kept: told.append((self.step, at_once)))
     at_step(monkeypatch, 4, interrupt)
     with pytest.raises(Interrupted):
         crlf.pretrain(TINY, out=tmp_path / "run", device="cpu")
