@@ -81,7 +81,7 @@ def all_there() -> torch.distributed.Store:
     except RuntimeError as error:
         where = f"at {place[0]}:{place[1]} within {seconds:.0f} s"
         raise InputError(f"rank 0 of {world()} must answer {where}: {first_line(error)}") from error
-    store = torch.distributed.PrefixStore(_attempt(), tcp)
+    store = torch.distributed.PrefixStore(f"{_attempt()}/start", tcp)
     keys, deadline = [str(other) for other in range(world())], time.monotonic() + seconds
     store.set(keys[rank()], f"{torch.__version__} on {socket.gethostname()}")
     missing = list(keys)
@@ -145,7 +145,7 @@ def _lost() -> list[int]:
     try:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = torch.distributed.TCPStore(*place, is_master=False, timeout=ANSWER, wait_for_workers=False)
-        key = _attempt()
+        key = f"{_attempt()}/lost"
         store.set(f"{key}/{rank()}", "here")
         lost, deadline = list(range(world())), time.monotonic() + ANSWER.total_seconds()
         while lost and time.monotonic() < deadline:
