@@ -31,6 +31,8 @@ BENCHES = {
     "views": "views a second: CRLF, torchvision v2 and a PIL pipeline",
     "step": "a training step beside the bare network on ready-made views",
     "loading": "a training step with images read from a file, beside images in memory",
+    "decode": "JPEG photographs to 64 and 224 pixels: images a second of CRLF, torchvision and Pillow",
+    "streaming": "training from encoded images, decoded ahead of the step, beside images in memory",
     "search": "the nearest of 200,000 embeddings: an exact scan, scikit-learn, faiss",
     "memory": "training speed with the allocator's default and with memory that is kept",
     "probes": "linear probe and kNN beside scikit-learn's on real embeddings, and the quick probes",

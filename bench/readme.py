@@ -44,7 +44,10 @@ GPU_TABLES = (  # their names on the page, the part, its table
     ("gpu-search", "search", "race"),
     ("gpu-long", "long", "result"),
 )
-SPEEDS = ("throughput", "views", "step", "loading", "loss-memory", "probes", "search", "memory", "newton-schulz")
+SPEEDS = (
+    *("throughput", "views", "step", "loading", "decode", "streaming"),
+    *("loss-memory", "probes", "search", "memory", "newton-schulz"),
+)
 
 
 def latest(records: Path) -> dict[str, dict[str, Any]]:
