@@ -19,6 +19,8 @@ WITHOUT_IMPORT = {
     "onnxscript": "torch.onnx needs it",
     "embedding-atlas": "a program that `crlf explore` starts",
     "tensorboard": "torch.utils.tensorboard needs it",
+    "s3fs": "fsspec needs it for s3://",
+    "gcsfs": "fsspec needs it for gs://",
 }
 
 

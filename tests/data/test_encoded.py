@@ -348,3 +348,26 @@ def test_a_set_too_large_to_be_decoded_at_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("crlf.runtime.devices.memory_there", lambda device: 1000)
     with pytest.raises(InputError, match=r"60 decoded images take 11\.5 kB, more than half of the free memory"):
         _ = found.decoded
+
+
+def test_shards_of_a_store_give_the_rows_of_the_disk(tmp_path: Path):
+    """fsspec's store in memory; tests/data/test_stores.py has one that speaks S3."""
+    import fsspec
+
+    here = shards(tmp_path / "shards", FILES, 25, labels=3)
+    store = fsspec.filesystem("memory")
+    for file in here.iterdir():
+        store.pipe_file(f"/crlf-shards/{file.name}", file.read_bytes())
+    stores.blocks.cache_clear()
+    stores.require_same.cache_clear()
+    there = data.load("memory://crlf-shards", None, ImageSettings(image_size=8))[0]
+    alike(load(here, "ahead")[0], there)
+    assert isinstance(there.images, Encoded) and len(there.images.pieces) == 3
+    store.pipe_file("/crlf-shards/part-001.tar", b"other")
+    stores.blocks.cache_clear()
+    stores.require_same.cache_clear()
+    with pytest.raises(InputError, match=r"'memory://crlf-shards/part-001\.tar' was changed while its images"):
+        there.images[:]
+    store.rm("/crlf-shards", recursive=True)
+    with pytest.raises(InputError, match=r"data 'memory://crlf-shards' (has no files|does not exist)"):
+        data.load("memory://crlf-shards", None, ImageSettings(image_size=8))

@@ -98,8 +98,10 @@ def require_same(url: str, known: int) -> None:
     """Raise InputError unless an object is still what its index was made of. Asked once for each object."""
     with reading(url):
         of(url).invalidate_cache()
-        found = of(url).info(url)
-    if version(found) != known:
+        found = list(of(url).find(url, detail=True).values())  # as `listed` does: `info` may tell other things
+    if not found:
+        raise InputError(f"data {url!r} does not exist")
+    if version(found[0]) != known:
         raise InputError(f"{url!r} was changed while its images were in use: start again with it as it is")
 
 
