@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import terminal
@@ -24,7 +25,7 @@ from crlf.data import SOURCES
 from crlf.encoders import ENCODERS
 from crlf.methods import METHODS
 from crlf.recipe import RECIPES, Recipe
-from crlf.runs.run import CHECKPOINT, CHECKPOINT_BEFORE, FILES, Run
+from crlf.runs.run import CHECKPOINT, CHECKPOINT_BEFORE, FILES, Resume, Run
 
 TINY = ["--data", "shapes", "--subset", "128", "--batch-size", "64", "--epochs", "1", "--device", "cpu"]
 
@@ -252,6 +253,33 @@ def test_underscores_are_hyphens_and_a_flag_can_be_taken_back():
     words = ["--batch_size", "64", "--resume", "--no-resume", "--no-mirror", "--mirror"]
     assert cli.command_line(stage, words, "stage") == cli.command_line(stage, ["--no-mirror", "--resume"], "stage") == 0
     assert found == [(64, True, False), (128, False, True)]
+
+
+@pytest.mark.parametrize(
+    "words, resume, data",
+    [
+        (["photos", "--resume", "auto"], "auto", "photos"),
+        (["--resume=auto", "photos"], "auto", "photos"),
+        (["--resume", "photos"], True, "photos"),  # the word behind it is no value
+        (["photos", "--resume", "auto", "--no-resume"], False, "photos"),
+        (["auto", "--resume"], True, "auto"),
+    ],
+)
+def test_a_flag_may_have_a_word_or_none(tmp_path: Path, monkeypatch, words: list[str], resume: Any, data: str):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / data).mkdir()
+    found = []
+
+    def stage(recipe: Recipe = RECIPES["default"], *, out: str = "x", resume: Resume = False) -> None:
+        found.append((resume, Path(recipe.data).name))
+
+    assert cli.command_line(stage, words, "stage") == 0
+    assert found == [(resume, data)]
+
+
+def test_resume_auto_does_not_download_what_nobody_named(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "DATA is missing" in refused("run", "--resume", "auto")
 
 
 def test_words_are_what_python_takes_by_position():

@@ -141,6 +141,8 @@ def stage(name: str, arguments: list[str]) -> None:
 def require_data(arguments: list[str], values: dict[str, Any]) -> None:
     """Raise InputError where no data are named: the default would be downloaded without being asked for."""
     said = {word.partition("=")[0] for word in arguments}
+    if values.get("resume") == "auto":  # which may be the first start
+        said -= {"--resume"}
     if flags.DATA_FLAG not in values and not said & {"--recipe", "--resume"}:
         what = "`crlf run PATH` learns from a folder of images, `crlf run cifar10` downloads a data set"
         raise InputError(f"DATA is missing: {what}")
@@ -201,7 +203,7 @@ def start(function: Callable[..., Any], arguments: list[str]) -> tuple[Any, list
     known, rest = flags.parse(first, arguments)
     for flag in ("--out", "--method"):
         first.add_argument(flag, nargs="?")
-    first.add_argument("--resume", action="store_true")
+    first.add_argument("--resume", nargs="?", const=True)
     asked, _ = flags.parse(first, rest)
     name, out = known["recipe"], asked["out"] or inspect.signature(function).parameters["out"].default
     if name is None and asked["resume"] and (Path(out) / RECIPE).is_file():

@@ -157,7 +157,7 @@ def read(
     """
     flags = flags_of(function, recipe)
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    found, rest = parse(parser_of(flags, prog), spelt(arguments[:end]))
+    found, rest = parse(parser_of(flags, prog), with_choices(spelt(arguments[:end]), flags))
     for word in rest:
         if len(word) > 1 and word.startswith("-") and not is_number(word):
             raise stranger(word, flags, prog)
@@ -216,6 +216,26 @@ def spelt(arguments: list[str]) -> list[str]:
     return found
 
 
+def with_choices(arguments: list[str], flags: list[Flag]) -> list[str]:
+    """`--resume-auto` for `--resume auto` and `--resume=auto`: if argparse knew of an optional value, it would take any
+    word behind the flag for it."""
+    known = {f"--{flag.name}": besides_bool(flag.hint) for flag in flags}
+    found: list[str] = []
+    for word in arguments:
+        if found and word in known.get(found[-1], ()):
+            found[-1] += f"-{word}"
+        else:
+            flag, _, value = word.partition("=")
+            found.append(f"{flag}-{value}" if value in known.get(flag, ()) else word)
+    return found
+
+
+def besides_bool(hint: Any) -> tuple[str, ...]:
+    """The words that a flag takes besides none: "auto" for `bool | Literal["auto"]`."""
+    kinds = get_args(hint)
+    return tuple(choice for kind in kinds for choice in get_args(kind)) if bool in kinds else ()
+
+
 def is_number(word: str) -> bool:
     with contextlib.suppress(ValueError):
         return bool(float(word)) or True
@@ -242,7 +262,10 @@ def parser_of(flags: list[Flag], prog: str, words: Sequence[Word] = ()) -> argpa
 def add(group: Any, flag: Flag) -> None:
     names = [f"-{flag.name}"] * (len(flag.name) == 1) + [f"--{flag.name}"]
     common = {"dest": flag.place, "default": argparse.SUPPRESS}
-    if flag.hint is bool:  # help shows the one that changes the default
+    choices = besides_bool(flag.hint)
+    for word in choices:  # see `with_choices`
+        group.add_argument(f"{names[-1]}-{word}", action="store_const", const=word, help=argparse.SUPPRESS, **common)
+    if flag.hint is bool or choices:  # help shows the one that changes the default
         for value, name in ((True, names), (False, [f"--no-{flag.name}"])):
             text = flag.help if value else f"Turn off: {flag.help[0].lower()}{flag.help[1:]}"
             text = argparse.SUPPRESS if value == flag.default else text

@@ -21,7 +21,7 @@ from crlf.errors import InputError
 from crlf.evaluation import crops
 from crlf.evaluation.probe import probe
 from crlf.recipe import Recipe
-from crlf.runs.run import ENCODER, RECIPE, REPORT, TABLE, Run, difference, require_place
+from crlf.runs.run import ENCODER, RECIPE, REPORT, TABLE, Resume, Run, difference, require_place, resumes
 from crlf.runtime import distributed
 from crlf.runtime.devices import pick_device
 from crlf.runtime.interrupts import Interrupted
@@ -47,7 +47,7 @@ def run(
     out: str | Path = "simclr_output",
     data_dir: str | Path | None = None,
     device: str = "auto",
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     track: str = "none",
 ) -> Run:
@@ -60,7 +60,8 @@ def run(
         out: the run folder; all files are written there.
         data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
         device: cpu, cuda, mps, or auto for the best available.
-        resume: continue the run in --out at the stage where it stopped.
+        resume: continue the run in --out at the stage where it stopped. `--resume auto` starts one if there is none, so
+            that the same command can be given again and again.
         overwrite: replace the run in --out.
         track: also send the log to tensorboard, wandb or mlflow, which store it on this machine.
 
@@ -69,16 +70,18 @@ def run(
 
     Raises:
         InputError: any error of a stage; the results of the earlier stages stay.
-        Interrupted: Ctrl-C or SIGTERM; the message says how to continue.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the message says how to continue.
     """
     started, here = time.perf_counter(), Run(out)
-    recipe = of_weights(recipe, starting(recipe, here if resume else None))
-    with distributed.together(), interrupted_in("pretrain", here, resume):
-        distributed.by_first(lambda: require_free(recipe, out, resume, overwrite))
-        recipe = distributed.by_first(lambda: in_time(recipe, here, resume, data_dir, device, started))
-        if not distributed.by_first(lambda: resume and trained(here, recipe)):
-            settings: dict[str, Any] = {"data_dir": data_dir, "device": device, "track": track}
-            pretrain(recipe, out=out, resume=resume, overwrite=overwrite, **settings)
+    with distributed.together():
+        again = distributed.by_first(lambda: resumes(out, resume, overwrite))
+        recipe = of_weights(recipe, starting(recipe, here if again else None))
+        with interrupted_in("pretrain", here, again):
+            distributed.by_first(lambda: require_free(recipe, out, again, overwrite))
+            recipe = distributed.by_first(lambda: in_time(recipe, here, again, data_dir, device, started))
+            if not distributed.by_first(lambda: again and trained(here, recipe)):
+                settings: dict[str, Any] = {"data_dir": data_dir, "device": device, "track": track}
+                pretrain(recipe, out=out, resume=again, overwrite=overwrite, **settings)
     if distributed.rank() == 0:  # the stages after training are short and need one process
         show(here, data_dir, device)
     return here

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
@@ -47,6 +47,7 @@ FIGURES = (
     *("loss_curve.png", "health.png", "confusion_matrix.png"),
     *("pca_embedding.png", "tsne_embedding.png", "views.png", "filters.png"),
 )
+Resume = bool | Literal["auto"]
 PDFS = tuple(name.replace(".png", ".pdf") for name in FIGURES)
 FILES = (RECIPE, LOG, CHECKPOINT, CHECKPOINT_BEFORE, ENCODER, LOSS, VIEWS, SCORES, *MADE_BY, *FIGURES, *PDFS, REPORT)
 
@@ -268,6 +269,18 @@ def claim(
         events.unlink()
     clear(run)
     return run
+
+
+def resumes(path: str | os.PathLike[str], resume: Resume, overwrite: bool) -> bool:
+    """Whether a command continues the run in a folder: as `resume` says, or with "auto" if the folder holds a run.
+
+    Raises:
+        InputError: as `require_place`.
+    """
+    if resume == "auto" and not overwrite:
+        resume = Run(path).file(RECIPE).is_file()
+    require_place(path, bool(resume), overwrite)
+    return bool(resume)
 
 
 def require_place(path: str | os.PathLike[str], resume: bool, overwrite: bool) -> Run:

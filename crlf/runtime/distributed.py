@@ -14,24 +14,24 @@ import datetime
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor
 
 from crlf.errors import InputError, first_line
+from crlf.runtime import heartbeat, meeting
 
 T = TypeVar("T")
 WAIT = datetime.timedelta(days=7)  # for the slowest rank; if one dies, torchrun ends the others
 FAILED = 2  # the exit code of a rank that ends because rank 0 refused the input
 SHARDS = ("auto", "none", "full")  # where the weights of several processes lie
-ARRIVAL = datetime.timedelta(minutes=10)  # for the last rank to start
-POLL = 0.1  # seconds
 ANSWER = datetime.timedelta(seconds=10)  # for the other ranks to respond after one is lost
 
 
@@ -52,12 +52,12 @@ def together() -> Iterator[None]:
         yield
         return
     nccl = torch.cuda.is_available() and torch.distributed.is_nccl_available()
-    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
-    torch.distributed.init_process_group(backend, store=all_there(), rank=rank(), world_size=world(), timeout=WAIT)
+    name = meeting.meet(rank(), world(), "cpu:gloo,cuda:nccl" if nccl else "gloo", WAIT)
     try:
-        yield
+        with heartbeat.watched(rank(), world(), name, _farewell):
+            yield
     except Unanswered:
-        _end_without(_lost())
+        raise SystemExit(_farewell(_lost())) from None
     finally:
         torch.distributed.destroy_process_group()
 
@@ -65,61 +65,6 @@ def together() -> Iterator[None]:
 def _attempt() -> str:
     """The part of torchrun's store that is for this start of the processes: the store outlives a restart."""
     return f"crlf/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-
-
-def all_there() -> torch.distributed.Store:
-    """The store by which the ranks find each other, when all of them have started.
-
-    Raises:
-        InputError: a rank did not start within `ARRIVAL`, or has another version of torch. It is raised by the first
-            rank that is there; the others raise SystemExit.
-    """
-    place, seconds = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), ARRIVAL.total_seconds()
-    first = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    try:
-        tcp = torch.distributed.TCPStore(*place, is_master=first, timeout=ARRIVAL, wait_for_workers=False)
-    except RuntimeError as error:
-        where = f"at {place[0]}:{place[1]} within {seconds:.0f} s"
-        raise InputError(f"rank 0 of {world()} must answer {where}: {first_line(error)}") from error
-    store = torch.distributed.PrefixStore(f"{_attempt()}/start", tcp)
-    keys, deadline = [str(other) for other in range(world())], time.monotonic() + seconds
-    store.set(keys[rank()], f"{torch.__version__} on {socket.gethostname()}")
-    missing = list(keys)
-    while missing := [key for key in missing if not store.check([key])]:
-        if store.check(["refused"]):
-            raise SystemExit(FAILED)
-        if time.monotonic() > deadline:
-            store.set("refused", "")
-            who, here = ", ".join(missing), int(min(set(keys) - set(missing), key=int))
-            _refuse(here, f"rank {who} of {world()} must start within {seconds:.0f} s, and did not: is its host there?")
-        time.sleep(POLL)
-    versions = [store.get(key).decode() for key in keys]
-    for other, text in enumerate(versions):
-        if text.split()[0] != versions[0].split()[0]:
-            _refuse(0, f"torch must be the same everywhere, not {versions[0]} (rank 0) and {text} (rank {other})")
-    return store
-
-
-def require_same(value: object, what: str) -> None:
-    """Raise InputError on rank 0, and SystemExit on the others, unless all ranks have the same value.
-
-    Args:
-        what: its name and the rule, the beginning of the message.
-    """
-    if world() == 1:
-        return
-    found = gather((value, socket.gethostname()))
-    for other, (theirs, host) in enumerate(found):
-        if theirs != found[0][0]:
-            _refuse(0, f"{what}: those of rank {other} on {host} differ from those of rank 0 on {found[0][1]}")
-
-
-def _refuse(by: int, message: str) -> NoReturn:
-    """End all ranks, of which one gives the reason."""
-    if rank() == by:
-        time.sleep(10 * POLL)  # it may hold the store that the others still read
-        raise InputError(message)
-    raise SystemExit(FAILED)
 
 
 class Unanswered(RuntimeError):
@@ -156,12 +101,14 @@ def _lost() -> list[int]:
     return lost
 
 
-def _end_without(lost: Sequence[int]) -> None:
-    """End this process; the first remaining one prints the reason."""
+def _farewell(lost: Sequence[int]) -> int:
+    """The exit code of this process when other ranks are gone; the first remaining one prints the reason."""
     who = "rank " + ", ".join(map(str, lost)) if lost else "a rank"
     first = min(set(range(world())) - set(lost), default=rank())
     advice = "--resume continues from the last checkpoint, on any number of processes"
-    raise SystemExit(f"{who} of {world()} is gone, so all stop: {advice}" if rank() == first else 1)
+    if rank() == first:
+        print(f"{who} of {world()} is gone, so all stop: {advice}", file=sys.stderr)
+    return 1
 
 
 def gather(value: T) -> list[T]:
@@ -209,11 +156,17 @@ def first_alone() -> Iterator[None]:
     """Run the block on rank 0 first, then on the others, which find what rank 0 downloaded or cached.
 
     Raises:
-        SystemExit: on the other ranks, if the block failed on rank 0, which prints the reason.
+        InputError: on rank 0, also if another rank raised it: the message then names the rank and its host.
+        SystemExit: on the other ranks, if the block failed on any.
     """
     if rank() > 0:
         _end_unless(gather(True)[0])
-        yield
+        try:
+            yield
+        except InputError as error:
+            gather(f"rank {rank()} on {socket.gethostname()}: {error}")
+            raise SystemExit(FAILED) from None
+        _end_unless(not any(gather("")))
         return
     try:
         yield
@@ -221,6 +174,8 @@ def first_alone() -> Iterator[None]:
         gather(False)
         raise
     gather(True)
+    for refused in filter(None, gather("")):
+        raise InputError(refused)
 
 
 def by_first(act: Callable[[], T]) -> T:

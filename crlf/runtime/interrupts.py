@@ -1,4 +1,4 @@
-"""Handles Ctrl-C and SIGTERM between two steps."""
+"""Handles Ctrl-C, SIGTERM and SIGUSR1 between two steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+"""The signals after which a run saves and ends. Slurm sends SIGUSR1 before a time limit; Windows has none."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -19,7 +22,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that receives the number of SIGINT or SIGTERM when it arrives.
+    """A list that receives the number of one of `STOPS` when it arrives.
 
     A second Ctrl-C interrupts at once. Outside the main thread Python allows no handlers, and the list stays empty.
     """
@@ -32,7 +35,7 @@ def stop_requests() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in STOPS}
     try:
         yield received
     finally:

@@ -13,10 +13,11 @@ from crlf.data.given import Given
 from crlf.normalisation import FLOOR
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs import checkpoints
-from crlf.runs.run import Run, claim, require_place
+from crlf.runs.run import Resume, Run, claim, resumes
 from crlf.runtime import distributed
 from crlf.runtime.devices import memory_there, pick_device
 from crlf.text import PYTHON_ONLY, duration, percent, size
+from crlf.training.agreement import require_agreement, require_same_step
 from crlf.training.compile import require_compilable
 from crlf.training.cost import Estimate, embedding_bytes, estimate
 from crlf.training.loop import train
@@ -37,7 +38,7 @@ def pretrain(
     out: str | Path = "simclr_output",
     data_dir: str | Path | None = None,
     device: str = "auto",
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     track: str = "none",
 ) -> Run:
@@ -50,7 +51,8 @@ def pretrain(
         out: the run folder; it is created if needed.
         data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
         device: cpu, cuda, mps, or auto for the first available of cuda, mps and cpu.
-        resume: continue the run in --out from its checkpoint.
+        resume: continue the run in --out from its checkpoint. `--resume auto` starts one if there is none, so that the
+            same command can be given again and again.
         overwrite: replace the run in --out.
         track: also send the log to tensorboard, wandb or mlflow, which store it on this machine.
 
@@ -60,27 +62,29 @@ def pretrain(
     Raises:
         InputError: a wrong setting, data set or folder, a loss that is not finite, or a collapse if the recipe asks to
             stop at it. The last checkpoint stays.
-        Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1, after a checkpoint was written.
     """
     started = time.perf_counter()
     require_tracker(track)
     place = distributed.own_device(pick_device(device))
     # Checked before the images are decoded, which may take long; `claim` checks again.
-    distributed.by_first(lambda: require_place(out, resume, overwrite))
-    if resume and data is None:
+    again = distributed.by_first(lambda: resumes(out, resume, overwrite))
+    if again and data is None:
         require_there(recipe.data)
     with distributed.first_alone():
-        asked, recipe, images, weights, teacher = fitted(recipe, data, data_dir, Run(out) if resume else None)
+        asked, recipe, images, weights, teacher = fitted(recipe, data, data_dir, Run(out) if again else None)
         distributed.require_share(recipe.batch_size, place)
         require_compilable(recipe, place)
         features = teach(recipe, teacher, images, data_dir, place) if teacher else None
         state = State(recipe, images, place, weights, features)  # may refuse the images, before a folder is claimed
-    distributed.require_same(state.pixels, f"images of {recipe.data!r} must be the same for all processes")
+    require_agreement(recipe, images, state.pixels)
     space = 5 * embedding_bytes(recipe, images) // 2
-    run = distributed.by_first(lambda: claimed(out, recipe, resume, overwrite, space, images))
+    run = distributed.by_first(lambda: claimed(out, recipe, again, overwrite, space, images))
     try:
-        if resume and checkpoints.kept(run):
-            state.load(run)
+        with distributed.first_alone():
+            if again and checkpoints.kept(run):
+                state.load(run)
+        require_same_step(state.step)
         if distributed.rank() == 0:
             save_views(run, recipe, images)
             tell_choices(asked, recipe, images)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,56 +111,6 @@ def test_sharded_runs_have_the_weights_of_one_process(results, world: int):
     assert {*OPTIMIZERS, "resumed"} <= set(one)
     for name in one:
         assert furthest(one[name], several[name])[0] < 1e-6, (name, furthest(one[name], several[name]))
-
-
-def start_ranks(tmp_path: Path, ranks: Sequence[int], world: int, program: str) -> list[tuple[int, str, str]]:
-    """The exit code and the output of each rank of a program."""
-    (tmp_path / "program.py").write_text(program)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(world)}
-    command = [sys.executable, str(tmp_path / "program.py")]
-    places = [PIPES | {"env": ENVIRONMENT | address | {"RANK": str(rank)}} for rank in ranks]
-    started = [subprocess.Popen(command, **place) for place in places]
-    said = [process.communicate(timeout=120) for process in started]
-    return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
-
-
-MEETING = """
-import datetime, os, sys, torch
-from crlf.errors import InputError
-from crlf.runtime import distributed
-distributed.ARRIVAL = datetime.timedelta(seconds=5)
-rank = distributed.rank()
-try:
-    {before}
-    with distributed.together():
-        {within}
-except InputError as error:
-    print(error)
-    sys.exit(2)
-"""
-
-
-@pytest.mark.parametrize(
-    "ranks, world, before, within, said",
-    [
-        ((0, 2), 3, "pass", "pass", r"rank 1 of 3 must start within 5 s, and did not: is its host there\?"),
-        ((1,), 2, "pass", "pass", r"rank 0 of 2 must answer at 127\.0\.0\.1:\d+ within 5 s: .*"),
-        (
-            *((0, 1), 2, 'torch.__version__ = f"9.{rank}"', "pass"),
-            r"torch must be the same everywhere, not 9\.0 on \S+ \(rank 0\) and 9\.1 on \S+ \(rank 1\)",
-        ),
-        (
-            *((0, 1), 2, "pass", 'distributed.require_same(rank, "images must be the same")'),
-            r"images must be the same: those of rank 1 on \S+ differ from those of rank 0 on \S+",
-        ),
-    ],
-    ids=["a host that never comes", "a first host that never comes", "two versions of torch", "two data sets"],
-)
-def test_processes_that_do_not_fit_end_with_one_line(tmp_path: Path, ranks, world, before, within, said):
-    found = start_ranks(tmp_path, ranks, world, MEETING.format(before=before, within=within))
-    assert [code for code, _, _ in found] == [2] * len(ranks), found
-    assert re.fullmatch(said, "".join(out for _, out, _ in found).strip()), found
-    assert "Traceback" not in "".join(err for _, _, err in found)
 
 
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_alone(results, folder: Path, monkeypatch):

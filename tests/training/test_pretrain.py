@@ -128,7 +128,7 @@ def test_labels_play_no_part(straight: crlf.Run, tmp_path: Path, monkeypatch: py
     assert accuracies[0] and not accuracies[1] and accuracies[2] and accuracies[0] != accuracies[2]
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 @pytest.mark.parametrize("step", some([1, 2, 4], [4]))
 def test_a_resumed_run_equals_a_straight_one(straight, tmp_path, monkeypatch, step: int, number: int, code: int):
     with monkeypatch.context() as patch:
@@ -318,6 +318,21 @@ def test_resume_with_other_settings_names_them(straight: crlf.Run):
 
 def test_resume_and_overwrite_exclude_each_other(straight: crlf.Run):
     refused("cannot be combined", out=straight.path, resume=True, overwrite=True)
+
+
+def test_resume_auto_starts_a_run_then_continues_it(straight, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda loss: interrupt(loss, signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            crlf.pretrain(TINY, out=tmp_path / "run", device="cpu", resume="auto")
+    assert (tmp_path / "run" / CHECKPOINT).exists()
+    seen: list[int] = []
+    at_step(monkeypatch, 0, lambda loss: seen.append(1) or interrupt(loss))  # the sixth step: the last
+    with pytest.raises(Interrupted, match="after step 6 of 6"):
+        crlf.pretrain(TINY, out=tmp_path / "run", device="cpu", resume="auto")
+    run = crlf.pretrain(TINY, out=tmp_path / "run", device="cpu", resume="auto")
+    assert seen == [1] and same_bits(weights(run), weights(straight))
+    refused("cannot be combined", out=tmp_path / "run", resume="auto", overwrite=True)
 
 
 def test_nothing_to_resume(tmp_path: Path):
