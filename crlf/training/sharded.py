@@ -35,6 +35,8 @@ class Shards(Engine):
 
     def __init__(self, method: Method, batch: int, optimizers: Sequence[torch.optim.Optimizer]):
         super().__init__(method)
+        # An operation in place on a view would lose a hook; there is none on projections.
+        warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
         self.share = share_of(batch)
         self.copy = copy.deepcopy(method) if distributed.rank() == 0 else None  # to be filled with gathered weights
         for parameter in method.parameters():  # FSDP2 takes no weights of convolutions in channels-last order
@@ -48,14 +50,10 @@ class Shards(Engine):
         for module in method.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)  # gloo has no sum of scaled values
         after = dict(method.named_parameters())
         for optimizer in optimizers:
             hold(optimizer, {old: after[name] for name, old in before.items()})
-
-    def project(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        with warnings.catch_warnings():  # that an operation in place on a view loses a hook: there is none
-            warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
-            return self.method.project(views)
 
     @contextlib.contextmanager
     def part(self, last: bool = True) -> Iterator[None]:

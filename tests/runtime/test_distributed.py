@@ -162,13 +162,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_under_torchrun_the_script_trains_on_all_and_evaluates_on_one(tmp_path: Path):
+@pytest.mark.parametrize("more", [(), ("--shard", "full", "--micro-batch", "8")], ids=["replicas", "shards"])
+def test_under_torchrun_the_script_trains_on_all_and_evaluates_on_one(tmp_path: Path, more: tuple[str, ...]):
     (tmp_path / "program.py").write_text(PROGRAM)
     out = tmp_path / "a run of é"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     script = [str(tmp_path / "program.py"), str(ROOT / "simclr_train.py"), "shapes", "--subset", "64"]
     words = ["--epochs", "1", "--batch-size", "31", "--views", "2", "--device", "cpu", "--out", str(out)]
-    done = subprocess.run([*command, *script, *words], timeout=300, **PIPES)
+    done = subprocess.run([*command, *script, *words, *more], timeout=300, **PIPES)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("once") == 5 and done.stderr.count("epoch 1/1 ") == 1
     run = Run.open(out)
