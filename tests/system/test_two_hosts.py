@@ -22,8 +22,7 @@ from crlf.runs.run import ENCODER, LOSS, Run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-HINDRANCE = hosts.hindrance()
-pytestmark = [pytest.mark.system, pytest.mark.skipif(bool(HINDRANCE), reason=HINDRANCE)]
+pytestmark = pytest.mark.system
 EPOCHS = ("--epochs", "8", *WORDS)  # 48 steps
 
 
@@ -47,6 +46,8 @@ def command(elastic: bool, out: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[hosts.Host, hosts.Host]]:
+    if hindrance := hosts.hindrance():
+        pytest.skip(hindrance)
     with hosts.two_hosts(tmp_path) as found:
         yield found
 
