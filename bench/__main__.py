@@ -27,6 +27,7 @@ BENCHES = {
     "shared-loss": "a process's share of a loss, of 1, 2 and 4 processes: CPU seconds and memory",
     "ablation": "what each choice of the default recipe is worth, on held-out training images",
     "methods": "every method side by side in the same time, on held-out training images, three seeds",
+    "few-labels": "the linear probe with 1, 5 and 10 labels a class: one scale for all features, or a scale for each",
     "finetuning": "a classifier from few and from many labels: a linear layer, and all weights",
     "views": "views a second: CRLF, torchvision v2 and a PIL pipeline",
     "step": "a training step beside the bare network on ready-made views",

@@ -209,7 +209,11 @@ def pages(records: Path) -> dict[Path, str]:
         BENCHMARKS: filled(BENCHMARKS.read_text(encoding="utf-8"), "measurements", measurements(found)),
         LEADERBOARD: filled(LEADERBOARD.read_text(encoding="utf-8"), "leaderboard", leaderboard.table(records)),
         RECIPE: filled(RECIPE.read_text(encoding="utf-8"), "ablation", rows(found, "ablation")),
-        FINETUNING: filled(FINETUNING.read_text(encoding="utf-8"), "finetuning", rows(found, "finetuning")),
+        FINETUNING: filled(
+            filled(FINETUNING.read_text(encoding="utf-8"), "finetuning", rows(found, "finetuning")),
+            "few-labels",
+            rows(found, "few-labels"),
+        ),
         PHOTOGRAPHS: filled(
             filled(PHOTOGRAPHS.read_text(encoding="utf-8"), "ablation", rows(found, "photos-ablation")),
             "photos",

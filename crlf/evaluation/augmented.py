@@ -27,7 +27,7 @@ def augmented(embedded: Embedded) -> Found:
     for rows, tested in embedded.parts:
         x, y = np.concatenate([view[rows] for view in views]), embedded.train_lbl[rows]
         c, how, _ = choose_c(embedded.train[rows], y)
-        model = fit_linear(x, np.tile(y, len(views)), c / len(views))  # the same penalty per image
+        model = fit_linear(x, np.tile(y, len(views)), c / len(views), images=len(y))  # the same penalty per image
         predictions[tested] = model.predict(embedded.test[tested])
     scores = {
         "augmented_accuracy": embedded.accuracy(predictions),

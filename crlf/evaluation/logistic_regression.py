@@ -21,8 +21,22 @@ HELD_OUT = 0.1  # share of the training images that the regularisation is chosen
 STRENGTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)  # of the penalty, relative to the mean loss
 FEW = 100  # held-out images; fewer tell little, and all images are held out in turn
 FOLDS = 5
-FEW_STRENGTHS = (1e2, 3e1, 1e1, 3.0, 1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3)  # of the penalty, for few images
-UNKNOWN = 1 / 60  # strength for one image a class, times D: 5 labels a class of CIFAR-10 chose about so much
+FEW_STRENGTHS = (
+    1e3,
+    3e2,
+    1e2,
+    3e1,
+    1e1,
+    3.0,
+    1.0,
+    3e-1,
+    1e-1,
+    3e-2,
+    1e-2,
+    3e-3,
+    1e-3,
+)  # of the penalty, for few images
+ONE_SCALE = 250  # fewer images do not tell the deviation of each feature well enough to divide by it
 BLOCK = 512  # training images in a product of the linear probe
 CHOSEN_ON = 16384  # images that are fitted to choose C
 SAMPLE = 16384  # of the images, for their covariance
@@ -72,13 +86,14 @@ class Problem(NamedTuple):
     classes: np.ndarray  # (K,)
 
 
-def pose(x: np.ndarray, y: np.ndarray) -> Problem:
+def pose(x: np.ndarray, y: np.ndarray, total: int | None = None) -> Problem:
     """Standardise: float32 (N, D) and int (N,), at least two different labels.
 
-    Of fewer images than features, the penalty keeps the weights in what the images span. They are fitted there: a
-    covariance of 100 images then has 100 rows, not 1,792.
+    `total` is the number of images if x holds a part of them, or several rows for each. With fewer images than
+    features, the penalty keeps the weights in what the images span. They are fitted there: a covariance of 100 images
+    then has 100 rows, not 1,792.
     """
-    features, mean, scale = standardise(torch.from_numpy(x))
+    features, mean, scale = standardise(torch.from_numpy(x), (total or len(x)) < ONE_SCALE)
     basis = None
     if len(x) < x.shape[1]:
         basis = torch.linalg.qr(features.T)[0]
@@ -97,12 +112,20 @@ def pose(x: np.ndarray, y: np.ndarray) -> Problem:
     )
 
 
-def fit_linear(x: np.ndarray, y: np.ndarray, c: float, start: Linear | None = None, tolerance: float = 1e-8) -> Linear:
+def fit_linear(
+    x: np.ndarray,
+    y: np.ndarray,
+    c: float,
+    start: Linear | None = None,
+    tolerance: float = 1e-8,
+    images: int | None = None,
+) -> Linear:
     """Minimise scikit-learn's objective, C * sum of the log losses + ||W||^2 / 2, with L-BFGS.
 
-    The features are standardised first (constant ones are only centred); the bias is not penalised. L-BFGS works in
-    float64 on coordinates in which the curvature is about the same in all directions (`solve`). Embeddings are so
-    correlated that it takes a tenth of the steps there. Products with the images are in float32.
+    The features are standardised first (constant ones are only centred; few images have one scale, see `standardise`);
+    the bias is not penalised. L-BFGS works in float64 on coordinates in which the curvature is about the same in all
+    directions (`solve`). Embeddings are so correlated that it takes a tenth of the steps there. Products with the
+    images are in float32.
 
     Args:
         x: float32 (N, D).
@@ -110,9 +133,10 @@ def fit_linear(x: np.ndarray, y: np.ndarray, c: float, start: Linear | None = No
         c: C, the inverse of the penalty.
         start: where to start from, with the same classes and features of the same kind.
         tolerance: it ends when a step lowers the objective by less than this share.
+        images: the number of images, if x has several rows for each.
     """
     with threads_for(len(x)):
-        return solve(pose(x, y), 1 / (c * len(x)), start, tolerance)
+        return solve(pose(x, y, images), 1 / (c * len(x)), start, tolerance)
 
 
 def solve(problem: Problem, penalty: float, start: Linear | None, tolerance: float) -> Linear:
@@ -154,9 +178,15 @@ def solve(problem: Problem, penalty: float, start: Linear | None, tolerance: flo
     return Linear(mean, scale, weights if basis is None else weights @ basis.T, found[k * r :].float(), classes)
 
 
-def standardise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features with mean 0 and standard deviation 1, that mean, and that deviation: (N, D), (D,), (D,)."""
+def standardise(x: Tensor, one_scale: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Features with mean 0 and standard deviation 1, that mean, and that deviation: (N, D), (D,), (D,).
+
+    With `one_scale` all features have the same scale, the root of their mean variance. A few images do not tell the
+    deviation of a feature: one that hardly varies by chance would count most (docs/fine-tune.md has the accuracies).
+    """
     mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0)
+    if one_scale:
+        deviation = deviation.square().mean().sqrt().expand_as(deviation)
     scale = torch.where(deviation > 1e-7 * (1 + mean.abs()), deviation, 1.0)
     return (x - mean) / scale, mean, scale
 
@@ -205,16 +235,18 @@ def choose_by_log_loss(x: np.ndarray, y: np.ndarray) -> Choice:
 
     With few images a penalty that is too weak costs little accuracy, but any image is then told with confidence. On
     CIFAR-10 with 5 labels a class the confidence was 77 % at an accuracy of 31 %, and is 34 % at 34 %. Where all
-    classes have one image, nothing tells C, and the penalty is strong.
+    classes have one image, nothing tells C, and it is 1 for features of length 1.
 
     Args:
         x: float32 (N, D).
         y: int (N,), at least two different labels.
     """
     folds = folds_of_few(y)
-    parts = [(pose(x[folds != k], y[folds != k]), np.flatnonzero(folds == k)) for k in range(FOLDS) if k in folds]
+    parts = [
+        (pose(x[folds != k], y[folds != k], len(y)), np.flatnonzero(folds == k)) for k in range(FOLDS) if k in folds
+    ]
     if not parts:
-        c = 1 / (UNKNOWN * x.shape[1] * len(y))
+        c = 1 / x.shape[1]
         return Choice(c, f"C = {c:.2g}, not chosen: there is one image of each class", None)
     models: list[Linear | None] = [None] * len(parts)
     losses = list[float]()

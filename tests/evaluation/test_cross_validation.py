@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 
 from crlf.evaluation import baselines
 from crlf.evaluation.cross_validation import FOLDS, folds_of, same
@@ -56,9 +55,11 @@ def test_the_linear_probe_of_a_fold_is_fitted_on_the_others():
     assert embedded.folds is not None
     for fold in range(FOLDS):
         rest, here = embedded.folds != fold, embedded.folds == fold
-        scaler, c = StandardScaler().fit(x[rest]), choose_c(x[rest], y[rest]).c
-        theirs = LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(x[rest]), y[rest])
-        np.testing.assert_array_equal(embedded.predicted[here], theirs.predict(scaler.transform(x[here])))
+        mean, scale = x[rest].mean(axis=0), x[rest].var(axis=0).mean() ** 0.5  # few images have one scale
+        theirs = LogisticRegression(C=choose_c(x[rest], y[rest]).c, max_iter=1000).fit(
+            (x[rest] - mean) / scale, y[rest]
+        )
+        np.testing.assert_array_equal(embedded.predicted[here], theirs.predict((x[here] - mean) / scale))
     np.testing.assert_allclose(model.probabilities(x).sum(axis=1), 1, atol=1e-5)
 
 

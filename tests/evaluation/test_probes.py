@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,21 @@ def test_noise_asks_for_a_stronger_penalty_than_signal():
     assert choose_c(noise, y[:1200])[0] * 1200 < choose_c(x, y)[0] * 1500
 
 
+def test_few_images_have_one_scale_and_a_feature_that_hardly_varies_by_chance_does_not_rule():
+    """With a label a class, a tiny feature would be blown up to the size of the one that tells the classes."""
+    y = np.arange(3)
+    x = np.array([[0, 0.0], [10, 0.001], [20, -0.001]], dtype=np.float32)
+    model = fit_linear(x, y, choose_c(x, y).c)
+    assert choose_c(x, y).c == 1 / 2 and "there is one image of each class" in choose_c(x, y).how
+    assert model.scale[0] == model.scale[1] == pytest.approx(math.sqrt(x.var(axis=0).mean()))
+    far = np.array([[0, 0.02], [20, 0.02], [0, -0.02], [20, -0.02]], dtype=np.float32)  # noise 20 times as large
+    assert model.predict(far).tolist() == [0, 2, 0, 2]
+    many, labels = np.tile(x, (100, 1)), np.tile(y, 100)
+    assert fit_linear(many, labels, 1.0).scale.numpy() == pytest.approx(x.std(axis=0), rel=1e-5)  # a scale for each
+    parts, whole = pose(many[:200], labels[:200], 300), pose(many[:200], labels[:200])
+    assert parts.scale[0] != parts.scale[1] and whole.scale[0] == whole.scale[1]  # a fold of many has their scales
+
+
 def test_few_labels_are_told_with_the_confidence_that_they_deserve():
     """Held-out log loss decides, not accuracy on a handful of images: scikit-learn's choice over the same folds."""
     random = np.random.default_rng(3)
@@ -126,7 +142,9 @@ def test_few_labels_are_told_with_the_confidence_that_they_deserve():
         total = 0.0
         for k in range(5):
             kept, held = folds != k, folds == k
-            features, mean, scale = (t.numpy().astype(np.float64) for t in standardise(torch.from_numpy(x[kept])))
+            features, mean, scale = (
+                t.numpy().astype(np.float64) for t in standardise(torch.from_numpy(x[kept]), one_scale=True)
+            )
             theirs = LogisticRegression(C=1 / (strength * kept.sum()), tol=1e-8, max_iter=5000).fit(features, y[kept])
             total -= theirs.predict_log_proba((x[held] - mean) / scale)[np.arange(10), y[held]].sum()
         losses.append(total)
@@ -145,7 +163,7 @@ def test_the_only_image_of_a_class_is_never_held_out():
     assert (folds_of_few(y)[-3:] == -1).all() and set(folds_of_few(y)[:-3]) == set(range(5))
     assert "log loss of 27 training images" in choose_c(x, y).how
     alone = choose_c(x[:4], np.arange(4))
-    assert alone.how.endswith("there is one image of each class") and alone.c == pytest.approx(60 / (6 * 4))
+    assert alone.how.endswith("there is one image of each class") and alone.c == pytest.approx(1 / 6)
 
 
 def embedded(labels: np.ndarray = TRAIN[1], count: int = 1500) -> Embedded:
@@ -179,7 +197,7 @@ def test_fewer_images_than_features_are_fitted_in_what_they_span():
     """The same optimum as scikit-learn's in all directions: the penalty keeps the weights among the images."""
     x, y = np.random.default_rng(0).normal(size=(20, 60)).astype(np.float32) * 3 + 1, np.arange(20) % 3
     assert pose(x, y).covariance.shape == (20, 20)
-    features = standardise(torch.from_numpy(x))[0].double().numpy()
+    features = standardise(torch.from_numpy(x), one_scale=True)[0].double().numpy()
     theirs = LogisticRegression(C=0.1, tol=1e-9, max_iter=5000).fit(features, y)
     np.testing.assert_allclose(fit_linear(x, y, 0.1).weights.numpy(), theirs.coef_, atol=1e-3)
 
