@@ -11,7 +11,6 @@ import contextlib
 import functools
 import logging
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from crlf.runtime.interrupts import Interrupted, stop_requests
 
 ROWS = 100_000  # of a table: 200 MB of embeddings of length 512
 SKIPPED = "skipped.csv"
-PARTS = "parts"  # the column of what goes from worker to worker, pickled
+PARTS = "parts"  # the column of what goes from worker to worker
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,21 @@ class Turning:
     """Of torch on a worker: as many as on one machine, so that sums have the same order and bits."""
 
 
-def told(make: Callable[[], Any]) -> dict[str, bytes]:
-    """What a worker passes on: a value, or the InputError that came of it, which Ray would repeat and wrap."""
+@dataclass(frozen=True)
+class Told:
+    """What a worker passes on: a value, or the InputError that came of it, which Ray would repeat and wrap.
+
+    Ray keeps an object of a class of its own in a cell as it is, where it would make an array of a list.
+    """
+
+    value: Any
+
+
+def told(make: Callable[[], Any]) -> dict[str, Told]:
     try:
-        return {PARTS: pickle.dumps(make())}
+        return {PARTS: Told(make())}
     except InputError as error:
-        return {PARTS: pickle.dumps(error)}
+        return {PARTS: Told(error)}
 
 
 class Reader:
@@ -102,7 +110,7 @@ class Embedder:
         self.encoder = turning.encoder.to(pick_device(turning.device))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        parts = pickle.loads(row[PARTS])
+        parts = row[PARTS].value
         return row if isinstance(parts, InputError) else told(lambda: [self.embedded(part) for part in parts])
 
     def embedded(self, part: Part) -> tuple[Part, np.ndarray]:
@@ -219,7 +227,7 @@ def embedded(reading: Reading, turning: Turning) -> Iterator[tuple[Part, np.ndar
     turned = decoded.map(Embedder, fn_constructor_args=(ray.put(turning),), compute=embedders, **devices)
     try:
         for row in turned.iter_rows():
-            parts = pickle.loads(row[PARTS])
+            parts = row[PARTS].value
             if isinstance(parts, InputError):
                 raise parts
             yield from parts

@@ -245,7 +245,7 @@ def test_a_view_of_the_whole_image_changes_nothing(embedded: Embedded, monkeypat
     assert accuracy == pytest.approx(embedded.accuracy(embedded.linear[0].predict(embedded.test)), abs=0.01)
     asked: list[float] = []
     fit = augmented.fit_linear
-    monkeypatch.setattr(augmented, "fit_linear", lambda x, y, c: asked.append(c * len(x)) or fit(x, y, c))
+    monkeypatch.setattr(augmented, "fit_linear", lambda x, y, c, images: asked.append(c * len(x)) or fit(x, y, c))
     PROBES["augmented"](embedded)
     assert asked == pytest.approx([choose_c(embedded.train, embedded.train_lbl)[0] * len(embedded.train)])
 
