@@ -1,8 +1,8 @@
 """Images that stay encoded and are decoded when they are asked for.
 
 They keep the contract of `ImageSet`: row i is image i, for good. What is stored is only where each image lies: a file,
-a member of a tar file, or an object of a store. Pillow lets go of the interpreter's lock for 89 % of the time that a
-photograph of 500 pixels takes at a side of 64, and for 80 % or more at 224: threads decode as fast as processes.
+a member of a tar file, or an object of a store. Threads decode them: Pillow lets go of the interpreter's lock while it
+decodes and scales (`python -m bench decode` has threads beside processes).
 """
 
 from __future__ import annotations
