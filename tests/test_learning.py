@@ -47,7 +47,7 @@ def test_golden_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def wrong_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     right = simclr.nt_xent_views
-    monkeypatch.setattr(simclr, "nt_xent_views", lambda z, t: right(torch.stack([z[0], z[1].roll(1, 0)]), t))
+    monkeypatch.setattr(simclr, "nt_xent_views", lambda z, t, share: right(torch.stack([z[0], z[1].roll(1, 0)]), t))
 
 
 def no_unit_length(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,13 +56,13 @@ def no_unit_length(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def one_side_detached(monkeypatch: pytest.MonkeyPatch) -> None:
     right = simclr.nt_xent_views
-    monkeypatch.setattr(simclr, "nt_xent_views", lambda z, t: right(torch.stack([z[0], z[1].detach()]), t))
+    monkeypatch.setattr(simclr, "nt_xent_views", lambda z, t, share: right(torch.stack([z[0], z[1].detach()]), t))
 
 
 def detached(monkeypatch: pytest.MonkeyPatch) -> None:
     """No gradient reaches the encoder."""
     right = simclr.nt_xent_views
-    monkeypatch.setattr(simclr, "nt_xent_views", lambda z, t: right(z.detach(), t) + 0 * z.sum())
+    monkeypatch.setattr(simclr, "nt_xent_views", lambda z, t, share: right(z.detach(), t) + 0 * z.sum())
 
 
 def no_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:

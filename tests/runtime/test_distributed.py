@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import two_ranks
+from small_methods import TEACHER, teacher
 from torch import Tensor
 
 from crlf import encoders
@@ -51,7 +52,8 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(world)}
         places += [{"RANK": str(rank), **address} for rank in range(world)]
     command = [sys.executable, str(ROOT / "tests" / "two_ranks.py"), str(folder)]
-    started = [subprocess.Popen(command, **PIPES | {"env": ENVIRONMENT | place}) for place in places]
+    same = {TEACHER: teacher()}
+    started = [subprocess.Popen(command, **PIPES | {"env": ENVIRONMENT | same | place}) for place in places]
     try:
         for process in started:
             _, said = process.communicate(timeout=300)
