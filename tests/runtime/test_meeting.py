@@ -13,6 +13,11 @@ import pytest
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
+VANISH = """
+distributed.gather(0)  # all are connected
+if distributed.rank() == {rank}: os.kill(os.getpid(), signal.SIGSTOP)
+distributed.gather(1)
+"""
 PROGRAM = """
 import datetime, os, signal, sys
 import torch
@@ -95,8 +100,7 @@ with distributed.first_alone():
 
 def test_a_host_that_is_gone_without_a_word_is_named():
     """A stopped process sends nothing, as a host without power: the sockets stay open."""
-    vanish = "if distributed.rank() == 1: os.kill(os.getpid(), signal.SIGSTOP)\ndistributed.gather(1)"
-    processes = started({rank: ("", vanish) for rank in range(3)}, 3)
+    processes = started({rank: ("", VANISH.format(rank=1)) for rank in range(3)}, 3)
     try:
         said = {rank: processes[rank].communicate(timeout=100)[1].strip() for rank in (0, 2)}
     finally:
@@ -109,8 +113,7 @@ def test_a_host_that_is_gone_without_a_word_is_named():
 
 def test_rank_0_gone_without_a_word_is_named_too():
     """The others lose the store with it."""
-    vanish = "if distributed.rank() == 0: os.kill(os.getpid(), signal.SIGSTOP)\ndistributed.gather(1)"
-    processes = started({rank: ("", vanish) for rank in range(2)}, 2)
+    processes = started({rank: ("", VANISH.format(rank=0)) for rank in range(2)}, 2)
     try:
         said = processes[1].communicate(timeout=100)[1].strip()
     finally:
