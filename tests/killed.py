@@ -16,12 +16,14 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 import crlf
 from crlf import encoders
@@ -52,6 +54,7 @@ def forked(out: Path, before: Callable[[], None] = lambda: None) -> int:
         with (out.parent / f"{out.name}.said").open("a") as said:
             os.dup2(said.fileno(), 2)
             os.dup2(said.fileno(), 1)
+        tqdm.set_lock(threading.RLock())  # tqdm's own is shared by all forks: one that is killed would keep it
         before()
         job(out)
         code = 0
