@@ -132,7 +132,7 @@ def digest(array: np.ndarray) -> str:
 
 def read_decoded(folder: Path, spec: Official, splits: Sequence[str]) -> Arrays:
     keys = spec.arrays(splits)
-    # In turn: numpy parses a header with `ast`, which may fail in threads before Python 3.11.5 (python/cpython#106905).
+    # In turn: numpy parses a header with `ast`, which failed once in threads on Python 3.11.7 (python/cpython#106905).
     arrays = {key: read_array(folder / f"{key}.npy", spec) for key in keys}
     return checked(arrays, spec.sha256 or recorded(folder, keys, spec))
 
