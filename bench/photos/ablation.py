@@ -2,7 +2,7 @@
 
     python -m bench photos-ablation --changes "base; batch_size=64; batch_size=64 augmentation.crop_min=0.08"
 
-A change is settings of recipe.json in place of those of CIFAR-10's recipe; or embed=PIXELS, read=STAGES or
+A change is settings of recipe.json in place of the defaults for photographs; or embed=PIXELS, read=STAGES or
 after=centred, standardised or whitened, which change how a trained encoder is read. Every run does the same work,
 counted in products (FLOP), so that a machine that others use too says the same as an idle one. A row is measured once,
 as in `bench photos`.
@@ -126,7 +126,8 @@ def measure(name: str, change: str, seed: int, work: float, keep: Path) -> dict[
     size = settings.pop("images", {}).get("image_size", SIZE[name])
     shown = images(name, size)
     data = ImageSet(shown.pixels, None, (), shown.names)
-    recipe = settled(Recipe.from_dict({"data": "photographs/", "seed": seed, **settings})).resolved(data)
+    asked = {"data": "photographs/", "seed": seed, "images": {"image_size": size, "hold_out": -1.0}, **settings}
+    recipe = settled(Recipe.from_dict(asked).for_images(len(data))).resolved(data)
     kept = keep / f"{name}, {' '.join(training) or BASE}, {seed}, {work}.pt"
     if not kept.exists():
         _, encoder, about = train(recipe, data, work)
