@@ -66,8 +66,8 @@ class Recipe:
     """Images in a step; a last, smaller batch is left out. The default for your own files is 64, or all of them if
     there are fewer."""
     micro_batch: int = 0
-    """Images of each process that are in memory at a time, where the batch is larger; gradients are still those of the
-    whole batch, for a second forward pass. 0 for all at once."""
+    """Images that a process holds in memory at a time, if its part of the batch is larger. Gradients stay those of the
+    whole batch; the price is a second forward pass. 0 holds all at once."""
     frozen_norm: bool = False
     """Let batch norm use its running statistics instead of those of the batch or of each micro-batch."""
     domain: str = "photos"
@@ -77,13 +77,13 @@ class Recipe:
     seed: int = 0
     """Seed of the weights, the order and the views."""
     precision: str = "auto"
-    """Of the network's products in training: float32, bf16, or auto for bf16 where the device is faster with it.
+    """Number format of the network's products in training: float32, bf16, or auto for bf16 where it is faster.
     Weights, losses and statistics are float32 in any case, and so is what is embedded."""
     compile: str = "none"
     """How to speed up a step. none; graphs replays it as one CUDA graph (NVIDIA, one process); kernels fuses views,
     network and loss by torch.compile, which makes the first step slow; all does both."""
     shard: str = "auto"
-    """Where several processes hold the weights. none: each holds all; full: each holds a part of every tensor, by
+    """How several processes hold the weights. none: each holds all; full: each holds a part of every tensor, by
     torch's FSDP2; auto: full if the weights and what training keeps of them need over half of a device's memory."""
     stop_on_collapse: bool = False
     """Stop the run when its features collapse, instead of only warning."""

@@ -59,7 +59,7 @@ class Flag:
         """The text for argparse: what the flag does, with the names from the tables it mentions, and its default."""
         value = " ".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
         default = "" if isinstance(value, bool) or value in (None, "") else f" (default: {value})"
-        return (with_names(self.text) + default).strip().replace("%", "%%") or " "
+        return sentence(with_names(self.text) + default) or " "
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,12 @@ def flags_of(function: Callable[..., Any], recipe: Any = None) -> list[Flag]:
     flags = [*own, Flag(RECIPE, str, "default", START, "recipe options"), *settings_of(recipe, RECIPE)]
     first = [dataclasses.replace(f, group=FIRST) for name in MOST_USED for f in flags if f.name == name]
     return first + [flag for flag in flags if flag.name not in MOST_USED]
+
+
+def sentence(text: str) -> str:
+    """A help text for argparse, with a capital letter first."""
+    text = text.strip().replace("%", "%%")
+    return text[:1].upper() + text[1:]
 
 
 def python_only(hint: Any) -> bool:
@@ -250,12 +256,12 @@ def parser_of(flags: list[Flag], prog: str, words: Sequence[Word] = ()) -> argpa
     )
     places = parser.add_argument_group("arguments")
     for word in words:
-        places.add_argument(word.name, metavar=word.name.upper(), help=(word.text or RUN).replace("%", "%%"))
+        places.add_argument(word.name, metavar=word.name.upper(), help=sentence(word.text or RUN))
     about = {flag.group: flag.about for flag in flags} | {"options": ""}
     groups = {title: parser.add_argument_group(title, text or None) for title, text in about.items()}
     for flag in flags:
         add(groups[flag.group], flag)
-    groups["options"].add_argument(*HELP, action="store_true", default=argparse.SUPPRESS, help="show this help")
+    groups["options"].add_argument(*HELP, action="store_true", default=argparse.SUPPRESS, help="Show this help.")
     return parser
 
 

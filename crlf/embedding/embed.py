@@ -103,10 +103,10 @@ def embed(
             named after PATH, in the current folder. With --model, the run folder.
         overwrite: replace existing files of these names.
         data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
-        device: cpu, cuda, mps, or auto for the best available.
+        device: where to compute: cpu, cuda, mps, or auto for the best available.
         batch_size: images per batch.
-        engine: local, or ray to embed new images on a Ray cluster (crlf.embedding.on_ray). With ray, --out is a folder,
-            which gets tables of 100,000 rows with the same ids and embeddings.
+        engine: where to embed new images: local, or ray for a Ray cluster. With ray, --out is a folder of tables of
+            100,000 rows, with the same ids and embeddings.
 
     Returns:
         The run, or for new images the path of the table.

@@ -30,7 +30,7 @@ def adopt(
         model: the source of the weights, as for `--init`; it must name its network.
         out: the run folder.
         data_dir: the folder of the named data sets; by default the cache.
-        device: cpu, cuda, mps, or auto for the best available.
+        device: where to compute: cpu, cuda, mps, or auto for the best available.
         overwrite: replace the run in `out`.
 
     Raises:

@@ -76,7 +76,7 @@ def finetune(
             They are resized to the size of the run's images.
         test: images of the same classes to score the classifier on. By default the test images of DATA, or a tenth of
             DATA, which is held out.
-        mode: linear trains a linear layer on the frozen encoder; full then trains all weights.
+        mode: what to train: linear trains a linear layer on the frozen encoder; full then trains all weights.
         labels_per_class: train on this many random images of each class; 0 for all.
         fraction: train on this share of each class.
         epochs: passes over the images in full fine-tuning; 0 for 30, or more if these make fewer than 450 steps.
@@ -86,7 +86,7 @@ def finetune(
         out: the folder of the classifier; by default the folder classifier in the run folder.
         overwrite: replace an existing classifier.
         data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
-        device: cpu, cuda, mps, or auto for the first available of cuda, mps and cpu.
+        device: where to compute: cpu, cuda, mps, or auto for the first available of cuda, mps and cpu.
 
     Returns:
         The folder. It holds classifier.pth (the state dict), classes.json, scores.json, and classifier.json, which

@@ -74,7 +74,7 @@ def probe(
             available; without labels, crops. all: every probe except supervised and fine_tuning, which take about as
             long as training.
         data_dir: the folder of the named data sets, for probes that need the images.
-        device: where to run the encoder, for probes that need it.
+        device: where to compute, for probes that need the encoder: cpu, cuda, mps, or auto for the best available.
 
     Returns:
         The scores of the run.

@@ -59,7 +59,7 @@ def export(
 
     Args:
         run: the run folder, or the folder of a classifier made by `crlf finetune`.
-        format: timm (safetensors and config.json), onnx, or torch (torch.export).
+        format: the kind of export: timm (safetensors and config.json), onnx, or torch (torch.export).
         out: the folder to write; by default a folder named after the format, in RUN.
         license: the licence of the weights for the model card, such as cc-by-4.0.
         data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.

@@ -27,7 +27,7 @@ def push(
     Args:
         run: the run folder, or the folder of a classifier made by `crlf finetune`.
         name: the repository, such as someone/encoder; it is created if needed. Its other files stay.
-        format: timm, onnx or torch, see `crlf export`.
+        format: the kind of export: timm, onnx or torch; see `crlf export`.
         license: the licence of the weights for the model card, such as cc-by-4.0.
         public: make a new repository public; by default it is private.
         data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.

@@ -47,7 +47,7 @@ def classify(
         out: the CSV file to write; by default the table is printed.
         overwrite: replace an existing file.
         follow_links: follow symbolic links that lead out of a folder.
-        device: cpu, cuda, mps, or auto for the first available of cuda, mps and cpu.
+        device: where to compute: cpu, cuda, mps, or auto for the first available of cuda, mps and cpu.
         batch_size: images per batch.
 
     Returns:

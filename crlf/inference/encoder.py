@@ -77,7 +77,7 @@ def load(run: Run | str | Path, *, device: str = "auto") -> Encoder:
 
     Args:
         run: the run or its folder; only recipe.json, scores.json, classes.json and the weights are read.
-        device: cpu, cuda, mps, or auto for the best available.
+        device: where to compute: cpu, cuda, mps, or auto for the best available.
 
     Raises:
         InputError: the folder holds no trained run, or its files are damaged.

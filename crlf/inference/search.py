@@ -60,7 +60,7 @@ def search(
         among: the table to search, as written by `crlf embed RUN PATH`; by default the run's own images.
         figure: a .png file to write, with each image and its neighbours.
         data_dir: the folder of the named data sets, for the images in the figure; by default the cache, ~/.cache/crlf.
-        device: cpu, cuda, mps, or auto for the best available.
+        device: where to compute: cpu, cuda, mps, or auto for the best available.
 
     Returns:
         The neighbours of each image, nearest first; ties are in the order of the table's rows.

@@ -51,7 +51,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         image_shape: (H, W, C) or (H, W) of the images in a flat X; one dimension may be -1, to be inferred.
         pixel_range: the values of black and white in X, such as (0, 1); None for integers in 0..255.
         recipe: the name of the recipe with all other settings.
-        device: cpu, cuda, mps, or auto for the best available.
+        device: where to compute: cpu, cuda, mps, or auto for the best available.
         random_state: seed of the weights, the order and the views. An int is the seed of `crlf pretrain`.
         verbose: whether to show the progress on stderr.
 

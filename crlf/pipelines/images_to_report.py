@@ -59,7 +59,7 @@ def run(
         recipe: the settings of the run.
         out: the run folder; all files are written there.
         data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
-        device: cpu, cuda, mps, or auto for the best available.
+        device: where to compute: cpu, cuda, mps, or auto for the best available.
         resume: continue the run in --out at the stage where it stopped. `--resume auto` starts one if there is none, so
             that the same command can be given again and again.
         overwrite: replace the run in --out.

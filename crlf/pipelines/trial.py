@@ -46,7 +46,7 @@ def trial(
         model: the trained models to compare: timm:NAME, hf-hub:OWNER/NAME, local-dir:PATH, or run folders.
         out: the folder for trial.html, trial.json and one run folder per contestant.
         data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
-        device: cpu, cuda, mps, or auto for the best available.
+        device: where to compute: cpu, cuda, mps, or auto for the best available.
         resume: continue the trial in --out.
 
     Returns:

@@ -42,7 +42,7 @@ def pretrain(
     overwrite: bool = False,
     track: str = "none",
 ) -> Run:
-    """Train an encoder without labels. Under torchrun, every process calls this function.
+    """Train an encoder without labels. With torchrun, all processes train together.
 
     Args:
         recipe: the settings of the run.
@@ -50,7 +50,7 @@ def pretrain(
             (crlf.data.given).
         out: the run folder; it is created if needed.
         data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
-        device: cpu, cuda, mps, or auto for the first available of cuda, mps and cpu.
+        device: where to compute: cpu, cuda, mps, or auto for the first available of cuda, mps and cpu.
         resume: continue the run in --out from its checkpoint. `--resume auto` starts one if there is none, so that the
             same command can be given again and again.
         overwrite: replace the run in --out.

@@ -43,9 +43,9 @@ def explore(
 
     Args:
         run: the run folder, embedded.
-        split: train or test; by default both.
-        port: of the page, on this machine.
-        data_dir: where a data set known by name lies; by default the cache.
+        split: the images to show: train or test; by default both.
+        port: the port of the page on this machine.
+        data_dir: the folder of the named data sets; by default the cache, ~/.cache/crlf.
         table_only: write the table, and do not start embedding-atlas.
 
     Returns:

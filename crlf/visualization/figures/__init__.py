@@ -42,9 +42,9 @@ def draw(
     """Draw every figure of a run whose inputs are there: `<name>.png` for the screen, `<name>.pdf` for papers.
 
     Args:
-        format: png, pdf or both.
-        columns: of a paper that a PDF is as wide as: 1 is 3.25 inches, 2 are 6.75. It has letters of 8 points, and
-            title and caption as its metadata alone.
+        format: the kind of file: png, pdf or both.
+        columns: the width of a PDF, in columns of a paper: 1 is 3.25 inches, 2 are 6.75. Its letters have 8 points.
+            Title and caption stand in its metadata only.
 
     Returns:
         The files that were written. Why a figure is left out is said on stderr.
