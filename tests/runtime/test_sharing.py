@@ -33,6 +33,7 @@ def test_a_share_knows_its_images(monkeypatch: pytest.MonkeyPatch):
     assert isinstance(share, SharedBatch) and not share.whole
     assert share.own == distributed.part_of(9) == range(6, 9) and share.count(6) == 18
     assert share.numbers(3, torch.device("cpu")).tolist() == [6, 7, 8]
+    assert share.own_columns(torch.arange(9)).tolist() == [6, 7, 8]
     assert share.weighted(torch.tensor(3.0)) == 1
 
 
