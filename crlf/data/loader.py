@@ -120,6 +120,9 @@ class DecodeAhead:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.decoder.threads.shutdown(wait=False, cancel_futures=True)
+        if self.fetched >= 0:
+            stores.blocks().cancel()
         self.decoder.__exit__(*error)
 
 

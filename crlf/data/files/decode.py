@@ -85,11 +85,13 @@ def image_size(file: IO[bytes], max_pixels: int = PILLOW) -> tuple[int, int]:
     head = file.read(HEAD)
     file.seek(0)
     if tiff.is_tiff(head):
-        return tiff.size(file.read())
-    if kind_of(head) == "JPEG XL":
+        width, height = tiff.size(file.read())
+    elif kind_of(head) == "JPEG XL":
         height, width = jpeg_xl(file.read()).values.shape[:2]
-        return width, height
-    return open_image(file, max_pixels).size
+    else:
+        return open_image(file, max_pixels).size
+    require_pixels(width, height, max_pixels)
+    return width, height
 
 
 def open_image(file: IO[bytes], max_pixels: int = PILLOW) -> Image.Image:

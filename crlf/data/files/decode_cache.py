@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -120,6 +121,7 @@ def decode_all(
 ) -> list[Outcome]:
     """Decode the files that are not yet, a thread a core: Pillow lets go of the interpreter while it works."""
     outcomes, total = resumed(folder, side), len(files.names)
+    count = images(outcomes)
 
     def one(file: File) -> tuple[np.ndarray | None, Outcome]:
         return look_into(file, side, max_pixels, white)
@@ -129,14 +131,13 @@ def decode_all(
         (folder / TOLD).open("ab") as told,
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(
-            desc="decoding", total=min(limit, total), initial=images(outcomes), unit="image", disable=None, leave=False
+            desc="decoding", total=min(limit, total), initial=count, unit="image", disable=None, leave=False
         ) as bar,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # Pillow's, on files that are a little out of order
-        bar.update(images(outcomes))
-        while len(outcomes) < total and images(outcomes) < limit:
-            start, wanted = len(outcomes), min(BATCH, limit - images(outcomes))
+        while len(outcomes) < total and count < limit:
+            start, wanted = len(outcomes), min(BATCH, limit - count)
             found = list(pool.map(one, files.read(start, min(start + wanted, total))))
             rows.write(b"".join(pixels.tobytes() for pixels, _ in found if pixels is not None))
             rows.flush()
@@ -144,7 +145,9 @@ def decode_all(
             told.write("".join(json.dumps(asdict(outcome)) + "\n" for _, outcome in found).encode())
             told.flush()
             outcomes += [outcome for _, outcome in found]
-            bar.update(images([outcome for _, outcome in found]))
+            new = images(outcomes[start:])
+            count += new
+            bar.update(new)
     return outcomes
 
 
@@ -289,9 +292,13 @@ def csv_text(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write a file under a name of its own, then rename it, since several processes may write the same index."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

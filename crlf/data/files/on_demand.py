@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from crlf.data.files.collection import Collection
 from crlf.data.files.decode import PICTURES, NoImage, image_size
-from crlf.data.files.decode_cache import LARGEST, Index, Outcome, arranged, finished, images, write_whole
+from crlf.data.files.decode_cache import LARGEST, ROWS, Index, Outcome, arranged, finished, images, write_whole
 from crlf.data.files.listing import File
 from crlf.data.files.stores import is_remote, read_unchanged
 from crlf.errors import InputError
@@ -55,8 +55,14 @@ def reason(decode: str, collection: Collection, side: int, folder: Path) -> str:
     first = next(iter(collection.read(0, 1)), None)
     if first is not None and is_remote(first.path):
         return "the files are in an object store"
-    need, free = len(collection.names) * 3 * side**2, shutil.disk_usage(folder).free
+    need, free = len(collection.names) * 3 * side**2, shutil.disk_usage(folder).free + decoded_bytes(folder)
     return f"decoded they would take {size(need)}, more than half of the {size(free)} free" if 2 * need > free else ""
+
+
+def decoded_bytes(folder: Path) -> int:
+    """Bytes that a stopped run has decoded, which count as free: the choice stays when it is continued."""
+    rows = folder / ROWS
+    return rows.stat().st_size if rows.exists() else 0
 
 
 def indexed(collection: Collection, max_pixels: int, folder: Path, limit: int) -> tuple[list[File], Index]:
@@ -95,9 +101,11 @@ def looked_at(files: Sequence[File], max_pixels: int, limit: int) -> list[Outcom
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # Pillow's, on files that are a little out of order
-        while len(outcomes) < len(files) and images(outcomes) < limit:
-            start, wanted = len(outcomes), min(BATCH, limit - images(outcomes))
+        count = 0
+        while len(outcomes) < len(files) and count < limit:
+            start, wanted = len(outcomes), min(BATCH, limit - count)
             outcomes += pool.map(one, files[start : start + wanted])
+            count += images(outcomes[start:])
             bar.update(len(outcomes) - start)
     return outcomes
 

@@ -85,7 +85,7 @@ def listed(url: str) -> list[File]:
     files = []
     for path, info in sorted(found.items()):
         bare = path.lstrip("/")
-        name = bare[len(root) :].lstrip("/") or bare.rpartition("/")[2]
+        name = bare.removeprefix(root).lstrip("/") or bare.rpartition("/")[2]
         if not any(part.startswith(".") or part in SYSTEM for part in name.split("/")):
             files.append(File(name, f"{scheme}://{bare}", int(info["size"] or 0), version(info)))
     if not files:
@@ -124,13 +124,22 @@ class Blocks:
         return found
 
     def part(self, file: File, start: int, size: int) -> Future[bytes]:
+        """One block of a file. A block that failed before is fetched again: the store may respond by now."""
         key = file.path, file.mtime, start
+        if key in self.kept and failed(self.kept[key][0]):
+            self.held -= self.kept.pop(key)[1]
         if key not in self.kept:
             stop = start + size if file.offset >= 0 else None
             self.kept[key] = self.threads.submit(fetch, file.path, start, stop, file.mtime), size
             self.held += size
         self.kept.move_to_end(key)
         return self.kept[key][0]
+
+    def cancel(self) -> None:
+        """Drop the requests that have not begun: the process would wait for them at its end."""
+        with self.lock:
+            for key in [key for key, (block, _) in self.kept.items() if block.cancel()]:
+                self.held -= self.kept.pop(key)[1]
 
     def read(self, file: File) -> bytes:
         """The bytes of a file.
@@ -145,6 +154,10 @@ class Blocks:
             found = f"{len(data):,} of {file.size:,} bytes of {file.name!r}"
             raise InputError(f"{file.path!r} was changed or cut short while its images were in use: it has {found}")
         return data
+
+
+def failed(block: Future[bytes]) -> bool:
+    return block.done() and (block.cancelled() or block.exception() is not None)
 
 
 def in_blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:

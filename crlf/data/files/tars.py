@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import tarfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from crlf.data.files.decode import PICTURES, PILLOW, image_size
 from crlf.data.files.decode_cache import LARGEST, write_whole
 from crlf.data.files.listing import File
 from crlf.data.files.stores import is_remote, of, reading
-from crlf.data.files.tables import by_split, chosen
+from crlf.data.files.tables import by_split, chosen, missing
 from crlf.errors import InputError, first_line
 from crlf.text import say
 
@@ -65,9 +64,15 @@ def unpacked(files: Sequence[File]) -> list[File]:
     shards = in_folder(files)
     if not shards:
         return list(files)
-    with ThreadPoolExecutor(AT_ONCE, "shards") as pool:
-        found = list(pool.map(members, shards))
+    found = all_members(shards)
     return [as_file(shard, member, PILLOW) for shard, images in zip(shards, found, strict=True) for member in images]
+
+
+def all_members(shards: Sequence[File]) -> list[list[Member]]:
+    """The images of each shard, see `members`."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(AT_ONCE, "shards") as pool:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of slightly malformed files
+        return list(pool.map(members, shards))
 
 
 def members(shard: File) -> list[Member]:
@@ -93,14 +98,13 @@ def looked_through(shard: File) -> Iterator[Member]:
     """Go through a shard from start to end."""
     labels: dict[str, str] = {}
     found: list[Member] = []
-    with opened(shard) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    with opened(shard) as file:
         try:
-            for name, offset, data in contents(shard, file):
+            for name, offset, size, data in contents(shard, file):
                 if name.lower().endswith(LABEL):
                     labels[key_of(name)] = data.decode("utf-8", "replace").strip()
-                elif name.lower().endswith(PICTURES):
-                    found.append(looked_at(name, offset, data))
+                else:
+                    found.append(looked_at(name, offset, size, data))
         except (tarfile.TarError, EOFError) as error:
             raise InputError(f"shard {shard.path!r} is damaged or no tar file: {first_line(error)}") from error
     for member in found:
@@ -123,15 +127,16 @@ def opened(shard: File) -> Iterator[IO[bytes]]:
         raise InputError(f"shard {shard.path!r} cannot be read: {error.strerror or error}") from error
 
 
-def contents(shard: File, file: IO[bytes]) -> Iterator[tuple[str, int, bytes]]:
-    """The name, the offset and the bytes of the images and labels of a shard."""
+def contents(shard: File, file: IO[bytes]) -> Iterator[tuple[str, int, int, bytes]]:
+    """The name, offset, size and bytes of the images and labels of a shard; of a file over `LARGEST` no bytes."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.offset_data + member.size > shard.size:
                 raise cut_short(shard, f"{member.name!r} ends at byte {member.offset_data + member.size:,}")
             if member.isfile() and member.name.lower().endswith((*PICTURES, LABEL)):
                 file.seek(member.offset_data)
-                yield member.name, member.offset_data, file.read(min(member.size, LARGEST))
+                data = b"" if member.size > LARGEST else file.read(member.size)
+                yield member.name, member.offset_data, member.size, data
             tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
         file.seek(tar.offset)
         if not file.read(tarfile.BLOCKSIZE):
@@ -148,14 +153,19 @@ def key_of(name: str) -> str:
     return folder + slash + base.split(".")[0]
 
 
-def looked_at(name: str, offset: int, data: bytes) -> Member:
+def looked_at(name: str, offset: int, size: int, data: bytes) -> Member:
     digest, pixels, why = hashlib.sha256(data).hexdigest(), 0, ""
-    try:
-        width, height = image_size(io.BytesIO(data)) if data else (0, 0)
-        pixels, why = width * height, "" if data else "it is empty"
-    except InputError as error:
-        why = str(error)
-    return Member(name, offset, len(data), digest, pixels, why)
+    if size > LARGEST:
+        why = f"it is larger than {LARGEST / 1e6:.0f} MB"
+    elif not data:
+        why = "it is empty"
+    else:
+        try:
+            width, height = image_size(io.BytesIO(data))
+            pixels = width * height
+        except InputError as error:
+            why = str(error)
+    return Member(name, offset, size, digest, pixels, why)
 
 
 def collections(
@@ -173,25 +183,26 @@ def collections(
     Raises:
         InputError: see `members`, or there are no images.
     """
-    named = {file.name: file for file in shards}
-    splits = by_split([Path(name) for name in named], Path())
+    named = {Path(file.name): file for file in shards}  # as a path, a name may have other separators
+    splits = by_split(named, Path())
     train, test = chosen(splits)
-    with ThreadPoolExecutor(AT_ONCE, "shards") as pool:
-        parts = [
-            [(named[os.fspath(path)], found) for path, found in zip(paths, pool.map(members, files), strict=True)]
-            for paths in (splits[train], splits[test] if test else [])
-            for files in [[named[os.fspath(path)] for path in paths]]
-        ]
+    files = [[named[path] for path in splits[name]] for name in (train, test) if name]
+    parts = [list(zip(part, all_members(part), strict=True)) for part in files]
     texts = [[member.label for _, found in part for member in found] for part in parts]
     classes = sorted(set(texts[0]) - {""}, key=lambda text: (len(text), text) if text.isdigit() else (0, text))
     why = "" if len(classes) > 1 or not classes else f"the {LABEL} files are all the same"
-    known = labelled and len(classes) > 1
-    share = None if test or not known else share_of(hold_out, min(sum(map(bool, texts[0])), subset or len(texts[0])))
-    say(told(where, shards, train, test, classes if known else [], why))
+    known, notes = labelled and len(classes) > 1, [why] if why else []
     rows = {name: row for row, name in enumerate(classes)}
+    labels_of = [[rows.get(one, -1) for one in text] for text in texts]
+    if known and test and max(labels_of[1], default=-1) < 0:
+        notes.append(f"of split {test!r} no label is known, so it is not used")
+        parts, labels_of, test = parts[:1], labels_of[:1], ""
+    notes += missing(LABEL, labels_of) if known else []
+    share = None if test or not known else share_of(hold_out, min(sum(map(bool, texts[0])), subset or len(texts[0])))
+    say(told(where, shards, train, test, classes if known else [], notes))
     made = []
-    for part, text in zip(parts, texts, strict=True):
-        labels = [rows.get(one, -1) for one in text] if known else None
+    for part, found_labels in zip(parts, labels_of, strict=True):
+        labels = found_labels if known else None
         mark: list[Any] = [where, SUFFIX, [(file.path, file.size, file.mtime) for file, _ in part], known, share]
         files = [as_file(shard, member, max_pixels) for shard, found in part for member in found]
         made.append(of_members(files, mark, labels, classes if known else [], share, why))
@@ -200,13 +211,14 @@ def collections(
     return made[0], made[1] if test and made[1].names else None
 
 
-def told(where: str, shards: Sequence[File], train: str, test: str, classes: Sequence[str], why: str) -> str:
+def told(where: str, shards: Sequence[File], train: str, test: str, classes: Sequence[str], notes: Sequence[str]) -> str:
+    """A line on how the shards are used."""
     parts = [f"{len(shards):,} tar shards"]
     if classes:
         parts.append(f"labels in their {LABEL} files ({len(classes):,} classes), which pretraining never sees")
     if test:
         parts.append(f"split {train!r} is to train on, {test!r} to test on")
-    return f"data {where!r}: {'; '.join([*parts, *([why] if why else [])])}"
+    return f"data {where!r}: {'; '.join([*parts, *notes])}"
 
 
 def as_file(shard: File, member: Member, max_pixels: int) -> File:
