@@ -181,9 +181,18 @@ class Muon(torch.optim.Optimizer):
 
     def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
         assert p.grad is not None
-        buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        buffer = momentum_buffer(self, p)
         buffer.mul_(momentum).add_(p.grad)
         return p.grad.add(buffer, alpha=momentum)
+
+
+def momentum_buffer(optimizer: torch.optim.Optimizer, p: Tensor) -> Tensor:
+    """The momentum of a parameter, zeros at first."""
+    state = optimizer.state[p]
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"] = torch.zeros_like(p)
+    found: Tensor = state["momentum_buffer"]
+    return found
 
 
 def whole(value: Tensor) -> Tensor:
@@ -271,7 +280,7 @@ class LARS(torch.optim.Optimizer):
                 direction = p.grad.add(p, alpha=group["weight_decay"])
                 if group["trust"]:
                     direction = direction * self.share(p, p.grad, direction, group)
-                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                buffer = momentum_buffer(self, p)
                 buffer.mul_(group["momentum"])
                 if self.kind.rate_inside:
                     add_scaled(buffer, direction, group["lr"], 1.0)

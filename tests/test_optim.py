@@ -307,6 +307,17 @@ def test_a_misspelt_optimizer_is_offered_the_nearest():
         OptimSettings(optimizer="moun")
 
 
+@pytest.mark.parametrize("name", ["muon", "lars"])
+def test_a_step_makes_no_new_momentum(name: str, monkeypatch: pytest.MonkeyPatch):
+    layer, made, zeros = nn.Linear(4, 3, bias=False), [], torch.zeros_like
+    monkeypatch.setattr(torch, "zeros_like", lambda *args, **options: made.append(0) or zeros(*args, **options))
+    optimizers = OPTIMIZERS[name](list(layer.named_parameters()), OptimSettings(optimizer=name))
+    layer.weight.grad = torch.ones(3, 4)
+    for _ in range(3):
+        optimizers[0].step()
+    assert len(made) == 1
+
+
 def test_muon_leaves_the_largest_matrices_to_adamw():
     large, wide, small = (nn.Parameter(torch.randn(*shape)) for shape in ((1025, 1030), (1025, 8), (8, 8)))
     named = [("large", large), ("wide", wide), ("small", small), ("bias", nn.Parameter(torch.zeros(8)))]

@@ -1,8 +1,8 @@
-"""Images that stay encoded and are decoded when they are asked for.
+"""Images that stay encoded and are decoded when they are needed.
 
-They keep the contract of `ImageSet`: row i is image i, for good. What is stored is only where each image lies: a file,
-a member of a tar file, or an object of a store. Threads decode them: Pillow lets go of the interpreter's lock while it
-decodes and scales (`python -m bench decode` has threads beside processes).
+They keep the contract of `ImageSet`: row i is always image i. Only the place of each image is stored: a file, a member
+of a tar file, or an object in a store. Threads decode the images, since Pillow releases the GIL while it decodes and
+scales (`python -m bench decode` compares threads with processes).
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from crlf.data.files import stores
 from crlf.data.files.decode import decode
 from crlf.data.files.listing import File
 from crlf.errors import InputError
-from crlf.runtime.distributed import world
+from crlf.runtime.distributed import local_world
 from crlf.text import say
 
-GRAY = 128  # of an image whose file turns out to be damaged
+GRAY = 128  # value of every pixel of an image whose file is damaged
 TOGETHER = 8  # images that a thread decodes in a row
-WINDOW = 1 << 28  # bytes of the files that are shuffled together, where a store is read piece by piece
-PIECES = 16  # of a window
-PART = 256  # images at a time, where all are gone through
+WINDOW = 1 << 28  # bytes of files that are shuffled together if a store is read in pieces
+PIECES = 16  # pieces in a window
+PART = 256  # images per part when iterating over all of them
 
 
 def threads() -> int:
     """The number of decoding threads of this process."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // world())
+    return max(1, cores // local_world())
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Images in their files. Indexing with rows decodes these: uint8 (n, 3, side, side), on the CPU.
+    """Images in their files. Indexing with rows decodes these rows: uint8 (n, 3, side, side), on the CPU.
 
     Args:
-        files: where each image lies.
-        side: the side of the images in pixels.
-        max_pixels: an image of more is damaged.
-        white: the value of white in files of 16 bits or more; 0 for the largest.
-        max_skipped: the largest share of images that may turn out to be damaged. Such an image is gray.
+        files: the file of each image.
+        side: height and width of the decoded images, in pixels.
+        max_pixels: an image with more pixels counts as damaged.
+        white: the value of white in files of 16 bits or more; 0 for the largest possible value.
+        max_skipped: the largest share of images that may be damaged. A damaged image is gray.
     """
 
     files: Sequence[File]
@@ -56,8 +56,10 @@ class Encoded:
     max_pixels: int
     white: int = 0
     max_skipped: float = 0.1
-    damaged: set[int] = field(default_factory=set)
-    """The rows whose files turned out to be damaged."""
+    total: int = 0
+    """The number of images in the set that this is a part of; 0 if it is the whole set."""
+    damaged: set[str] = field(default_factory=set)
+    """The names of the damaged files found so far; all parts of a set share this set."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     dtype = torch.uint8
@@ -78,17 +80,19 @@ class Encoded:
         return self.shape.numel()
 
     def __getitem__(self, rows: int | slice | Tensor | np.ndarray | Sequence[int]) -> Tensor:
-        """The decoded images of some rows; of one row, uint8 (3, side, side)."""
+        """Decode some rows: uint8 (n, 3, side, side), or uint8 (3, side, side) for a single row."""
         if isinstance(rows, int):
             return torch.from_numpy(self.pixels(rows))
         numbers = torch.arange(len(self))[rows]  # (n,)
+        if not numbers.ndim:
+            return torch.from_numpy(self.pixels(int(numbers)))
         with Decoder(self, threads()) as decoder:
             return decoder.begin(numbers).result()
 
     def part(self, rows: slice | Sequence[int]) -> Encoded:
         """Some of the images, still encoded."""
         files = self.files[rows] if isinstance(rows, slice) else [self.files[row] for row in rows]
-        return replace(self, files=files, damaged=set(), lock=threading.Lock())
+        return replace(self, files=files, total=self.total or len(self))
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All images, decoded `size` at a time."""
@@ -101,10 +105,10 @@ class Encoded:
             yield from part
 
     def pixels(self, row: int) -> np.ndarray:
-        """The image of a row, uint8 (3, side, side); gray if its file is damaged.
+        """Decode one row: uint8 (3, side, side). It is gray if the file is damaged.
 
         Raises:
-            InputError: the file was changed or cannot be reached, or too many others are damaged.
+            InputError: the file was changed or cannot be read, or too many files are damaged.
         """
         file = self.files[row]
         try:
@@ -118,25 +122,28 @@ class Encoded:
             return np.full((3, self.side, self.side), GRAY, np.uint8)
 
     def note(self, row: int, why: str) -> None:
-        """Count a damaged image, and tell of the first.
+        """Count a damaged image, and print a line about the first one.
 
         Raises:
-            InputError: there are more than `max_skipped` allows.
+            InputError: more images are damaged than `max_skipped` allows.
         """
+        name, total = self.files[row].name, self.total or len(self)
         with self.lock:
             first = not self.damaged
-            self.damaged.add(row)
+            self.damaged.add(name)
             count = len(self.damaged)
-        if count > self.max_skipped * len(self):
-            told = f"{count:,} of {len(self):,} images are damaged, more than max_skipped {self.max_skipped:g}"
-            raise InputError(f"{told}: the last is {self.files[row].name!r}: {why}")
+        if count > self.max_skipped * total:
+            told = f"{count:,} of {total:,} images are damaged, more than max_skipped {self.max_skipped:g}"
+            raise InputError(f"{told}: the last is {name!r}: {why}")
         if first:
-            say(f"image {self.files[row].name!r} is damaged and stays gray: {why}")
+            say(f"image {name!r} is damaged and stays gray: {why}")
 
     @functools.cached_property
     def pieces(self) -> list[Tensor]:
-        """Rows whose bytes lie side by side in a tar file of a store, some megabytes each: int64 (n,). Empty where
-        single images are as quick to read."""
+        """Groups of rows that are adjacent in a tar file of a store, some megabytes each: int64 (n,) each.
+
+        Empty if single images are as quick to read: on a disk, or as separate objects.
+        """
         if not self.files or self.files[0].offset < 0 or not stores.is_remote(self.files[0].path):
             return []
         order = sorted(range(len(self)), key=lambda row: (self.files[row].path, self.files[row].offset))
@@ -155,7 +162,7 @@ class Encoded:
         return max(PIECES, int(WINDOW / max(mean, 1)))
 
 
-Pixels = Tensor | Encoded  # uint8 (N, C, H, W), decoded or not: both have a length, a shape, rows and parts
+Pixels = Tensor | Encoded  # uint8 (N, C, H, W), decoded or not; both can be indexed by rows and split
 
 
 class Batch:
@@ -168,19 +175,19 @@ class Batch:
         return all(part.done() for part in self.parts)
 
     def result(self) -> Tensor:
-        """uint8 (n, 3, side, side). Raises InputError as `Encoded.pixels`."""
+        """Wait for the images: uint8 (n, 3, side, side). Raises InputError as `Encoded.pixels` does."""
         for part in self.parts:
             part.result()
         return self.pixels
 
 
 class Decoder:
-    """Threads that decode images. Leaving its `with` block ends them.
+    """Threads that decode images; they end with its `with` block.
 
     Args:
         images: the images.
         count: the number of threads.
-        pin: whether the pixels lie where a GPU can fetch them while it works.
+        pin: whether to decode into pinned memory, which a GPU can copy from while it computes.
     """
 
     def __init__(self, images: Encoded, count: int, pin: bool = False):
@@ -188,7 +195,7 @@ class Decoder:
         self.threads = ThreadPoolExecutor(count, "decoding")
 
     def begin(self, rows: Tensor) -> Batch:
-        """Begin to decode rows, int64 (n,)."""
+        """Start to decode rows, int64 (n,)."""
         pixels = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=self.pin)
         parts = zip(rows.split(TOGETHER), pixels.split(TOGETHER), strict=True)
         return Batch(pixels, [self.threads.submit(self.fill, into.numpy(), part.tolist()) for part, into in parts])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from crlf import encoders
 from crlf.data import UNLABELLED_PART, ImageSet, given, load, load_for_pretraining, load_parts, named, require_there
-from crlf.data.encoded import Pixels
+from crlf.data.encoded import Pixels, threads
 from crlf.data.given import Given
 from crlf.data.stream import Files, Sets, Source, open_path, require_shape
 from crlf.data.thumbnails import sample, thumbnails
@@ -235,14 +235,15 @@ def embed_new(
     """Embed new images on all ranks, and print what was written."""
     shards.require_free(out, overwrite, Path(os.path.expanduser(path)))
     recipe, shape = run.recipe, image_shape(run)
-    source = open_source(path, shape, recipe, data_dir)
     encoder = load_encoder(run, recipe, torch.Size(shape)).to(place)
 
     def embed_batch(images: Tensor) -> np.ndarray:
         return embed_images(encoder, images, recipe.normalisation, batch_size)
 
-    note = named(path)
-    rows, skipped = shards.write(source, embed_batch, encoder.out_dim, out, note, batch_size)
+    with distributed.together(shards.ADVICE):
+        with distributed.first_alone():  # the others find what it indexes or decodes
+            source = open_source(path, shape, recipe, data_dir)
+        rows, skipped = shards.write(source, embed_batch, encoder.out_dim, out, named(path), batch_size)
     if distributed.rank() == 0:
         table, array, listed = map(str, shards.beside(out))
         print(f"{rows:,} embeddings of length {encoder.out_dim}: {table!r} and {array!r}")
@@ -271,8 +272,7 @@ def embed_on_ray(
 
 def open_source(path: str, shape: Sequence[int], recipe: Recipe, data_dir: str | Path | None) -> Source:
     """New images in the shape of the training images: streamed from a path, or loaded from any other source."""
-    threads = max(1, (os.cpu_count() or 1) // distributed.world())
-    source = open_path(path, shape, recipe.images, threads)
+    source = open_path(path, shape, recipe.images, threads())
     return source or Sets(path, *load(path, data_dir, recipe.images), shape)
 
 

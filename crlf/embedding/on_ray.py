@@ -31,6 +31,7 @@ from crlf.runtime.interrupts import Interrupted, stop_requests
 
 ROWS = 100_000  # of a table: 200 MB of embeddings of length 512
 SKIPPED = "skipped.csv"
+FILES = (".parquet", ".npy", ".csv")  # suffixes of what the local engine writes; a folder may have any other
 PARTS = "parts"  # the column of what goes from worker to worker
 
 
@@ -124,8 +125,10 @@ class Embedder:
 
 def require_free(out: Path, overwrite: bool) -> None:
     """Raise InputError unless the folder of the tables can be written."""
-    if out.suffix:
+    if out.suffix.lower() in FILES:
         raise InputError(f"out {str(out)!r} must be a folder, without a suffix, for engine 'ray'")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {str(out)!r} must be a folder for engine 'ray', and it is a file")
     if not out.parent.is_dir():
         raise InputError(f"out {str(out)!r} cannot be written: folder {str(out.parent)!r} does not exist")
     if out.exists() and not (overwrite and all(file.name == SKIPPED or is_table(file) for file in out.iterdir())):
@@ -220,7 +223,7 @@ def embedded(reading: Reading, turning: Turning) -> Iterator[tuple[Part, np.ndar
     gpus = int(there.get("GPU", 0)) if turning.device in ("auto", "cuda") else 0
     hosts = sum(node["Alive"] for node in ray.nodes())
     devices: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-    decoders = workers(1, max(1, int(there["CPU"]) - hosts))
+    decoders = workers(1, max(1, int(there.get("CPU", 1)) - hosts))
     embedders = workers(gpus or hosts, gpus or hosts)
     numbers: Any = ray.data.range(reading.batches, override_num_blocks=reading.batches)
     decoded = numbers.map(Reader, fn_constructor_args=(ray.put(reading),), compute=decoders)

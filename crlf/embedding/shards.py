@@ -24,6 +24,7 @@ from crlf.runtime import distributed
 from crlf.runtime.interrupts import Interrupted, stop_requests
 
 SUFFIX = ".parquet"
+ADVICE = "nothing was written, start again"  # where a process is gone
 
 
 def named_after(path: str | Path) -> str:
@@ -73,7 +74,7 @@ def write(
     shards = [out.with_name(f".{out.name}.shard{rank}") for rank in range(distributed.world())]
     mine = [shards[distributed.rank()]] if distributed.rank() else shards  # to remove in the end
     try:
-        with distributed.together():
+        with distributed.together(ADVICE):
             skipped = write_shard(shards[distributed.rank()], source, embed, dim, note, batch_size)
             told = distributed.gather((len(source), skipped))
         if distributed.rank() > 0:

@@ -155,6 +155,7 @@ class FrozenNorms(BatchNormBy):
         for key, (mean, var, sums) in self.seen.items() if not any(error) else ():
             count, first, second = distributed.total(sums) / self.passes
             shift = first / count
-            momentum = self.momenta[key] or 0.1
+            given = self.momenta[key]
+            momentum = 0.1 if given is None else given  # None averages over all steps
             var.lerp_((second / count - shift.square()) * count / (count - 1), momentum)
             mean.add_(shift, alpha=momentum)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import os
 import signal
 import socket
@@ -33,6 +34,8 @@ WAIT = datetime.timedelta(days=7)  # for the slowest rank; if one dies, torchrun
 FAILED = 2  # the exit code of a rank that ends because rank 0 refused the input
 SHARDS = ("auto", "none", "full")  # where the weights of several processes lie
 ANSWER = datetime.timedelta(seconds=10)  # for the other ranks to respond after one is lost
+WORD = datetime.timedelta(seconds=2)  # for the store to take or give a last message
+RESUME = "--resume continues from the last checkpoint, on any number of processes"
 
 
 def rank() -> int:
@@ -45,19 +48,42 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def local_world() -> int:
+    """The number of processes on this host; torchrun sets it, and otherwise all are taken to be here."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world())) if world() > 1 else 1
+
+
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Let the processes of torchrun communicate within this block or function."""
+def together(advice: str = RESUME) -> Iterator[None]:
+    """Let the processes of torchrun communicate within this block or function.
+
+    Args:
+        advice: what to do if a process is gone.
+
+    Raises:
+        InputError: on rank 0, if the block raised it there or on another rank: the message then names that rank.
+        SystemExit: if another rank is gone.
+    """
     if world() == 1 or torch.distributed.is_initialized():
         yield
         return
     nccl = torch.cuda.is_available() and torch.distributed.is_nccl_available()
     name = meeting.meet(rank(), world(), "cpu:gloo,cuda:nccl" if nccl else "gloo", WAIT)
     try:
-        with heartbeat.watched(rank(), world(), name, _farewell):
+        with heartbeat.watched(rank(), world(), name, functools.partial(_farewell, advice)):
             yield
+    except InputError as error:
+        _leave_word(str(error))
+        raise
+    except KeyboardInterrupt:  # torchrun ends the others if one rank ends with an error
+        if told := _words():
+            raise InputError(told) from None
+        raise
     except Unanswered:
-        raise SystemExit(_farewell(_lost())) from None
+        lost = _lost()
+        if told := _words():
+            raise InputError(told) from None
+        raise SystemExit(_farewell(advice, lost)) from None
     finally:
         torch.distributed.destroy_process_group()
 
@@ -83,13 +109,34 @@ def speak(collective: Callable[..., Any], *arguments: Any) -> None:
         raise Unanswered(first_line(error)) from error
 
 
+def _client(timeout: datetime.timedelta) -> torch.distributed.TCPStore:
+    return meeting.client(meeting.place_of_store(), timeout)
+
+
+def _leave_word(message: str) -> None:
+    """Leave the message of a rank that ends for rank 0, which prints it: the other ranks print nothing."""
+    if rank() > 0:
+        with contextlib.suppress(RuntimeError):  # rank 0 is gone, and had the store
+            _client(WORD).set(f"{_attempt()}/word/{rank()}", f"rank {rank()} on {socket.gethostname()}: {message}")
+
+
+def _words() -> str:
+    """On rank 0, the message of the first rank that left one; else ""."""
+    if rank() == 0:
+        with contextlib.suppress(RuntimeError):
+            store = _client(WORD)
+            for other in range(1, world()):
+                if store.check([key := f"{_attempt()}/word/{other}"]):
+                    return store.get(key).decode()
+    return ""
+
+
 def _lost() -> list[int]:
     """The ranks that do not respond within `ANSWER`. SIGTERM from torchrun is ignored until then."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = torch.distributed.TCPStore(*place, is_master=False, timeout=ANSWER, wait_for_workers=False)
+        store = _client(ANSWER)
         key = f"{_attempt()}/lost"
         store.set(f"{key}/{rank()}", "here")
         lost, deadline = list(range(world())), time.monotonic() + ANSWER.total_seconds()
@@ -101,11 +148,10 @@ def _lost() -> list[int]:
     return lost
 
 
-def _farewell(lost: Sequence[int]) -> int:
+def _farewell(advice: str, lost: Sequence[int]) -> int:
     """The exit code of this process when other ranks are gone; the first remaining one prints the reason."""
     who = "rank " + ", ".join(map(str, lost)) if lost else "a rank"
     first = min(set(range(world())) - set(lost), default=rank())
-    advice = "--resume continues from the last checkpoint, on any number of processes"
     if rank() == first:
         print(f"{who} of {world()} is gone, so all stop: {advice}", file=sys.stderr)
     return 1
@@ -145,7 +191,7 @@ def own_device(device: torch.device) -> torch.device:
     """The GPU of this rank if there are several; any other device is returned unchanged."""
     if world() == 1 or device.type != "cuda" or device.index is not None:
         return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank())) % torch.cuda.device_count())
 
 
 # Work of rank 0 for all

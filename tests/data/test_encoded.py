@@ -12,6 +12,7 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from terminal import refused
@@ -374,3 +375,27 @@ def test_shards_of_a_store_give_the_rows_of_the_disk(tmp_path: Path):
     store.rm("/crlf-shards", recursive=True)
     with pytest.raises(InputError, match=r"data 'memory://crlf-shards' (has no files|does not exist)"):
         data.load("memory://crlf-shards", None, ImageSettings(image_size=8))
+
+
+def test_a_damaged_image_counts_in_the_whole_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """One of twenty images is within a tenth, though it is one of the two to test on; and it is named once."""
+    large = encoded(pixels(0, 64, 64), "PNG")
+    path = loose(tmp_path / "data", [*FILES[:19], large[: len(large) // 2]])
+    whole = load(path, "stream")[0].images
+    assert isinstance(whole, Encoded)
+    for part in (whole.part([18, 19]), whole.part(slice(10, None)).part(slice(8, 10)), whole):
+        assert (part[-1] == GRAY).all() and not (part[-2] == GRAY).all()
+    assert capsys.readouterr().err.count("is damaged and stays gray") == 1
+
+
+def test_any_whole_number_is_a_row(images: Encoded):
+    for row in (np.int64(3), torch.tensor(3), -57):
+        assert torch.equal(images[row], images[3]) and images[row].shape == (3, 8, 8)
+
+
+def test_threads_are_shared_by_the_processes_of_a_host(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16), raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert encoded_images.threads() == 2, "without torchrun all are taken to be on this host"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert encoded_images.threads() == 4

@@ -199,7 +199,9 @@ def test_training_that_ends_does_not_wait_for_what_is_ahead(monkeypatch: pytest.
     files = [File(str(i), f"s3://b/{i}.tar", len(jpeg), 0, "", None, 0) for i in range(200)]
     images = Encoded(files, 8, 10_000)
     assert images.pieces
-    with loader.DecodeAhead(images, lambda step: torch.arange(200)[step * 4 : step * 4 + 4], torch.device("cpu")) as found:
+    with loader.DecodeAhead(
+        images, lambda step: torch.arange(200)[step * 4 : step * 4 + 4], torch.device("cpu")
+    ) as found:
         found[0]
         waiting = [block for block, _ in stores.blocks().kept.values() if not block.done()]
         assert len(waiting) > stores.AT_ONCE

@@ -154,6 +154,10 @@ def test_wrong_uses(folder: Path, tmp_path: Path):
     assert "engine 'ray' is for new images, but no path is given" in refused("embed", run, "--engine", "ray")
     named = refused("embed", run, images, "--engine", "ray", "--out", str(tmp_path / "a.parquet"))
     assert "must be a folder, without a suffix, for engine 'ray'" in named
+    (tmp_path / "file").write_text("mine")
+    taken = refused("embed", run, images, "--engine", "ray", "--overwrite", "--out", str(tmp_path / "file"))
+    assert "must be a folder for engine 'ray', and it is a file" in taken
+    on_ray.require_free(tmp_path / "photos.v2_embeddings", False)  # as the default name of a folder photos.v2
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
     taken = refused("embed", run, images, "--engine", "ray", "--overwrite", "--out", str(tmp_path / "full"))

@@ -98,6 +98,31 @@ with distributed.first_alone():
     assert found[1] == found[2] == (2, "")
 
 
+def test_an_error_of_another_rank_is_said_by_rank_0():
+    """Such as an image that only this rank reads, and that has changed: the others wait for it."""
+    wrong = """
+distributed.gather(0)
+if distributed.rank() == 1: raise InputError("'a.jpg' was changed")
+distributed.gather(1)
+"""
+    found = ends(started({rank: ("", wrong) for rank in range(3)}, 3))
+    assert found[0] == (2, f"error: rank 1 on {socket.gethostname()}: 'a.jpg' was changed")
+    assert found[1][0] == 2 and found[2] == (1, "")
+
+
+def test_an_error_of_another_rank_is_said_after_a_signal_too():
+    """torchrun sends one to all when the first ends."""
+    wrong = """
+from crlf.runtime.interrupts import Interrupted
+distributed.gather(0)
+if distributed.rank() == 1: raise InputError("'a.jpg' was changed")
+import time; time.sleep(2)
+raise Interrupted(15, "stopped: nothing was written")
+"""
+    found = ends(started({rank: ("", wrong) for rank in range(2)}, 2))
+    assert found[0] == (2, f"error: rank 1 on {socket.gethostname()}: 'a.jpg' was changed")
+
+
 def test_a_host_that_is_gone_without_a_word_is_named():
     """A stopped process sends nothing, as a host without power: the sockets stay open."""
     processes = started({rank: ("", VANISH.format(rank=1)) for rank in range(3)}, 3)

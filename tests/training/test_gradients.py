@@ -120,6 +120,13 @@ def test_frozen_norms_normalise_by_what_they_remember_and_move_towards_the_batch
     torch.testing.assert_close(norm.running_var, 0.9 * var + 0.1 * x.var(0))
 
 
+def test_frozen_norms_with_momentum_0_remember_nothing_new():
+    norm = nn.BatchNorm1d(3, momentum=0.0)
+    with FrozenNorms(norm):
+        norm(torch.randn(4, 3) + 1)
+    assert (norm.running_mean == 0).all() and (norm.running_var == 1).all()
+
+
 def test_after_an_error_frozen_norms_remember_what_they_did():
     norm = nn.BatchNorm1d(3)
     with pytest.raises(ZeroDivisionError), FrozenNorms(norm):

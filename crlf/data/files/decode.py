@@ -1,8 +1,8 @@
-"""One image file to pixels: any of `FORMATS`, upright, in RGB, square.
+"""Decodes an image file of any of the `FORMATS` into a square RGB image, upright.
 
-The shorter side is scaled to the size that is asked for, with antialiasing (Pillow's bicubic filter, widened when it
-shrinks), and the middle of the longer side is kept: nothing is stretched, and what people photograph is in the middle.
-Colour profiles are not applied.
+The shorter side is scaled to the given size with antialiasing (Pillow's bicubic filter, which widens when it shrinks),
+and the centre of the longer side is kept. So nothing is stretched, and most photographs have their subject in the
+centre. Colour profiles are not applied.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from crlf.data.files import png, tiff
 from crlf.data.files.samples import Samples, eight_bits, on_white, picture
 from crlf.errors import InputError, first_line
 
-PILLOW = 178_956_970  # pixels from which Pillow itself takes an image for a decompression bomb
+PILLOW = 178_956_970  # pixels above which Pillow refuses an image as a decompression bomb
 PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"),
     *(".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k"),
-)  # as their files are usually called
+)  # the usual suffixes of image files
 KINDS = "JPEG, PNG, WebP, TIFF, GIF, BMP, AVIF, HEIC, JPEG XL or JPEG 2000"
-HEAD = 32  # bytes that tell the kind of a file
+HEAD = 32  # bytes from which the kind of a file is recognised
 JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif")
@@ -36,12 +36,12 @@ TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # what makes an image of this orientation upright
-ORIENTATION = 0x0112  # the number of EXIF's tag
+}  # makes an image with this EXIF orientation upright
+ORIENTATION = 0x0112  # EXIF tag
 
 
 def formats() -> tuple[str, ...]:
-    """What Pillow may read; HEIC only where pillow-heif is installed."""
+    """The formats that Pillow may read; HEIC only if pillow-heif is installed."""
     plain = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "JPEG2000", "AVIF")
     if importlib.util.find_spec("pillow_heif") is None:
         return plain
@@ -55,7 +55,7 @@ FORMATS = formats()
 
 
 class NoImage(InputError):
-    """A file that is not an image, by its first bytes."""
+    """The first bytes of a file are not those of an image."""
 
 
 def kind_of(head: bytes) -> str:
@@ -77,7 +77,7 @@ def kind_of(head: bytes) -> str:
 
 
 def image_size(file: IO[bytes], max_pixels: int = PILLOW) -> tuple[int, int]:
-    """Width and height of the image in an open file, in pixels; of most kinds only the header is read.
+    """Width and height of the image in an open file, in pixels. For most formats only the header is read.
 
     Raises:
         InputError: as `open_image`.
@@ -95,10 +95,12 @@ def image_size(file: IO[bytes], max_pixels: int = PILLOW) -> tuple[int, int]:
 
 
 def open_image(file: IO[bytes], max_pixels: int = PILLOW) -> Image.Image:
-    """The image in an open file, neither TIFF nor JPEG XL; of several, as in a GIF, the first. Only its header is read.
+    """Open the image in a file that is neither TIFF nor JPEG XL; of an animation, the first frame.
+
+    Only the header is read.
 
     Raises:
-        InputError: it is not an image (`NoImage`), or has too many pixels. The message gives only the reason.
+        InputError: the file is not an image (`NoImage`), or has too many pixels. The message gives only the reason.
     """
     kind = kind_of(file.read(HEAD))
     file.seek(0)
@@ -108,14 +110,14 @@ def open_image(file: IO[bytes], max_pixels: int = PILLOW) -> Image.Image:
         raise InputError(f"it has more than {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:
         raise unidentified(kind) from error
-    except Exception as error:  # a damaged header raises almost any kind
+    except Exception as error:  # Pillow raises many kinds of exceptions for damaged headers
         raise InputError(f"it is damaged: {first_line(error)}") from error
     require_pixels(*image.size, max_pixels)
     return image
 
 
 def opened(file: IO[bytes], kind: str) -> Image.Image:
-    """As Pillow opens it; a PNG whose texts or profiles are damaged is one without them."""
+    """Open an image with Pillow; a PNG with damaged texts or profiles is opened without them."""
     try:
         return Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
@@ -143,14 +145,17 @@ def require_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def decode(data: bytes, side: int, max_pixels: int = PILLOW, white: int = 0) -> np.ndarray:
-    """An image file's bytes as uint8 (3, side, side).
+    """Decode the bytes of an image file: uint8 (3, side, side).
 
     Args:
-        white: the number that is white in a file of 16 bits or more; 0 for the largest that there is.
+        data: the bytes of the file.
+        side: height and width of the result, in pixels.
+        max_pixels: an image with more pixels is refused.
+        white: the value of white in a file of 16 bits or more; 0 for the largest possible value.
 
     Raises:
-        InputError: as `open_image`, or it is empty, damaged, or of numbers of which none is known to be white. Says
-            only why.
+        InputError: as `open_image`, or the file is empty or damaged, or no value is known to be white. The message
+            gives only the reason.
     """
     found, orientation = read(data, side, max_pixels)
     try:
@@ -163,9 +168,9 @@ def decode(data: bytes, side: int, max_pixels: int = PILLOW, white: int = 0) -> 
 
 
 def peak(data: bytes, max_pixels: int = PILLOW) -> int:
-    """The brightest number of a file whose whole numbers have 16 bits or more; 0 of any other, and of what is damaged.
+    """The largest value in a file of integers of 16 bits or more; 0 for any other file, and for a damaged one.
 
-    What is not such a file is not decoded.
+    Other files are not decoded.
     """
     if not (png.deep(data[:HEAD]) or kind_of(data[:HEAD]) in ("TIFF", "JPEG 2000")):
         return 0
@@ -174,12 +179,12 @@ def peak(data: bytes, max_pixels: int = PILLOW) -> int:
         if isinstance(found, Samples):
             return found.peak
         return int(np.asarray(found).max()) if found.mode.startswith("I") else 0
-    except Exception:  # what is wrong with it is said when it is decoded
+    except Exception:  # decoding reports the reason
         return 0
 
 
 def read(data: bytes, side: int, max_pixels: int) -> tuple[Samples | Image.Image, int]:
-    """What a file holds, by the library that reads its kind rightly, and its orientation as in EXIF."""
+    """Read a file with the library that reads its format correctly; returns the image and its EXIF orientation."""
     if not data:
         raise NoImage("it is empty")
     kind = kind_of(data[:HEAD])
@@ -192,21 +197,22 @@ def read(data: bytes, side: int, max_pixels: int) -> tuple[Samples | Image.Image
     data = png.essential(data) if kind == "PNG" else data
     image = open_image(io.BytesIO(data), max_pixels)
     try:
-        # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size leaves the antialiasing to do.
+        # A JPEG decodes at 1/2, 1/4 or 1/8 of its size in a fraction of the time; at twice the size or more, the
+        # antialiasing is left to the resize below.
         if side:
             image.draft(None, (2 * side, 2 * side))
         image.load()
         numbers = png.samples(data) if kind == "PNG" else None
         return numbers or image, orientation_of(image)
-    except Exception as error:  # damaged pixels raise almost any kind
+    except Exception as error:  # Pillow raises many kinds of exceptions for damaged pixels
         raise InputError(f"it is damaged: {first_line(error)}") from error
 
 
 def jpeg_xl(data: bytes) -> Samples:
-    """A JPEG XL file, upright.
+    """Decode a JPEG XL file; the result is upright.
 
     Raises:
-        InputError: imagecodecs is not installed, or it is damaged. Says only why.
+        InputError: imagecodecs is not installed, or the file is damaged. The message gives only the reason.
     """
     if importlib.util.find_spec("imagecodecs") is None:
         raise InputError("it is JPEG XL, which needs imagecodecs: pip install 'crlf[tiff]'")
@@ -222,34 +228,34 @@ def jpeg_xl(data: bytes) -> Samples:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """As EXIF tells it; 1, which is upright, where that is damaged."""
+    """The EXIF orientation, 1..8; 1, which is upright, if EXIF is damaged."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # good pixels with bad EXIF are common: phones and editors write them
+    except Exception:  # phones and editors often write bad EXIF beside good pixels
         return 1
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """The image, upright."""
+    """The image with this EXIF orientation, turned upright."""
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image of Pillow's as its EXIF says that it stands; as it lies, where that is damaged."""
+    """A Pillow image, turned upright by its EXIF; unchanged if EXIF is damaged."""
     return turned(image, orientation_of(image))
 
 
 def square(image: Image.Image, side: int) -> np.ndarray:
-    """The middle of an RGB image, scaled: uint8 (3, side, side)."""
+    """Scale an RGB image and crop its centre: uint8 (3, side, side)."""
     fitted = ImageOps.fit(image, (side, side), method=Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 
 def rgb(image: Image.Image, white: int = 0) -> Image.Image:
-    """The image in RGB: what is transparent lies on white, and 16 bits become 8.
+    """Convert an image to 8-bit RGB; transparent pixels are drawn on white.
 
     Raises:
-        InputError: 32-bit pixels that are neither 0..65535 nor fractions of one, and no white is given.
+        InputError: 32-bit pixels lie neither in 0..65535 nor in 0..1, and no white is given.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)  # (H, W)
@@ -259,7 +265,7 @@ def rgb(image: Image.Image, white: int = 0) -> Image.Image:
     if image.mode == "LAB":
         srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
         shown = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert shown is not None, "it is not changed in place"
+        assert shown is not None, "profileToProfile returns a new image unless inPlace is set"
         return shown
     if image.mode in ("La", "RGBa"):
         bands = image.split()

@@ -1,8 +1,8 @@
-"""Files decoded once: a folder of the cache with their pixels, which later starts map from the disk.
+"""Decodes files once into a folder of the cache; later runs map the pixels from the disk.
 
-While it is filled, `rows.u8` holds the pixels of the images so far and `rows.jsonl` what became of each file, so that a
-killed run goes on where it was. When all files are through, the pixels are put in their final order in `images.u8`, and
-`index.json`, which is written last, says what each row is.
+While files are decoded, `rows.u8` holds the pixels so far and `rows.jsonl` the outcome of each file, so that a killed
+run continues where it was. At the end, the pixels are put in their final order in `images.u8`, and `index.json`, which
+is written last, describes the rows.
 """
 
 from __future__ import annotations
@@ -33,60 +33,62 @@ from crlf.errors import InputError
 ROWS, TOLD, IMAGES, INDEX = "rows.u8", "rows.jsonl", "images.u8", "index.json"
 SKIPPED, DUPLICATES = "skipped.csv", "duplicates.csv"
 BATCH = 256  # files between two entries in the record of what is done
-LARGEST = 2**29  # bytes of a file that is looked into
+LARGEST = 2**29  # bytes; larger files are skipped
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a file."""
+    """The result of decoding a file."""
 
     sha256: str = ""
-    """Of its bytes."""
+    """The SHA-256 of its bytes; empty if it was skipped."""
     skipped: str = ""
-    """Why it gave no image; empty if it did."""
+    """The reason why it was skipped; empty if it was not."""
     sidecar: bool = False
     """Whether neither its first bytes nor its name are those of an image."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What each row of the decoded images is."""
+    """A description of the rows of the decoded images."""
 
     ids: list[str]
+    """The name of each image."""
     train: int
-    """Rows of the training images; those of the test images follow."""
+    """The number of training images; the test images follow them."""
     unlabelled: int
-    """How many of the training images, the last ones, have no label where others have one."""
+    """How many training images, the last ones, have no label although others have one."""
     labels: list[int] | None
-    """-1 for those without."""
+    """The label of each image, -1 if it has none; None if no image has a label."""
     classes: list[str]
+    """The name of each label."""
     skipped: int
-    """Files that gave no image; sidecars are none of them."""
+    """The number of skipped files, without sidecars."""
     sidecars: dict[str, int]
-    """How many files of each suffix are no images by their name and their content."""
+    """The number of sidecars, which are not images by their name and content, for each suffix."""
     duplicates: int
-    """Images that are copies of an earlier one."""
+    """The number of images that are copies of an earlier one."""
     notes: list[str]
-    """What is to be said of the folders."""
+    """Remarks on the folders, to print."""
     why: str = ""
-    """There are no labels, where there might be."""
+    """The reason why possible labels are not used."""
 
 
 def decoded(
     files: Collection, side: int, max_pixels: int, folder: Path, limit: int = 0, white: int = 0
 ) -> tuple[np.ndarray, Index]:
-    """The images in these files, decoded if they are not yet.
+    """The images in these files, decoded now unless they are in the cache.
 
     Args:
-        files: in order.
-        side: of the images, in pixels.
-        max_pixels: an image of more is skipped.
-        folder: the place of these files in the cache; nobody else writes to it.
-        limit: only the first files are looked into, until they gave so many images; 0 for all.
-        white: the number that is white in files of 16 bits or more; 0 for the largest that there is.
+        files: the files in order.
+        side: height and width of the decoded images, in pixels.
+        max_pixels: an image with more pixels is skipped.
+        folder: the folder of these files in the cache; the caller holds its lock.
+        limit: stop after this many images; 0 for all.
+        white: the value of white in files of 16 bits or more; 0 for the largest possible value.
 
     Returns:
-        uint8 (N, 3, side, side), mapped from the disk; and what its rows are.
+        uint8 (N, 3, side, side), mapped from the disk, and the index of its rows.
 
     Raises:
         InputError: none of the files is an image.
@@ -100,7 +102,7 @@ def decoded(
 
 
 def finished(folder: Path, side: int) -> Index | None:
-    """The index, if all is there."""
+    """The index, or None if the images are not complete."""
     try:
         index = Index(**json.loads((folder / INDEX).read_bytes()))
         whole = (folder / IMAGES).stat().st_size == len(index.ids) * 3 * side * side
@@ -119,7 +121,7 @@ def mapped(path: Path, side: int, how: str) -> np.ndarray:
 def decode_all(
     files: Collection, side: int, max_pixels: int, folder: Path, limit: int, white: int = 0
 ) -> list[Outcome]:
-    """Decode the files that are not yet, a thread a core: Pillow lets go of the interpreter while it works."""
+    """Decode the remaining files, with one thread per core: Pillow releases the GIL while it decodes."""
     outcomes, total = resumed(folder, side), len(files.names)
     count = images(outcomes)
 
@@ -130,18 +132,16 @@ def decode_all(
         (folder / ROWS).open("ab") as rows,
         (folder / TOLD).open("ab") as told,
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(
-            desc="decoding", total=min(limit, total), initial=count, unit="image", disable=None, leave=False
-        ) as bar,
+        tqdm(desc="decoding", total=min(limit, total), initial=count, unit="image", disable=None, leave=False) as bar,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # Pillow's, on files that are a little out of order
+        warnings.simplefilter("ignore")  # Pillow warns of slightly malformed files
         while len(outcomes) < total and count < limit:
             start, wanted = len(outcomes), min(BATCH, limit - count)
             found = list(pool.map(one, files.read(start, min(start + wanted, total))))
             rows.write(b"".join(pixels.tobytes() for pixels, _ in found if pixels is not None))
             rows.flush()
-            os.fsync(rows.fileno())  # before the record says that they are there
+            os.fsync(rows.fileno())  # before the record counts them
             told.write("".join(json.dumps(asdict(outcome)) + "\n" for _, outcome in found).encode())
             told.flush()
             outcomes += [outcome for _, outcome in found]
@@ -156,7 +156,7 @@ def images(outcomes: Sequence[Outcome]) -> int:
 
 
 def resumed(folder: Path, side: int) -> list[Outcome]:
-    """What a killed run had done; whatever lies beyond that in its files is cut off."""
+    """The outcomes that a killed run recorded; its files are cut to these."""
     rows, told = folder / ROWS, folder / TOLD
     try:
         lines = told.read_bytes().split(b"\n")[:-1]  # the last one may be cut short
@@ -174,7 +174,7 @@ def resumed(folder: Path, side: int) -> list[Outcome]:
 
 
 def look_into(file: File, side: int, max_pixels: int, white: int = 0) -> tuple[np.ndarray | None, Outcome]:
-    """A file's pixels, uint8 (3, side, side), or None if it is skipped; and what became of it.
+    """Decode a file: its pixels, uint8 (3, side, side), or None if it is skipped, and the outcome.
 
     Raises:
         InputError: a shard was changed since it was indexed, or a store refuses.
@@ -206,7 +206,7 @@ def bytes_of(file: File) -> bytes:
 
 
 def finish(files: Collection, outcomes: Sequence[Outcome], side: int, folder: Path) -> Index:
-    """Write the tables, the images in their final order, and the index."""
+    """Write skipped.csv, duplicates.csv, the images in their final order, and the index."""
     index, _, order = arranged(files, outcomes, folder)
     put_in_order(folder, side, order)
     write_whole(folder / INDEX, json.dumps(asdict(index)).encode())
@@ -216,7 +216,8 @@ def finish(files: Collection, outcomes: Sequence[Outcome], side: int, folder: Pa
 
 
 def arranged(files: Collection, outcomes: Sequence[Outcome], folder: Path) -> tuple[Index, list[int], list[int]]:
-    """Write the tables, and return the index, the files that gave an image, and the order of these in the set."""
+    """Write skipped.csv and duplicates.csv; returns the index, the rows of the files that are images, and their order
+    in the set."""
     skipped = [(files.names[row], outcome.skipped) for row, outcome in enumerate(outcomes) if outcome.skipped]
     write_table(folder / SKIPPED, ("path", "reason"), skipped)
     kept = [row for row, outcome in enumerate(outcomes) if not outcome.skipped]
@@ -251,7 +252,7 @@ def suffix_of(name: str) -> str:
 
 
 def duplicates(names: Sequence[str], digests: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each image whose file has the same bytes as an earlier one's, and that one."""
+    """Each image whose file has the same bytes as an earlier file, with the name of the earlier one."""
     first: dict[str, str] = {}
     for name, digest in zip(names, digests, strict=True):
         if first.setdefault(digest, name) != name:
@@ -259,7 +260,7 @@ def duplicates(names: Sequence[str], digests: Sequence[str]) -> Iterator[tuple[s
 
 
 def put_in_order(folder: Path, side: int, order: Sequence[int]) -> None:
-    """Write the rows in another order, a few at a time: they may be more than the memory holds."""
+    """Write the rows in another order, a few at a time, since they may not fit in memory."""
     temporary = folder / f"{IMAGES}.part"
     if list(order) == list(range(len(order))):
         os.replace(folder / ROWS, folder / IMAGES)
@@ -281,7 +282,7 @@ def write_table(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table as CSV; a cell that a spreadsheet would take for a formula gets an apostrophe in front."""
+    """A table as CSV; cells that a spreadsheet would take for formulas get an apostrophe in front."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(head)

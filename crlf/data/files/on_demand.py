@@ -1,7 +1,7 @@
-"""Whether files are decoded ahead, into the cache, or when they are asked for; and the index that the second needs.
+"""Decides whether files are decoded in advance, into the cache, or when they are needed, and makes the index for that.
 
-The index has the same rows, labels and names as the decoded images would, so one run may use either: the files are read
-once for their heads and digests. A file whose head is good and whose pixels are not is noticed when it is decoded.
+The index has the same rows, labels and names as the decoded images, so that a run may use either. To make it, each file
+is read once for its header and its SHA-256. A file with a good header and damaged pixels is noticed when it is decoded.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from crlf.text import size
 CHOICES = ("auto", "ahead", "stream")
 NAME = "stream.json"  # the index, in the folder of the cache
 BATCH = 1024  # files
-AT_ONCE = 16  # files that are read: mostly the disk or a store is waited for
+AT_ONCE = 16  # files that are read at the same time; threads mostly wait for the disk or the store
 
 
 def refuse(decode: str, data: str) -> None:
-    """Raise InputError if images are to be decoded when asked for, but lie in a table or an array."""
+    """Raise InputError for decode 'stream' with images in a table or an array."""
     if decode == "stream":
         raise InputError(f"decode must be ahead or auto for tables and arrays, not 'stream': {data!r} is one")
 
 
 def reason(decode: str, collection: Collection, side: int, folder: Path) -> str:
-    """The reason why images are decoded when they are asked for; "" if they are decoded ahead.
+    """The reason why images are decoded when they are needed; "" if they are decoded in advance.
 
     Args:
         decode: one of `CHOICES`.
-        side: of the images, in pixels.
-        folder: their place in the cache.
+        side: height and width of the decoded images, in pixels.
+        folder: the folder of these images in the cache.
     """
     if decode != "auto":
         return "as asked" if decode == "stream" else ""
@@ -60,21 +60,21 @@ def reason(decode: str, collection: Collection, side: int, folder: Path) -> str:
 
 
 def decoded_bytes(folder: Path) -> int:
-    """Bytes that a stopped run has decoded, which count as free: the choice stays when it is continued."""
+    """Bytes that a stopped run has decoded. They count as free, so that continuing makes the same choice."""
     rows = folder / ROWS
     return rows.stat().st_size if rows.exists() else 0
 
 
 def indexed(collection: Collection, max_pixels: int, folder: Path, limit: int) -> tuple[list[File], Index]:
-    """The files of the images in their final order, and what each row is.
+    """The files of the images in their final order, and the index of the rows.
 
     Args:
-        max_pixels: images with more are skipped.
-        folder: their place in the cache.
-        limit: only the first files that give so many images; 0 for all.
+        max_pixels: images with more pixels are skipped.
+        folder: the folder of these images in the cache.
+        limit: stop after this many images; 0 for all.
 
     Raises:
-        InputError: none is an image, a file was changed, or a store refuses.
+        InputError: no file is an image, a file was changed, or a store refuses.
         OSError: the cache cannot be written.
     """
     files = collection.read(0, len(collection.names))
@@ -89,7 +89,7 @@ def indexed(collection: Collection, max_pixels: int, folder: Path, limit: int) -
 
 
 def looked_at(files: Sequence[File], max_pixels: int, limit: int) -> list[Outcome]:
-    """What each file is, by its head, until `limit` images are found."""
+    """Read the header of each file until `limit` images are found."""
     outcomes: list[Outcome] = []
 
     def one(file: File) -> Outcome:
@@ -100,7 +100,7 @@ def looked_at(files: Sequence[File], max_pixels: int, limit: int) -> list[Outcom
         tqdm(desc="indexing", total=len(files), unit="file", disable=None, leave=False) as bar,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # Pillow's, on files that are a little out of order
+        warnings.simplefilter("ignore")  # Pillow warns of slightly malformed files
         count = 0
         while len(outcomes) < len(files) and count < limit:
             start, wanted = len(outcomes), min(BATCH, limit - count)

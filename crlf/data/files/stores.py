@@ -1,7 +1,7 @@
-"""Files in object stores, such as s3://BUCKET/FOLDER, by fsspec; and parts of files, wherever they lie.
+"""Reads files in object stores, such as s3://BUCKET/FOLDER, through fsspec, and members of tar files anywhere.
 
-What is read from a store is read in blocks, which are kept for a while: the images that a shard holds one after another
-are then fetched together.
+A store is read in blocks, which are kept for a while, so that images that follow each other in a shard are fetched
+together.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from crlf.data.files.listing import SYSTEM, File
 from crlf.errors import InputError, first_line, require
 
 LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "memory": "fsspec"}  # by the scheme of a URL
-BLOCK = 4 << 20  # bytes: at 50 ms a request, smaller ones would wait more than they read
+BLOCK = 4 << 20  # bytes; at 50 ms per request, smaller blocks would take longer to request than to read
 HELD = 1 << 30  # bytes of blocks that are kept: four windows of crlf.data.encoded
-AT_ONCE = 16  # requests
+AT_ONCE = 16  # simultaneous requests
 
 
 def is_remote(data: str) -> bool:
@@ -32,23 +32,23 @@ def is_remote(data: str) -> bool:
 
 @contextlib.contextmanager
 def reading(url: str) -> Iterator[None]:
-    """Raise what a store raises as an InputError of one line that names the URL."""
+    """Turn any exception of a store into an InputError of one line that names the URL."""
     try:
         yield
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"data {url!r} does not exist") from error
-    except Exception as error:  # each library has errors of its own, for refusals as for lost connections
+    except Exception as error:  # each library has its own exceptions for refusals and lost connections
         raise InputError(f"data {url!r} cannot be read: the store says {first_line(error)!r}") from error
 
 
 @functools.cache
 def store(scheme: str) -> Any:
-    """The fsspec file system of a scheme. Keys and addresses come from the environment, as its library reads them.
+    """The fsspec file system of a scheme. Its library reads keys and addresses from the environment.
 
     Raises:
-        InputError: the library is not installed, or refuses.
+        InputError: the library is not installed, or the store refuses the connection.
     """
     require(f"{scheme}://", "stores", "fsspec", LIBRARIES[scheme])
     import fsspec
@@ -62,18 +62,18 @@ def of(url: str) -> Any:
 
 
 def version(info: dict[str, Any]) -> int:
-    """A number that is another one when an object has changed."""
+    """A number that changes when the object changes."""
     told = [str(info.get(name)) for name in ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime", "created")]
     return int(hashlib.sha256(repr([info.get("size"), *told]).encode()).hexdigest()[:15], 16)
 
 
 def listed(url: str) -> list[File]:
-    """The objects below a URL, sorted by name, or the one that it names; names are from the URL on.
+    """The objects below a URL, sorted by name, or the object at the URL. Names are relative to the URL.
 
-    Names that start with a dot and system folders are left out, as in a folder.
+    As in a folder, names that start with a dot and system folders are left out.
 
     Raises:
-        InputError: there are none, or the store refuses.
+        InputError: there are no objects, or the store refuses.
     """
     url = url.rstrip("/")
     scheme = url.partition("://")[0]
@@ -95,10 +95,10 @@ def listed(url: str) -> list[File]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def require_same(url: str, known: int) -> None:
-    """Raise InputError unless an object is still what its index was made of. Asked once for each object."""
+    """Raise InputError if an object has changed since it was indexed. Each object is checked once per process."""
     with reading(url):
         of(url).invalidate_cache()
-        found = list(of(url).find(url, detail=True).values())  # as `listed` does: `info` may tell other things
+        found = list(of(url).find(url, detail=True).values())  # as in `listed`: `info` may return other fields
     if not found:
         raise InputError(f"data {url!r} does not exist")
     if version(found[0]) != known:
@@ -106,7 +106,7 @@ def require_same(url: str, known: int) -> None:
 
 
 class Blocks:
-    """Blocks of objects, fetched by threads and kept until others need their place."""
+    """Blocks of objects, fetched by threads. The least recently used are dropped if there are too many."""
 
     def __init__(self, most: int = HELD):
         self.most, self.held = most, 0  # bytes
@@ -115,7 +115,7 @@ class Blocks:
         self.threads = ThreadPoolExecutor(AT_ONCE, "store")
 
     def want(self, file: File) -> list[Future[bytes]]:
-        """Begin to fetch the blocks of a file, where they are not here or on their way."""
+        """Start to fetch those blocks of a file that are neither here nor requested."""
         parts = [(0, file.size)] if file.offset < 0 else list(in_blocks(file.offset, file.offset + file.size))
         with self.lock:
             found = [self.part(file, start, size) for start, size in parts]
@@ -124,7 +124,7 @@ class Blocks:
         return found
 
     def part(self, file: File, start: int, size: int) -> Future[bytes]:
-        """One block of a file. A block that failed before is fetched again: the store may respond by now."""
+        """One block of a file. A block that failed before is requested again, since the store may respond by now."""
         key = file.path, file.mtime, start
         if key in self.kept and failed(self.kept[key][0]):
             self.held -= self.kept.pop(key)[1]
@@ -136,7 +136,7 @@ class Blocks:
         return self.kept[key][0]
 
     def cancel(self) -> None:
-        """Drop the requests that have not begun: the process would wait for them at its end."""
+        """Drop the requests that have not started; otherwise the process would wait for them when it ends."""
         with self.lock:
             for key in [key for key, (block, _) in self.kept.items() if block.cancel()]:
                 self.held -= self.kept.pop(key)[1]
@@ -145,7 +145,7 @@ class Blocks:
         """The bytes of a file.
 
         Raises:
-            InputError: the store refuses, or the object is another one than it was.
+            InputError: the store refuses, or the object has changed.
         """
         start = max(file.offset, 0) % BLOCK
         data = b"".join(part.result() for part in self.want(file))
@@ -167,8 +167,10 @@ def in_blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 
 def fetch(url: str, start: int, stop: int | None, known: int) -> bytes:
-    """The bytes of a range of a shard, fewer at its end; or with no `stop` a whole object, of which the size will tell
-    whether it was changed: to ask for its version would double the requests."""
+    """The bytes of a range of a shard, fewer at its end, or of a whole object if `stop` is None.
+
+    A whole object is checked by its size alone, since asking for its version would double the requests.
+    """
     if stop is None:
         with reading(url):
             return of(url).cat_file(url)
@@ -179,16 +181,16 @@ def fetch(url: str, start: int, stop: int | None, known: int) -> bytes:
 
 @functools.cache
 def blocks() -> Blocks:
-    """Those of this process."""
+    """The blocks of this process."""
     return Blocks()
 
 
 def read_unchanged(file: File) -> bytes:
-    """The bytes of a file, a member of a tar file or an object.
+    """The bytes of a file, of a member of a tar file, or of an object in a store.
 
     Raises:
-        InputError: it was changed since it was listed, or a store refuses.
-        OSError: it cannot be read.
+        InputError: the file was changed since it was listed, or a store refuses.
+        OSError: the file cannot be read.
     """
     if file.data is not None:
         return file.data

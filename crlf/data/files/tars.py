@@ -1,7 +1,7 @@
-"""WebDataset shards: tar files of images, with labels in files of the same name that end in .cls.
+"""WebDataset shards: tar files of images, with the labels in files of the same name that end in .cls.
 
-Each shard is gone through once: what its members are, where they lie and their SHA-256 is kept in the cache. After that
-an image is read from its place alone.
+Each shard is read once from start to end. The cache keeps an index of its images (name, offset, size, SHA-256), so
+that later a single image can be read from its place.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from crlf.errors import InputError, first_line
 from crlf.text import say
 
 SUFFIX, LABEL = ".tar", ".cls"
-AT_ONCE = 8  # shards
-AHEAD = 8 << 20  # bytes that are read ahead in a store
+AT_ONCE = 8  # shards that are read at the same time
+AHEAD = 8 << 20  # bytes that are read ahead from a store
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,27 @@ class Member:
 
     name: str
     offset: int
-    """Of its first byte in the shard."""
+    """The position of its first byte in the shard."""
     size: int
-    """Bytes."""
+    """Its size in bytes."""
     sha256: str
     pixels: int
-    """Width times height; 0 if it is no image."""
+    """Width times height; 0 if it is not an image."""
     why: str = ""
-    """The reason why it is no image."""
+    """The reason why it is not an image; empty if it is one."""
     label: str = ""
-    """The text of its .cls file."""
+    """The text of its .cls file; empty if it has none."""
 
 
 def in_folder(files: Sequence[File]) -> list[File]:
-    """The shards among the files of a folder, if that is what it holds: no image is beside them."""
+    """The shards among the files of a folder; none if there are also image files."""
     if any(file.name.lower().endswith(PICTURES) for file in files):
         return []
     return [file for file in files if file.name.lower().endswith(SUFFIX)]
 
 
 def unpacked(files: Sequence[File]) -> list[File]:
-    """The files of a folder; where these are shards, their images in order."""
+    """The files of a folder; if they are shards, the images in the shards, in order."""
     shards = in_folder(files)
     if not shards:
         return list(files)
@@ -76,10 +76,10 @@ def all_members(shards: Sequence[File]) -> list[list[Member]]:
 
 
 def members(shard: File) -> list[Member]:
-    """The images of a shard, in its order, from the cache if it was gone through before.
+    """The images of a shard in its order, from the cache if the shard was indexed before.
 
     Raises:
-        InputError: it is no tar file, or is cut short; a store refuses; or the cache cannot be written.
+        InputError: the file is not a tar file or is cut short, a store refuses, or the cache cannot be written.
     """
     told = json.dumps([shard.path, shard.size, shard.mtime])
     place = cache_dir() / "shards" / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
@@ -95,7 +95,7 @@ def members(shard: File) -> list[Member]:
 
 
 def looked_through(shard: File) -> Iterator[Member]:
-    """Go through a shard from start to end."""
+    """Read a shard from start to end."""
     labels: dict[str, str] = {}
     found: list[Member] = []
     with opened(shard) as file:
@@ -128,7 +128,7 @@ def opened(shard: File) -> Iterator[IO[bytes]]:
 
 
 def contents(shard: File, file: IO[bytes]) -> Iterator[tuple[str, int, int, bytes]]:
-    """The name, offset, size and bytes of the images and labels of a shard; of a file over `LARGEST` no bytes."""
+    """The name, offset, size and bytes of each image and label of a shard; no bytes for files over `LARGEST`."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.offset_data + member.size > shard.size:
@@ -137,7 +137,7 @@ def contents(shard: File, file: IO[bytes]) -> Iterator[tuple[str, int, int, byte
                 file.seek(member.offset_data)
                 data = b"" if member.size > LARGEST else file.read(member.size)
                 yield member.name, member.offset_data, member.size, data
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
+            tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every member in memory
         file.seek(tar.offset)
         if not file.read(tarfile.BLOCKSIZE):
             raise cut_short(shard, "its end is not marked")
@@ -148,7 +148,7 @@ def cut_short(shard: File, why: str) -> InputError:
 
 
 def key_of(name: str) -> str:
-    """What the files of one sample share: the name up to the first dot after the folder."""
+    """The key that the files of a sample share: the name up to the first dot after the folder."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.split(".")[0]
 
@@ -171,7 +171,7 @@ def looked_at(name: str, offset: int, size: int, data: bytes) -> Member:
 def collections(
     where: str, shards: Sequence[File], labelled: bool, hold_out: float, subset: int, max_pixels: int
 ) -> tuple[Collection, Collection | None]:
-    """The training images of shards, and the test images if some shards are named so; with their labels.
+    """The training images of shards, and the test images if the names of some shards say so, with their labels.
 
     Args:
         where: the name of the data, for messages and for the cache.
@@ -181,13 +181,13 @@ def collections(
         max_pixels: images with more are skipped.
 
     Raises:
-        InputError: see `members`, or there are no images.
+        InputError: as `members`, or there are no images.
     """
-    named = {Path(file.name): file for file in shards}  # as a path, a name may have other separators
+    named = {Path(file.name): file for file in shards}  # a path may have other separators than the name
     splits = by_split(named, Path())
     train, test = chosen(splits)
-    files = [[named[path] for path in splits[name]] for name in (train, test) if name]
-    parts = [list(zip(part, all_members(part), strict=True)) for part in files]
+    of_split = [[named[path] for path in splits[name]] for name in (train, test) if name]
+    parts = [list(zip(part, all_members(part), strict=True)) for part in of_split]
     texts = [[member.label for _, found in part for member in found] for part in parts]
     classes = sorted(set(texts[0]) - {""}, key=lambda text: (len(text), text) if text.isdigit() else (0, text))
     why = "" if len(classes) > 1 or not classes else f"the {LABEL} files are all the same"
@@ -211,7 +211,9 @@ def collections(
     return made[0], made[1] if test and made[1].names else None
 
 
-def told(where: str, shards: Sequence[File], train: str, test: str, classes: Sequence[str], notes: Sequence[str]) -> str:
+def told(
+    where: str, shards: Sequence[File], train: str, test: str, classes: Sequence[str], notes: Sequence[str]
+) -> str:
     """A line on how the shards are used."""
     parts = [f"{len(shards):,} tar shards"]
     if classes:
