@@ -50,7 +50,7 @@ PHRASES = {
     r"\b(lets|let) go of\b": "releases",
     r"\bserves? for\b": "works for",
     r"\bmend(s|ed|ing)?\b": "fix",
-    r"\bwhereof\b|\bthereof\b|\bwherein\b|\btherein\b|\blest\b|\bamongst\b|\bwhilst\b|\bhence\b|\bthus\b": "plain words",
+    r"\b(whereof|thereof|wherein|therein|lest|amongst|whilst|hence|thus)\b": "plain words",
     r"\bsees? through\b": "understands",
     r"\bthe one that\b.{0,30}\bhas\b": "name it",
     r"\bit is (a|an|the) \w+ for good\b|\bfor good\b": "from then on, permanently",
@@ -68,7 +68,8 @@ def prose(page: str) -> str:
     lines, closing, before = [], "", ""
     for line in page.split("\n"):
         opens = re.match(r"\s*(```|<!-- (?!end)[\w-]+ -->)", line)
-        is_code = bool(closing) or bool(opens) or (line.startswith("    ") and (not before or before.startswith("    ")))
+        indented = line.startswith("    ") and (not before or before.startswith("    "))
+        is_code = bool(closing) or bool(opens) or indented
         if closing and line.strip().startswith(closing):
             closing = ""
         elif not closing and opens:
@@ -110,7 +111,7 @@ def pages() -> dict[str, str]:
 
 
 def helps() -> dict[str, str]:
-    """The help of every command, by its command line. A colon parts an option from its text, as a column of spaces does."""
+    """The help of every command, by its command line, with a colon for the spaces between an option and its text."""
     from crlf.cli import COMMANDS, command, flags, overview
     from crlf.recipe import RECIPES
 
@@ -123,7 +124,8 @@ def helps() -> dict[str, str]:
 
 
 def main(files: list[str]) -> int:
-    chosen = {file: prose(Path(file).read_text(encoding="utf-8")) for file in files} if files else {**pages(), **helps()}
+    given = {file: prose(Path(file).read_text(encoding="utf-8")) for file in files}
+    chosen = given or {**pages(), **helps()}
     found = [
         f"{name}:{line}: {what}"
         for name, text in chosen.items()

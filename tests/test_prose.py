@@ -36,7 +36,6 @@ def test_each_is_found(bad: str):
 
 def test_code_and_generated_tables_are_left_out():
     bad = "for want of it"
-    page = f"# A\n\nText.\n\n    {bad}\n\n```\n{bad}\n```\n\n<!-- t -->\n{bad}\n<!-- end -->\n\nIn `{bad}` code. {bad}\n"
+    page = f"# A\n\nText.\n\n    {bad}\n\n```\n{bad}\n```\n\n<!-- t -->\n{bad}\n<!-- end -->\n\nIn `{bad}`. {bad}\n"
     [(line, _)] = prose.phrases(prose.prose(page))
     assert page.split("\n")[line - 1].startswith("In `")
-
