@@ -24,6 +24,7 @@ from crlf.augmentation import Views, view_size
 from crlf.data import PUBLISHED
 from crlf.methods import METHODS
 from crlf.methods.base import training_flops
+from crlf.optim import muon_step
 from crlf.recipe import RECIPES
 
 LAUNCH = 5e-6  # seconds of the host for each; not measured here
@@ -63,8 +64,8 @@ def counted(name: str, recipe_name: str, batch: int, images: int = 4) -> dict[st
     row: dict[str, Any] = {"encoder": name}
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(mock.patch.object(optim, "alike_in_shape", by_shape))
-        stack.enter_context(mock.patch.object(optim, "through_gram", optim.plain_iteration))
+        stack.enter_context(mock.patch.object(muon_step, "alike_in_shape", by_shape))
+        stack.enter_context(mock.patch.object(muon_step, "through_gram", muon_step.plain_iteration))
         for _ in range(2):  # the first one makes the optimizer's state
             views = count(row, "views", lambda: make_view(pixels, torch.Generator(), recipe.views))
             loss = count(row, "forward", lambda views=views: method(views.chunk(recipe.views))[0])  # type: ignore[misc]

@@ -10,21 +10,21 @@ import subprocess
 import sys
 from typing import Any
 
-from crlf.methods.base import LOGITS
+from crlf.methods.negatives import LOGITS
 
 SIZES = (1024, 4096, 16_384, 65_536)  # embeddings
 AT_ONCE = 16_384  # the largest that is also computed at once: it takes gigabytes
 PROGRAM = r"""
 import pathlib, re, sys, time, torch
-from crlf.methods import base, simclr
+from crlf.methods import negatives, simclr
 def peak():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 count, at_once = int(sys.argv[1]), sys.argv[2] == "at once"
 torch.manual_seed(0)
 small = torch.randn(2, 64, 128, requires_grad=True)
-for base.LOGITS in (2**10, 2**20):
+for negatives.LOGITS in (2**10, 2**20):
     simclr.nt_xent_views(small, 0.2).backward()  # what torch loads at first use is not the loss's
-base.LOGITS = 2**62 if at_once else int(sys.argv[3])
+negatives.LOGITS = 2**62 if at_once else int(sys.argv[3])
 z = torch.randn(2, count // 2, 128, requires_grad=True)
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here, not from the parent's
 before, start = peak(), time.perf_counter()

@@ -15,7 +15,7 @@ from torch import nn
 
 from bench.timing import in_turn, median_ratio
 from crlf.encoders import build
-from crlf.optim import Muon, plain_iteration, through_gram
+from crlf.optim.muon_step import Muon, plain_iteration, through_gram
 
 OURS = "step, CRLF, float32"
 

@@ -11,16 +11,8 @@ from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from crlf.augmentation import (
-    Parameters,
-    Views,
-    ViewSettings,
-    apply,
-    blur_matrix,
-    draw,
-    hue_matrix,
-    resize_matrix,
-)
+from crlf.augmentation import Views, ViewSettings, apply, draw
+from crlf.augmentation.matrices import Parameters, blur_matrix, hue_matrix, resize_matrix
 from crlf.data import PUBLISHED
 from crlf.errors import InputError
 from crlf.normalisation import Normalisation, denormalise, normalise

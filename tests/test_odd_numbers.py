@@ -281,7 +281,7 @@ def test_any_temperature_gives_the_loss_of_float64(
     monkeypatch: pytest.MonkeyPatch, temperature: float, dtype: torch.dtype, blocks: str
 ):
     if blocks == "many":
-        monkeypatch.setattr("crlf.methods.base.LOGITS", 100)
+        monkeypatch.setattr("crlf.methods.negatives.LOGITS", 100)
     z = torch.randn(2, 32, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
     ours, theirs = z.clone().requires_grad_(), z.double().requires_grad_()
     loss, expected = nt_xent_views(ours, temperature), plain(theirs, temperature)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crlf.methods.base import TEMPERATURE, WIDTH, Method, by_view, mlp, out_dim, over_negatives, require
+from crlf.methods.base import TEMPERATURE, WIDTH, Method, by_view, mlp, out_dim, require
+from crlf.methods.negatives import over_negatives
 from crlf.runtime.sharing import WHOLE, Share
 
 

@@ -26,9 +26,9 @@ from crlf.methods.base import (
     in_sizes,
     mlp,
     out_dim,
-    over_negatives,
     require,
 )
+from crlf.methods.negatives import over_negatives
 from crlf.runtime.sharing import WHOLE, Share
 
 NORMS = ("none", "hidden", "all")  # layers of the projector that batch norm follows

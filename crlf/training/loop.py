@@ -26,7 +26,8 @@ from crlf.training.budget import Course, course_of
 from crlf.training.compile import compiled
 from crlf.training.gradients import Loss, gradients
 from crlf.training.graphs import replayed
-from crlf.training.monitor import KnnCurve, Points, Watch, gradient_norm
+from crlf.training.knn_curve import KnnCurve
+from crlf.training.monitor import Points, Watch, gradient_norm
 from crlf.training.parallel import engine_of
 from crlf.training.progress import Progress
 from crlf.training.results import finish, mean

@@ -20,8 +20,8 @@ from crlf.text import PYTHON_ONLY, duration, percent, size
 from crlf.training.agreement import require_agreement, require_same_step
 from crlf.training.compile import require_compilable
 from crlf.training.cost import Estimate, embedding_bytes, estimate
+from crlf.training.knn_curve import knn_curve
 from crlf.training.loop import train
-from crlf.training.monitor import knn_curve
 from crlf.training.prepare import fitted
 from crlf.training.results import finish, save_views
 from crlf.training.state import State, completed, has_moved, note_move

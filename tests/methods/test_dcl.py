@@ -11,7 +11,7 @@ from references import cos, draw, mean, near
 from torch import Tensor
 
 from crlf.errors import InputError
-from crlf.methods import base
+from crlf.methods import negatives
 from crlf.methods.dcl import dcl
 
 
@@ -36,7 +36,7 @@ def test_dcl_some_rows_at_a_time_equals_all_at_once(monkeypatch):
     z = draw(3, 7, 4).requires_grad_()
     expected = dcl(z, 0.2)
     (gradient,) = torch.autograd.grad(expected, z)
-    monkeypatch.setattr(base, "LOGITS", 100)
+    monkeypatch.setattr(negatives, "LOGITS", 100)
     loss = dcl(z, 0.2)
     assert near(loss, expected.item())
     torch.testing.assert_close(torch.autograd.grad(loss, z)[0], gradient, rtol=1e-9, atol=1e-12)

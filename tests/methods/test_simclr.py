@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from crlf import encoders
 from crlf.errors import InputError
-from crlf.methods import base
+from crlf.methods import negatives
 from crlf.methods.simclr import SimCLR, SimCLRSettings, nt_xent, nt_xent_views
 
 
@@ -65,7 +65,7 @@ def test_a_few_rows_at_a_time_equal_all_at_once(monkeypatch, views: int, logits:
     expected = nt_xent_views(z, 0.2)
     expected.backward()
     gradient, z.grad = z.grad, None
-    monkeypatch.setattr(base, "LOGITS", logits)
+    monkeypatch.setattr(negatives, "LOGITS", logits)
     loss = nt_xent_views(z, 0.2)
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)

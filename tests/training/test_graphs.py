@@ -16,16 +16,8 @@ from crlf.encoders import CNN
 from crlf.errors import InputError
 from crlf.methods import METHODS
 from crlf.methods.base import IndexedMethod, SupervisedMethod
-from crlf.optim import (
-    OPTIMIZERS,
-    OptimSettings,
-    keep_rates_in_tensors,
-    orthogonalise,
-    orthogonalise_all,
-    plain_iteration,
-    rates,
-    set_rates,
-)
+from crlf.optim import OPTIMIZERS, OptimSettings, keep_rates_in_tensors, orthogonalise, rates, set_rates
+from crlf.optim.muon_step import orthogonalise_all, plain_iteration
 from crlf.recipe import Recipe
 from crlf.runtime import distributed
 from crlf.training.compile import require_compilable
@@ -97,7 +89,7 @@ def test_what_a_graph_would_get_wrong_is_noticed(kept: str, monkeypatch: pytest.
     """A rate that is a number, inputs that are not copied, a queue that moves: each leads elsewhere."""
     plain = trained("mocov2", "muon", False)
     if kept == "lr":
-        monkeypatch.setattr("crlf.optim.add_scaled", lambda p, d, lr, factor: p.add_(d, alpha=float(lr) * factor))
+        monkeypatch.setattr("crlf.optim.muon_step.add_scaled", lambda p, d, lr, factor: p.add_(d, alpha=float(lr) * factor))
     elif kept == "inputs":
         monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other: self)
     else:

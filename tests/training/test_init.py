@@ -28,6 +28,7 @@ from crlf.recipe import Recipe
 from crlf.runs.payoff import payoff
 from crlf.runs.run import ENCODER
 from crlf.training import monitor
+from crlf.training.knn_curve import KnnCurve
 from crlf.training.prepare import of_weights, starting
 from crlf.training.weights import matching, sources
 from crlf.training.weights.layers import begin_late, freeze, layers_of, slow
@@ -405,11 +406,11 @@ def test_a_fall_below_the_start_is_said_while_it_trains(before: crlf.Run, tmp_pa
     found = iter([0.8, 0.7, 0.1, 0.1])  # of the start, and of the looks
     seen: list[torch.Tensor] = []
 
-    def accuracy(self: monitor.KnnCurve, encoder: torch.nn.Module) -> float:
+    def accuracy(self: KnnCurve, encoder: torch.nn.Module) -> float:
         seen.append(next(encoder.parameters()).detach().clone())
         return next(found)
 
-    monkeypatch.setattr(monitor.KnnCurve, "accuracy", accuracy)
+    monkeypatch.setattr(KnnCurve, "accuracy", accuracy)
     recipe = Recipe(**TINY | {"epochs": 3, "subset": 128}, start=settings(before.path))
     run = crlf.pretrain(recipe, out=tmp_path / "after", device="cpu")
     said = capsys.readouterr().err

@@ -21,8 +21,8 @@ from crlf.encoders import CNN, ENCODERS
 from crlf.recipe import Recipe
 from crlf.runs.run import claim
 from crlf.training import monitor
+from crlf.training.knn_curve import KnnCurve, knn_curve
 from crlf.training.loop import train
-from crlf.training.monitor import KnnCurve, knn_curve
 from crlf.training.state import State
 from crlf.visualization.report.curves import curves
 

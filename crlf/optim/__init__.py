@@ -8,7 +8,7 @@ step. What does not require a gradient is left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,8 +17,15 @@ from torch import Tensor, nn
 
 from crlf.defaults import Unasked, unasked
 from crlf.errors import InputError, unknown
+from crlf.optim.lars_step import LARS, LARS_OF
+from crlf.optim.muon_step import Muon, orthogonalise
+from crlf.optim.updates import whole
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steepest slope at 0 that still ends in 0.7..1.2 (Jordan et al. 2024)
+__all__ = [
+    "LARS", "LARS_OF", "LINEAR", "OPTIMIZERS", "Muon", "OptimSettings",
+    "keep_rates_in_tensors", "orthogonalise", "rates", "schedule", "set_rates", "split", "whole",
+]  # fmt: skip
+
 LARGEST = 1024  # smaller side of a matrix that Muon takes; its cost grows with the cube
 LONGEST = 16_384  # larger side: what has a row for each image of a large set (DIET) is no layer like others
 
@@ -106,197 +113,6 @@ def schedule(progress: float, warmup: float, final: float = 0.0) -> float:
         return progress / warmup
     cosine = (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
     return final + (1 - final) * cosine
-
-
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Bring the singular values of each matrix near 1 by a quintic Newton-Schulz iteration (Jordan et al. 2024, Muon).
-
-    Args:
-        matrices: float (..., M, N).
-
-    Returns:
-        The same shape and dtype; singular values in about 0.7..1.2, if they were above 0.003 of the matrix's norm.
-    """
-    # bf16 is what tensor cores want; on a CPU without bf16 units it made a step of torch.optim.Muon take
-    # 565 ms where float32 takes 20 ms (four matrices of the light CNN, two AVX2 cores).
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
-    tall = x.size(-2) > x.size(-1)
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    x = plain_iteration(x) if matrices.is_cuda else through_gram(x)
-    return (x.mT if tall else x).to(matrices.dtype)
-
-
-def plain_iteration(x: Tensor) -> Tensor:
-    """Five times X <- P X with P = a + b G + c G^2 and G = X X^T: float (..., M, N), of norm 1."""
-    a, b, c = NEWTON_SCHULZ
-    batch = x if x.ndim == 3 else x[None]
-    for _ in range(5):
-        gram = batch @ batch.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        batch = torch.baddbmm(batch, polynomial, batch, beta=a)
-    return batch.view(x.shape)
-
-
-def through_gram(x: Tensor) -> Tensor:
-    """The same with G alone carried from step to step, G <- P G P, and all P applied at once.
-
-    Everything but X is then symmetric, (M, M) and a polynomial of the first G, so the order of products is free. For
-    a 3x3 convolution (N = 4.5 M or 9 M) that takes half of the products. In float32 it is within 2e-3 of the other,
-    with singular values down to 1e-6 of the largest; in bf16 it would not be.
-    """
-    a, b, c = NEWTON_SCHULZ
-    gram = x @ x.mT  # (..., M, M)
-    eye = torch.eye(gram.size(-1), dtype=x.dtype, device=x.device)
-    product = a * eye + b * gram + c * gram @ gram
-    factor = product
-    for _ in range(4):
-        gram = factor @ gram @ factor
-        factor = a * eye + b * gram + c * gram @ gram
-        product = factor @ product
-    return product @ x
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
-
-    A convolution's weight (O, I, k, k) counts as a matrix (O, I k k). torch.optim.Muon refuses these and always
-    computes in bf16; see `orthogonalise`. A group's `lr` may be a tensor.
-    """
-
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float, weight_decay: float):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        assert closure is None, "Muon takes no closure"
-        for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
-            for alike in alike_in_shape(moving):
-                directions = [whole(self._nesterov(p, group["momentum"])).flatten(1) for p in alike]  # (O, I k k)
-                for p, direction in zip(alike, orthogonalise_all(directions), strict=True):
-                    scale = max(1.0, direction.size(0) / direction.size(1)) ** 0.5
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    add_scaled(p, as_part_of(p, direction.view(p.shape)), group["lr"], -scale)
-
-    def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
-        assert p.grad is not None
-        buffer = momentum_buffer(self, p)
-        buffer.mul_(momentum).add_(p.grad)
-        return p.grad.add(buffer, alpha=momentum)
-
-
-def momentum_buffer(optimizer: torch.optim.Optimizer, p: Tensor) -> Tensor:
-    """The momentum of a parameter, zeros at first."""
-    state = optimizer.state[p]
-    if "momentum_buffer" not in state:
-        state["momentum_buffer"] = torch.zeros_like(p)
-    found: Tensor = state["momentum_buffer"]
-    return found
-
-
-def whole(value: Tensor) -> Tensor:
-    """All of a tensor of which each process may hold a part (crlf.training.engines.Shards); then all must call this."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-
-def as_part_of(p: Tensor, value: Tensor) -> Tensor:
-    """This process's part of a tensor that all have, where `p` is one of which each holds a part."""
-    if not hasattr(p, "device_mesh") or not hasattr(p, "placements"):
-        return value
-    from torch.distributed.tensor import distribute_tensor  # slow to import
-
-    return distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
-
-
-def alike_in_shape(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Those that are orthogonalised together: on a GPU, where launches count, all of a shape; elsewhere each alone."""
-    groups: dict[Any, list[Tensor]] = {}
-    for i, p in enumerate(parameters):
-        groups.setdefault(p.flatten(1).shape if p.is_cuda else i, []).append(p)
-    return list(groups.values())
-
-
-def orthogonalise_all(matrices: Sequence[Tensor]) -> Sequence[Tensor]:
-    """`orthogonalise` of matrices of one shape, as one batch where there are several."""
-    if len(matrices) == 1:
-        return [orthogonalise(matrices[0])]
-    return orthogonalise(torch.stack(list(matrices))).unbind()
-
-
-def add_scaled(p: Tensor, direction: Tensor, lr: float | Tensor, factor: float) -> None:
-    """p <- p + lr factor direction, where lr is a number or a tensor."""
-    if isinstance(lr, Tensor):
-        p.addcmul_(direction, lr, value=factor)
-    else:
-        p.add_(direction, alpha=lr * factor)
-
-
-@dataclass(frozen=True)
-class LarsKind:
-    """In what the published codes of LARS differ."""
-
-    rate_inside: bool
-    """Whether the learning rate scales what enters the momentum, or the momentum; the same while it is constant."""
-    of_sum: bool
-    """Whether the step is a share of |w| / |g + decay w|, or of |w| / (|g| + decay |w|)."""
-    clipped: bool
-    """Whether that share is at most the learning rate, so that the step is never longer than SGD's."""
-
-
-LARS_OF = {
-    "paper": LarsKind(True, False, False),  # You et al. 2017, equation 6 and algorithm 1
-    "simclr": LarsKind(True, True, False),  # lars_optimizer.py of google-research/simclr; optax.lars, which BYOL took
-    "barlow": LarsKind(False, True, False),  # main.py of facebookresearch/barlowtwins; VICReg's too
-    "solo-learn": LarsKind(False, False, True),  # solo/utils/lars.py with clip_lr, as in all of its recipes
-}
-
-
-class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose step is, weight by weight, a share of that weight's length.
-
-    You, Gitman and Ginsburg 2017, https://arxiv.org/abs/1708.03888, equation 6 and algorithm 1. A group with `trust` 0
-    is plain SGD: so norms and biases, as SimCLR, BYOL and Barlow Twins have it.
-
-    Args:
-        kind: one of LARS_OF.
-    """
-
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float, kind: str = "paper"):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "trust": 0.0, "kind": kind})
-
-    @property
-    def kind(self) -> LarsKind:
-        """From the defaults, which a copy of an optimizer keeps."""
-        return LARS_OF[self.defaults["kind"]]
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        assert closure is None, "LARS takes no closure"
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                direction = p.grad.add(p, alpha=group["weight_decay"])
-                if group["trust"]:
-                    direction = direction * self.share(p, p.grad, direction, group)
-                buffer = momentum_buffer(self, p)
-                buffer.mul_(group["momentum"])
-                if self.kind.rate_inside:
-                    add_scaled(buffer, direction, group["lr"], 1.0)
-                    p.sub_(buffer)
-                else:
-                    buffer.add_(direction)
-                    add_scaled(p, buffer, group["lr"], -1.0)
-
-    def share(self, weight: Tensor, gradient: Tensor, direction: Tensor, group: dict[str, Any]) -> Tensor:
-        """What a weight's direction is multiplied by: a scalar; 1 where the weight or what divides it is 0."""
-        w, g = weight.norm(), gradient.norm()
-        length = direction.norm() if self.kind.of_sum else g + group["weight_decay"] * w
-        found = torch.where((w > 0) & (g > 0), group["trust"] * w / length, 1.0)
-        if self.kind.clipped:
-            found = torch.where((w > 0) & (g > 0), (found / group["lr"]).clamp(max=1.0), 1.0)
-        return found
 
 
 def muon(named: list[tuple[str, nn.Parameter]], s: OptimSettings) -> list[torch.optim.Optimizer]:
