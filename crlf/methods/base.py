@@ -44,17 +44,17 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str] = ""
     """Authors, year and address of the paper."""
     gist: ClassVar[str] = ""
-    """What it does, in half a sentence."""
+    """The idea of the method, in half a sentence."""
     needs: ClassVar[str] = ""
-    """What it needs for that."""
+    """The networks, batch or steps that it needs, in half a sentence."""
     loss_name: ClassVar[str] = ""
     """The name of the loss in the paper, if any."""
     loss_falls: ClassVar[bool] = False
     """Whether the loss should fall. With moving targets, a loss may rise although the method learns."""
     takes_local: ClassVar[bool] = False
-    """Whether it takes small views, which it compares with the large ones (Caron et al. 2020, SwAV, section 3.3)."""
+    """Whether it accepts small views, which it compares with the large ones (Caron et al. 2020, SwAV, section 3.3)."""
     local_views: int = 0
-    """How many of its views are small; they are the last."""
+    """The number of small views; they follow the large ones."""
     Settings: type[Any]
     encoder: nn.Module
 
@@ -70,10 +70,10 @@ class Method(nn.Module, ABC):
     def loss(self, *projections: Any, **labels: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of the projections of a batch, and detached scalars for the log.
 
-        With several processes, each computes a loss. If `loss` has an argument `share`, a `Share`, it gets the
-        projections of this process's images alone, and returns means over these; what it needs of the others it gets
-        from `share`. The mean of the losses of all processes, weighted by their images, is the loss of the batch.
-        Without this argument it gets the projections of all, so that every process computes the same.
+        With several processes, each computes a loss. If `loss` has an argument `share`, a `Share`, it receives the
+        projections of this process's images alone and returns means over these images; `share` provides the rows of
+        the others. The loss of the batch is the mean of the losses of all processes, weighted by their images. Without
+        this argument, `loss` receives the projections of all images, and every process computes the same.
         """
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,7 +81,7 @@ class Method(nn.Module, ABC):
         return self.loss(*self.project(views))
 
     def large(self, views: Any) -> Any:
-        """All but the small views, of a sequence or a tensor (V, ...)."""
+        """The large views of a sequence, or of a tensor (V, ...)."""
         return views[: len(views) - self.local_views]
 
     @staticmethod
@@ -175,11 +175,17 @@ def training_flops(
     forwards: int = 1,
     local: Sequence[int] = (0, 0),
 ) -> float:
-    """Floating-point operations per view in training, counting a multiply-add as two: the mean over all views of an
-    image, the method's small ones, of height and width `local`, among them.
+    """Floating-point operations per view in training, where a multiply-add counts as two.
 
-    torch counts one forward pass, without elementwise operations, norms and pools. A backward pass costs two forward
-    passes; a `Target` has none. A batch in parts has two forward passes (crlf.training.gradients).
+    It is the mean over all views of an image, small views included. torch counts one forward pass, without elementwise
+    operations, norms and pools. A backward pass costs two forward passes; a `Target` has no backward pass.
+
+    Args:
+        method: the method; a copy is used.
+        views: the number of large views of an image.
+        channels, height, width: the size of a large view.
+        forwards: forward passes in a step, 2 for a batch in parts (crlf.training.gradients).
+        local: height and width of a small view.
     """
     method = copy.deepcopy(method).eval().requires_grad_(False)  # the counter fails on parameters as inputs (CaiT)
     device = next(method.parameters()).device
@@ -215,7 +221,7 @@ def mlp(
         sizes: the widths, from input to output.
         norm: whether batch norm follows each hidden layer.
         activation: makes the activation of the hidden layers.
-        bias: whether the last layer has a bias. It is useless if the loss or a later batch norm removes the mean.
+        bias: whether the last layer has a bias; it has no effect if the loss or a later batch norm removes the mean.
         last_norm: whether batch norm without weights follows the last layer, which then has no bias.
     """
     layers: list[nn.Module] = []
@@ -226,7 +232,7 @@ def mlp(
 
 
 def in_sizes(network: nn.Module, views: Sequence[Tensor]) -> Tensor:
-    """Pass views through a network, those of one size together: each float (B, C, h, w) -> (V B, ...)."""
+    """Pass views through a network, consecutive views of one size together: each float (B, C, h, w) -> (V B, ...)."""
     ends = [i for i in range(1, len(views)) if views[i].shape != views[i - 1].shape]
     passes = [network(torch.cat(list(views[start:end]))) for start, end in pairwise([0, *ends, len(views)])]
     return torch.cat(passes) if ends else passes[0]
@@ -299,8 +305,10 @@ def variance(z: Tensor, share: Share = WHOLE, unbiased: bool = True) -> Tensor:
 def over_pairs(
     loss: Callable[[Tensor, Tensor], Tensor], a: Sequence[Tensor] | Tensor, b: Sequence[Tensor] | Tensor
 ) -> Tensor:
-    """The mean of loss(a[i], b[j]) over ordered pairs of different views; for two views, over both directions. Of b
-    there may be fewer: the first ones, which are large."""
+    """The mean of loss(a[i], b[j]) over ordered pairs of different views; for two views, over both directions.
+
+    b may hold fewer views than a: the first ones, which are large.
+    """
     pairs = [(i, j) for i, j in product(range(len(a)), range(len(b))) if i != j]
     return torch.stack([loss(a[i], b[j]) for i, j in pairs]).mean()
 
@@ -311,9 +319,9 @@ def cosine_momentum(progress: float, start: float, end: float) -> float:
 
 
 class Target(nn.Module):
-    """A copy of networks, in a row, that follows their weights as an exponential moving average; no gradient enters it.
+    """A copy of networks in sequence, whose weights are an exponential moving average of theirs, without gradient.
 
-    Its batch norms normalise by, and remember, its own batches; only weights follow.
+    Only the weights are averaged. Its batch norms use the statistics of its own batches.
 
     Args:
         start, end: the momentum of the average at the first and the last step.
@@ -331,7 +339,12 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def follow(self, *networks: nn.Module, progress: float) -> None:
-        """weights <- momentum weights + (1 - momentum) those of the networks, after a share of the steps."""
+        """Update the average: weights <- momentum * weights + (1 - momentum) * weights of the networks.
+
+        Args:
+            networks: the networks that were copied, in the same order.
+            progress: the share of the steps that is done, in 0..1.
+        """
         momentum = cosine_momentum(progress, self.start, self.end)
         mine: list[Tensor] = list(self.networks.parameters())
         theirs: list[Tensor] = list(nn.Sequential(*networks).parameters())
@@ -339,9 +352,9 @@ class Target(nn.Module):
 
 
 class Queue(nn.Module):
-    """The last K rows that were pushed, newest first; at the start random directions.
+    """The last K rows that were pushed, newest first; random directions at the start.
 
-    A push replaces the tensor and leaves the old one as it was, since a loss may still need it for its backward pass.
+    A push replaces the tensor and does not change the old one, since a loss may need it for its backward pass.
     """
 
     rows: Tensor
@@ -352,7 +365,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> None:
-        """Put float (R, P) before the others, normalised; the oldest leave. Only in training mode."""
+        """Normalise rows, float (R, P), put them first and drop the oldest. Does nothing in evaluation mode."""
         if self.training:
             room = len(self.rows)
             new = unit(rows.detach())[:room].to(self.rows.dtype)

@@ -1,13 +1,13 @@
-"""DINO: a student's distribution over prototypes agrees with that of a slowly moving teacher on another view.
+"""DINO: a student predicts the distribution over prototypes that a slowly moving teacher has for another view.
 
 Caron, Touvron, Misra, Jegou, Mairal, Bojanowski and Joulin, Emerging Properties in Self-Supervised Vision Transformers,
-ICCV 2021, https://arxiv.org/abs/2104.14294. Centring and a sharp teacher together keep it from collapse: the logged
-`teacher_entropy` falls to 0 or stays at log M, and `spread` to 0, if they fail. With V views the loss is the mean over
-all ordered pairs of views; the teacher does not see small views (section 3.1, multi-crop). The last layer learns from
-the first step; the paper's gradient clipping and warm-up of the teacher's temperature are left out.
+ICCV 2021, https://arxiv.org/abs/2104.14294. Centring and sharpening the teacher together prevent a collapse. If they
+fail, the logged `teacher_entropy` falls to 0 or stays at log M, and `spread` falls to 0. With V views, the loss is the
+mean over all ordered pairs of views; the teacher does not see small views (section 3.1, multi-crop). The last layer
+learns from the first step. The paper's gradient clipping and its warm-up of the teacher's temperature are left out.
 
-Defaults: the head of lightly's CIFAR-10 benchmark (2048 and 256, with batch norm; 2,048 prototypes) and the paper's
-temperatures (0.1, 0.04), momenta of target (0.996 to 1) and centre (0.9).
+The defaults are the head of lightly's CIFAR-10 benchmark (2048 and 256 with batch norm, 2,048 prototypes) and the
+paper's temperatures (0.1 and 0.04), target momentum (0.996 to 1) and centre momentum (0.9).
 
 Shapes: V views, B images, D embedding, P projection, M prototypes.
 """
@@ -75,7 +75,7 @@ def sharpened(teacher: Tensor, centre: Tensor, temperature: float) -> Tensor:
 
 @in_float32
 def cross_entropy(student: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """H(target, student) (DINO, equation 2), mean over the images.
+    """The cross-entropy H(target, student) (DINO, equation 2), mean over the images.
 
     Args:
         student: float (B, M), scores.

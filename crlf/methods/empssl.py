@@ -1,12 +1,12 @@
-"""EMP-SSL: many small crops of an image agree with their mean, and the images of each crop fill the sphere.
+"""EMP-SSL: many small crops of an image agree with their mean, and the images spread over the sphere.
 
 Tong, Chen, Ma and LeCun, EMP-SSL: Towards Self-Supervised Learning in One Training Epoch, 2023,
-https://arxiv.org/abs/2304.03977. What counts is the number of crops, 20 to 200 of an image, of a quarter of its area;
-then one to ten epochs are enough. The total coding rate (Yu et al. 2020, MCR^2) keeps it from collapse.
+https://arxiv.org/abs/2304.03977. With 20 to 200 crops per image, each a quarter of its area, one to ten epochs are
+enough. The total coding rate (Yu et al. 2020, MCR^2) prevents a collapse.
 
-Defaults: the authors' code: weight 200, distortion 0.2, a head of 4096, 4096 and 1024. Their crops are
-`--views 20 --crop-min 0.25 --crop-max 0.25`. They embed by a hidden layer of the head, averaged over crops; we take the
-encoder's output.
+The defaults are those of the authors' code: weight 200, distortion 0.2, a head of 4096, 4096 and 1024. Their crops are
+`--views 20 --crop-min 0.25 --crop-max 0.25`. They use a hidden layer of the head as the embedding, averaged over crops;
+we use the encoder's output.
 
 Shapes: V views, B images, D embedding, P projection.
 """
@@ -43,14 +43,14 @@ class EMPSSLSettings:
 
 @in_float32
 def coding_rate(z: Tensor, distortion: float, share: Share = WHOLE) -> Tensor:
-    """The total coding rate, 1/2 log det(I + P / (B distortion) Z^T Z), mean over the views.
+    """The total coding rate, 1/2 log det(I + P / (B distortion) Z^T Z), averaged over the views.
 
-    The determinant is that of I + P / (B distortion) Z Z^T (Sylvester), and the smaller of the two is taken.
+    By Sylvester's identity, I + P / (B distortion) Z Z^T has the same determinant; the smaller matrix is used.
 
     Args:
-        z: float (V, B, P), rows of length 1.
+        z: float (V, B, P), rows of length 1; with several processes, those of the images of this process.
         distortion: the paper's squared epsilon, above 0.
-        share: whose images these are; the rate is that of all.
+        share: the share of this process; the rate is that of the whole batch.
 
     Returns:
         A scalar of at least 0, at most min(B, P) / 2 log(1 + P / (min(B, P) distortion)).
@@ -59,13 +59,13 @@ def coding_rate(z: Tensor, distortion: float, share: Share = WHOLE) -> Tensor:
     everyone = share.gather(z, dim=1) if B <= P else z
     gram = everyone @ everyone.mT if B <= P else share.total(z.mT @ z)
     matrix = torch.eye(min(B, P), device=z.device, dtype=z.dtype) + P / (B * distortion) * gram
-    root, _ = torch.linalg.cholesky_ex(matrix)  # the other form waits for the device
-    return root.diagonal(dim1=1, dim2=2).log().sum(dim=1).mean()  # half of the log of the determinant
+    root, _ = torch.linalg.cholesky_ex(matrix)  # unlike `cholesky`, it does not wait for the device
+    return root.diagonal(dim1=1, dim2=2).log().sum(dim=1).mean()  # half the log of the determinant
 
 
 @in_float32
 def agreement(z: Tensor) -> Tensor:
-    """The mean cosine of each view and the mean of its image's views: float (V, B, P) -> a scalar in -1..1."""
+    """The mean cosine similarity of each view to the mean view of its image: float (V, B, P) -> a scalar in -1..1."""
     return F.cosine_similarity(z, z.mean(dim=0), dim=2).mean()
 
 

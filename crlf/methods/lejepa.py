@@ -1,12 +1,12 @@
-"""LeJEPA: each view predicts the mean of all, and projections are held to a standard normal distribution.
+"""LeJEPA: each view predicts the mean of all views, and projections should follow a standard normal distribution.
 
 Balestriero and LeCun, LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics, 2025,
-https://arxiv.org/abs/2511.08544. The regulariser, SIGReg, tests random one-dimensional projections for normality, after
-Epps and Pulley 1983. Small views predict, and are not in the mean (algorithm 2). There is no target, no held gradient
-and no predictor: `spread` in the log tells of a collapse.
+https://arxiv.org/abs/2511.08544. The regulariser, SIGReg, tests random one-dimensional projections for normality (Epps
+and Pulley 1983). Small views predict the mean of the large ones, and are not part of it (algorithm 2). There is no
+target network, no stopped gradient and no predictor; `spread` in the log shows a collapse.
 
-Defaults: the authors' minimal example (weight 0.02, a head of 2048, 2048 and 128, 256 directions, 17 knots up to 3).
-As in their code, the prediction loss is a mean over the features, where the paper writes a sum.
+The defaults are those of the authors' minimal example (weight 0.02, a head of 2048, 2048 and 128, 256 directions, 17
+knots up to 3). As in their code, the prediction loss is a mean over the features; the paper writes a sum.
 
 Shapes: V views, B images, D embedding, P projection, K directions, T knots.
 """
@@ -49,23 +49,23 @@ class LeJEPASettings:
 
 @in_float32
 def sigreg(z: Tensor, directions: Tensor, knots: int, furthest: float, share: Share = WHOLE) -> Tensor:
-    """SIGReg (LeJEPA, algorithm 1): how far the images' distribution is from a standard normal one.
+    """SIGReg (LeJEPA, algorithm 1): the distance of the projections' distribution from a standard normal one.
 
-    It is the statistic of Epps and Pulley, B times the integral over t of |f(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2), where
-    f is the characteristic function of the B projections on a direction; its mean over directions and views. The
-    integrand is even, so the trapezoidal rule takes 0 to `furthest` and doubles.
+    The statistic of Epps and Pulley is B times the integral over t of |f(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2), where f
+    is the characteristic function of the B projections on a direction. The result is its mean over directions and
+    views. The integrand is even, so the trapezoidal rule integrates from 0 to `furthest` and doubles the result.
 
     Args:
         z: float (V, B, P), projections.
         directions: float (K, P), rows of length 1.
         knots: points of the trapezoidal rule, 2 or more.
-        share: whose images these are; the distribution is that of all.
+        share: the share of this process; the distribution is that of the whole batch.
 
     Returns:
         A scalar of at least 0. Half precision is computed in float32.
     """
     t = torch.linspace(0, furthest, knots, device=z.device, dtype=z.dtype)
-    normal = (-t.square() / 2).exp()  # the characteristic function of a standard normal one, and the weight
+    normal = (-t.square() / 2).exp()  # the characteristic function of a standard normal, and the weight
     weights = 2 * normal * furthest / (knots - 1)
     weights = torch.cat([weights[:1] / 2, weights[1:-1], weights[-1:] / 2])
     angles = (z @ directions.mT)[..., None] * t  # (V, B, K, T)
@@ -76,19 +76,20 @@ def sigreg(z: Tensor, directions: Tensor, knots: int, furthest: float, share: Sh
 
 @in_float32
 def prediction(z: Tensor, centre: Tensor) -> Tensor:
-    """The mean squared distance of each view from the mean of its image's (LeJEPA, algorithm 2).
+    """The mean squared difference between each view and the mean view of its image (LeJEPA, algorithm 2).
 
     Args:
         z: float (V, B, P), projections of all views.
-        centre: float (B, P), the mean of those that are predicted.
+        centre: float (B, P), the mean projection of the large views.
     """
     return (z - centre).square().mean()
 
 
 class Directions(nn.Module):
-    """Random directions, drawn anew after each step from a generator that counts: rows of length 1, float (K, P).
+    """Random directions, float (K, P) with rows of length 1, which are drawn again after each step.
 
-    All ranks draw the same, a replayed graph reads them in place, and the count is part of the state.
+    They are a function of a seed and of the number of draws, so all ranks have the same. A replayed CUDA graph reads
+    them in place, and a checkpoint holds the seed and the number of draws.
     """
 
     rows: Tensor

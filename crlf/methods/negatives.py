@@ -32,7 +32,7 @@ def over_negatives(
         z: float (V, b, P), V at least 2; need not be normalised.
         temperature: divides the cosine similarities.
         loss: a function of the logits of the positives (V b, V - 1) and the log-sum-exp of the negatives (V b, 1).
-        share: whose b images these are, of B; the mean is over these.
+        share: the share of this process, b images of B; the mean is over these b.
 
     Raises:
         InputError: B is 1.
@@ -56,11 +56,11 @@ def _other_views(z: Tensor) -> Tensor:
 class LogSumExpOfNegatives(torch.autograd.Function):
     """The log-sum-exp of the logits with views of other images: unit rows (V, b, P) and a temperature -> (V b, 1).
 
-    It holds at most `LOGITS` logits at a time. If these are all, they are kept for the gradient; otherwise they are
-    computed again, so memory grows with V B and not with its square. Cosines are symmetric: rows i and j meet in logits
-    ij and ji, so the i-th row of logits gives the whole gradient of row i. This saves a product and sums over blocks.
-    It also lets each of several processes compute the rows of its own images alone: of the others it needs their rows,
-    and for the gradient their two numbers a row.
+    At most `LOGITS` logits are in memory at a time. If these are all logits, they are kept for the gradient; otherwise
+    they are computed again, so that memory grows with V B and not with its square. Since cosines are symmetric, row i
+    of the logits gives the whole gradient of row i, from logits ij and ji. This saves a product and sums over blocks.
+    It also lets each of several processes compute the logits of its own images alone. From the others it needs their
+    rows and, for the gradient, two numbers per row.
     """
 
     @staticmethod
@@ -106,7 +106,7 @@ class LogSumExpOfNegatives(torch.autograd.Function):
 
 
 def _blocks(own: Tensor, columns: Tensor) -> list[slice]:
-    """The own rows in blocks of at most this process's share of `LOGITS` logits, less what others' rows take of it."""
+    """This process's rows in blocks, whose logits and the rows of others fit in its share of `LOGITS` numbers."""
     rows, room = len(own), LOGITS * len(own) // len(columns)
     room -= min(room // 2, (columns.numel() - own.numel()) // 2)
     size = max(1, room // len(columns))
@@ -114,7 +114,7 @@ def _blocks(own: Tensor, columns: Tensor) -> list[slice]:
 
 
 def _logits_of_negatives(own: Tensor, columns: Tensor, image: Tensor, B: int, temperature: float) -> Tensor:
-    """(R, V B); minus infinity among the views of the same image: unit rows (R, P) of the images (R,)."""
+    """Logits of the rows (R, P) of the images (R,): (R, V B), minus infinity for views of the same image."""
     logits = own / temperature @ columns.T
     same_image = image[:, None] + torch.arange(0, len(columns), B, device=own.device)  # (R, V)
     return logits.scatter_(1, same_image, -torch.inf)

@@ -1,14 +1,14 @@
-"""ReSA: projections agree with a clustering of the batch that the encoder's own output makes.
+"""ReSA: projections agree with a clustering of the batch by the encoder's own output.
 
 Weng, An, Ma, Qi, Luo, Yang, Dong and Huang, Clustering Properties of Self-Supervised Learning, ICML 2025,
-https://arxiv.org/abs/2501.18452. The cosines of all images of the batch with each other, before the projector, are made
-an assignment whose rows and columns are equally full (Sinkhorn and Knopp, as in SwAV): images that are alike share a
-part of each other. Projections then predict this assignment, in both directions. With V views the loss is the mean over
-all ordered pairs of a view and another of the target.
+https://arxiv.org/abs/2501.18452. The cosine similarities of all images of the batch, before the projector, become an
+assignment whose rows and columns have equal sums (Sinkhorn and Knopp, as in SwAV), so that similar images are partly
+assigned to each other. The projections then predict this assignment, in both directions. With V views the loss is the
+mean over all ordered pairs of a view and another view of the target.
 
-Defaults: the authors' CIFAR code: a head of 2048, 2048 and 512 with batch norm after the last layer, temperature 0.4,
-epsilon 0.05, 3 iterations, a target's momentum of 0.996 to 1. The first view makes the assignment; the authors only
-crop and flip it, and we draw it as the others.
+The defaults are those of the authors' CIFAR code: a head of 2048, 2048 and 512 with batch norm after the last layer,
+temperature 0.4, epsilon 0.05, 3 iterations, a target momentum of 0.996 to 1. The first view makes the assignment; the
+authors only crop and flip this view, while we draw it like the others.
 
 Shapes: V views, B images, D embedding, P projection.
 """
@@ -66,13 +66,14 @@ class ReSASettings:
 
 @in_float32
 def resa(z: Tensor, target: Tensor, assignment: Tensor, temperature: float, share: Share = WHOLE) -> Tensor:
-    """The cross-entropy of two views' cosines with an assignment, from either side (ReSA, equation 3).
+    """The cross-entropy between an assignment and the cosines of two views, in both directions (ReSA, equation 3).
 
     Args:
-        z, target: float (B, P), projections of one view, and the target's of another; need not be normalised.
-        assignment: float (B, B); row i says which images of the target image i belongs to, and sums to 1.
+        z, target: float (B, P), projections of a view, and the target's projections of another view. They need not be
+            normalised. With several processes, both are those of the images of this process.
+        assignment: float (B, B) for the whole batch; row i assigns image i to images of the target and sums to 1.
         temperature: above 0.
-        share: whose images z and target are; the assignment is of all, and the mean over these.
+        share: the share of this process; the mean is over its images.
 
     Returns:
         A scalar of at least 0. Half precision is computed in float32.
@@ -116,7 +117,7 @@ class ReSA(Method):
         rows = sinkhorn(cosine(h[0], share.gather(target_h[0])), s.epsilon, s.iterations, share)  # (b, B)
         assignment = share.gather(rows)  # (B, B)
         loss = over_pairs(lambda a, b: resa(a, b, assignment, s.temperature, share), z, target)
-        own = assignment.diagonal().mean()  # 1: every image is a cluster of its own
+        own = assignment.diagonal().mean()  # 1 if every image is its own cluster
         return loss, {"spread": spread(z, share), "own_share": own}
 
     def after_step(self, progress: float) -> None:

@@ -1,12 +1,13 @@
 """SwAV: one view predicts the cluster of another; clusters are kept equally full.
 
 Caron, Misra, Mairal, Goyal, Bojanowski and Joulin, Unsupervised Learning of Visual Features by Contrasting Cluster
-Assignments, NeurIPS 2020, https://arxiv.org/abs/2006.09882. With V views each predicts the codes of every other: the
-mean over all ordered pairs. Small views predict, and get no code (section 3.3, multi-crop). Codes come from the batch
-alone (no queue of earlier features), and prototypes learn from the first step.
+Assignments, NeurIPS 2020, https://arxiv.org/abs/2006.09882. With V views, each view predicts the codes of every other
+view; the loss is the mean over all ordered pairs. Small views predict, but have no codes (section 3.3, multi-crop). The
+codes come from the batch alone, without a queue of earlier features, and the prototypes learn from the first step.
 
-Defaults: lightly's CIFAR-10 benchmark: a head of 512 and 128, 512 prototypes; the paper's temperature 0.1, epsilon 0.05
-and 3 iterations. The prototypes are normalised in the forward pass, where the paper's code does it after each step.
+The defaults are those of lightly's CIFAR-10 benchmark, a head of 512 and 128 and 512 prototypes, and the paper's
+temperature 0.1, epsilon 0.05 and 3 iterations. The prototypes are normalised in the forward pass; the paper's code
+normalises them after each step.
 
 Shapes: V views, B images, D embedding, P projection, M prototypes.
 """
@@ -62,27 +63,29 @@ class SwAVSettings:
 @torch.no_grad()
 @in_float32
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int, share: Share = WHOLE) -> Tensor:
-    """Assign images to prototypes so that each takes an equal part (SwAV, equations 3 to 5; Cuturi 2013).
+    """Assign images to prototypes so that each prototype gets an equal part (SwAV, equations 3 to 5; Cuturi 2013).
 
-    Computed on logarithms, where exp(scores / epsilon) cannot overflow.
+    It is computed on logarithms, since exp(scores / epsilon) may overflow.
 
     Args:
         scores: float (B, M).
-        share: whose images these are; the prototypes are filled by those of all.
+        epsilon: divides the scores; above 0.
+        iterations: iterations of Sinkhorn and Knopp.
+        share: the share of this process; the images of all processes fill the prototypes.
 
     Returns:
-        float32 (B, M): rows sum to 1; the more iterations, the nearer are the columns' sums to B / M. No gradient.
+        float32 (B, M): rows sum to 1, and with more iterations the sums of columns approach B / M. It has no gradient.
     """
     log = scores / epsilon
     for _ in range(iterations):
-        log = log - share.stack(log.logsumexp(dim=0)).logsumexp(dim=0)  # each prototype the same
-        log = log - log.logsumexp(dim=1, keepdim=True)  # each image one
+        log = log - share.stack(log.logsumexp(dim=0)).logsumexp(dim=0)  # equal columns
+        log = log - log.logsumexp(dim=1, keepdim=True)  # rows sum to 1
     return log.exp()
 
 
 @in_float32
 def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    """The cross-entropy of a view's scores with the codes of another (SwAV, equation 2), mean over the images.
+    """The cross-entropy between the codes of a view and the scores of another (SwAV, equation 2), mean over images.
 
     Args:
         scores, codes: float (B, M); rows of codes sum to 1.

@@ -1,14 +1,14 @@
 """VISReg: views agree (invariance), each feature varies (variance), and random directions look normal (sketching).
 
 Wu, Balestriero and Levine, VISReg: Variance-Invariance-Sketching Regularization for JEPA training, 2026,
-https://arxiv.org/abs/2606.02572. Scale and shape are apart: the deviation of each feature is held at 1, and what is
-left when that is divided out is compared with a normal distribution. Unlike SIGReg's, this gradient does not vanish
-when all features are equal. The terms are those of the authors' code, which also holds the mean at 0. Quantiles of few
-images spread less than a normal distribution (a deviation of 0.76 for 8, 0.94 for 64, 0.98 for 256), so shape shrinks
-the features of a small batch.
+https://arxiv.org/abs/2606.02572. Scale and shape are separate terms: the standard deviation of each feature should be
+1, and the features divided by it should be normally distributed. Unlike the gradient of SIGReg, this gradient does not
+vanish when all features are equal. The terms are those of the authors' code, which also pulls the mean to 0. The
+quantiles of few images spread less than a normal distribution (a deviation of 0.76 for 8, 0.94 for 64, 0.98 for 256),
+so the shape term shrinks the features of a small batch.
 
-Defaults: the code's for small images: weight 0.6, a projection of 128; 256 directions and the three terms alike. The
-hidden layers are those of our `lejepa`.
+The defaults are those of the code for small images: weight 0.6, a projection of 128, 256 directions and equal weights
+of the three terms. The hidden layers are those of our `lejepa`.
 
 Shapes: V views, B images, D embedding, P projection, K directions.
 """
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from crlf.methods.base import SHARE, WIDTH, Method, by_view, in_float32, in_sizes, mlp, out_dim, require, spread
 from crlf.methods.lejepa import Directions, prediction
 
-LEAST = 1e-6  # of a deviation that divides, as the authors'
+LEAST = 1e-6  # smallest divisor, as in the authors' code
 WEIGHT = (0, 1e6)
 
 
@@ -55,11 +55,12 @@ class VISRegSettings:
 
 @in_float32
 def visreg_terms(z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, shape and centre of VISReg, each the mean over the views.
+    """Scale, shape and centre of VISReg, each averaged over the views.
 
-    Scale is the mean of (1 - s)^2 over the features, with s the standard deviation (over B). Shape is the squared
-    sliced Wasserstein distance between the features divided by s, which is held still, and a normal distribution: along
-    each direction the sorted images are compared with the quantiles i / (B + 1). Centre is the mean squared mean.
+    Scale is the mean of (1 - s)^2 over the features, where s is the standard deviation (divided by B, not B - 1). Shape
+    is the squared sliced Wasserstein distance between the features divided by s and a normal distribution: along each
+    direction, the sorted images are compared with the quantiles i / (B + 1). No gradient flows through this division.
+    Centre is the mean of the squared means.
 
     Args:
         z: float (V, B, P), projections.

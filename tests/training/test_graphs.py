@@ -89,7 +89,9 @@ def test_what_a_graph_would_get_wrong_is_noticed(kept: str, monkeypatch: pytest.
     """A rate that is a number, inputs that are not copied, a queue that moves: each leads elsewhere."""
     plain = trained("mocov2", "muon", False)
     if kept == "lr":
-        monkeypatch.setattr("crlf.optim.muon_step.add_scaled", lambda p, d, lr, factor: p.add_(d, alpha=float(lr) * factor))
+        monkeypatch.setattr(
+            "crlf.optim.muon_step.add_scaled", lambda p, d, lr, factor: p.add_(d, alpha=float(lr) * factor)
+        )
     elif kept == "inputs":
         monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other: self)
     else:

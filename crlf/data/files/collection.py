@@ -1,4 +1,4 @@
-"""What may be decoded into images: so many things in an order, read a few at a time."""
+"""A sequence of files, or of rows of a table, that may be decoded into images. They are read a few at a time."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from crlf.data.files.listing import File
 
 @dataclass(frozen=True)
 class Collection:
-    """Files, or rows of a table. What they hold is read when it is decoded."""
+    """Files, or rows of a table. Their contents are read when they are decoded."""
 
     names: Sequence[str]
     read: Callable[[int, int], Sequence[File]]
-    """Those of a range [start, stop)."""
+    """Returns the files of the rows start..stop, without stop."""
     mark: list[Any]
-    """Plain values, others as soon as anything is changed: what the cache knows them by."""
+    """Plain values that change if any of the files changes; the name of the cache folder is made from them."""
     layout: Layout | None = None
-    """What their folders say of each."""
+    """The meaning of the folders of the files."""
     labels: list[int] | None = None
-    """Of each, where a table holds them; then they go with `classes`."""
+    """The label of each file, an index of `classes`, if a table or a shard holds labels."""
     classes: list[str] = field(default_factory=list)
     hold_out: float | None = None
-    """The share of each class that is held out as the test set; None where there are test images, or no labels."""
+    """The share of each class to hold out as the test set; None if there are test images, or no labels."""
     folders_label: bool = True
     """Whether folders may be classes."""
     why: str = ""
-    """There are no labels, where a table has a column of that name."""
+    """The reason why the labels of a table or of shards are not used."""
 
     def arranged(self, kept: Sequence[int], digests: Sequence[str]) -> Arranged:
-        """The order of the images in it.
+        """Divide the images into training and test images, and order them.
 
         Args:
-            kept: those that gave an image.
-            digests: the SHA-256 of each of these.
+            kept: the rows that are images.
+            digests: the SHA-256 of the file of each of these.
         """
         everything = list(range(len(kept)))
         if self.layout is not None:
@@ -78,7 +78,15 @@ def of_files(
     labels: bool = True,
     hold_out: float | None = None,
 ) -> Collection:
-    """The files in a folder or a list; where: its place, for the cache; labels: whether folders may be classes."""
+    """The files of a folder or a list.
+
+    Args:
+        files: the files.
+        where: the path of the folder or list, for the cache.
+        found: the meaning of the folders; None for a list.
+        labels: whether folders may be classes.
+        hold_out: the share of each class to hold out as the test set.
+    """
     told = [(file.name, file.size, file.mtime, file.skipped) for file in files]
     mark: list[Any] = [where, told] if found is None else [where, told, found.roles, found.folders, labels]
     if hold_out is not None:
@@ -88,13 +96,14 @@ def of_files(
 
 
 def in_folders(files: Sequence[File], where: str, labels: bool, subset: int, hold_out: float) -> tuple[Collection, int]:
-    """The files of a folder that are used, and how many of the first are to be decoded; 0 for all.
+    """The files of a folder that are used, and how many images to decode of them; 0 for all.
 
     Args:
-        where: its place, for the cache.
+        files: all files of the folder.
+        where: the path of the folder, for the cache.
         labels: whether folders may be classes.
-        subset: at most so many training and as many test images; 0 for all. Then classes take turns.
-        hold_out: the share that is asked for (crlf.data.files.class_folders.share_of).
+        subset: use at most this many training and as many test images, from the classes in turn; 0 for all.
+        hold_out: the share to hold out (crlf.data.files.class_folders.share_of).
     """
     found = layout([file.name for file in files])
     rows = [row for row, role in enumerate(found.roles) if role]
@@ -109,11 +118,11 @@ def in_folders(files: Sequence[File], where: str, labels: bool, subset: int, hol
 
 
 def some(found: Layout, rows: Sequence[int], labels: bool, subset: int, share: float) -> tuple[list[int], int, bool]:
-    """Files of which the first give a subset of images, how many of them do (0 for all), and whether folders are
+    """The files to decode for a subset, how many images to decode of them (0 for all), and whether folders are
     classes."""
     parts = {role: [row for row in rows if found.roles[row] == role] for role in ("train", UNLABELLED, "test")}
     train, test = parts["train"], parts["test"]
-    digests = [str(row) for row in range(len(found.roles))]  # what has copies is not known yet
+    digests = [str(row) for row in range(len(found.roles))]  # copies are not known yet
     pictures = [row for row in train if found.pictures[row]]
     classes = labels and not_classes(found, pictures, test, digests, share) == ""
     if classes:

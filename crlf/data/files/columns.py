@@ -1,4 +1,4 @@
-"""Which columns of a table hold images and labels: found by their types, or named."""
+"""Finds the columns of a table that hold images and labels, by their types or by a given name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from crlf.data.files.decode import HEAD, PICTURES, kind_of
 from crlf.data.files.shards import Shard
 from crlf.errors import InputError, unknown
 
-LEAST = 4  # pixels a side; less is no picture but a box or a polygon
+LEAST = 4  # pixels per side; smaller arrays are boxes or polygons, not pictures
 LABELS = ("label", "labels", "class", "target", "fine_label")  # names of a column of labels
 
 
 def features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What `datasets` wrote of the columns: {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", …}}."""
+    """The description of the columns that `datasets` wrote: {"image": {"_type": "Image"}, "label": {"_type":
+    "ClassLabel", …}}; empty if there is none."""
     try:
         found = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return {name: told for name, told in found.items() if isinstance(told, dict)}
@@ -28,17 +29,19 @@ def features(schema: Any) -> dict[str, dict[str, Any]]:
 
 
 def image(schema: Any, wanted: str, where: str, first: Callable[[str], Any]) -> str:
-    """The name of the column of images.
+    """The name of the column with the images.
 
-    Of these the first that is there: what `datasets` says is one, a struct with bytes, bytes, paths of images.
+    Without a given name, it is the first of these kinds that the table has: a column that `datasets` calls an image,
+    structs with bytes, bytes, lists of pixels, paths of images.
 
     Args:
-        wanted: its name, or "".
-        where: the data, for messages.
-        first: gives a value of a column.
+        schema: the pyarrow schema of the table.
+        wanted: the name that the user gave, or "".
+        where: the name of the data, for messages.
+        first: returns a value of the column with this name.
 
     Raises:
-        InputError: there is none, there are several alike, or the one that is wanted is of another type.
+        InputError: there is no such column, there are several of the same kind, or the given one has another type.
     """
     if wanted:
         if not holds_files(typed(schema, wanted, where, "image_column")):
@@ -69,17 +72,22 @@ class Label(NamedTuple):
 
     name: str
     wanted: bool
-    """Whether it was named, and not found."""
+    """Whether the user named it."""
 
 
 def label(schema: Any, wanted: str, where: str) -> tuple[Label | None, list[str]]:
-    """The column of labels: the one that is wanted, or that `datasets` calls so, or of such a name.
+    """The column of labels: the given one, else one that `datasets` calls labels, else one with a name of `LABELS`.
+
+    Args:
+        schema: the pyarrow schema of the table.
+        wanted: the name that the user gave, or "".
+        where: the name of the data, for messages.
 
     Returns:
-        The column, and of others that are named so, or of its own, why they are not used.
+        The column or None, and notes on columns with such names that cannot be used.
 
     Raises:
-        InputError: the one that is wanted is not there, or of another type.
+        InputError: the given column does not exist, or has another type.
     """
     if wanted:
         if not holds_labels(typed(schema, wanted, where, "label_column")):
@@ -102,14 +110,14 @@ def not_labels(schema: Any, name: str, where: str) -> InputError:
 
 
 def typed(schema: Any, name: str, where: str, setting: str) -> Any:
-    """The type of a column."""
+    """The type of a column. Raises InputError if it does not exist."""
     if name not in schema.names:
         raise unknown(f"{setting} of {where!r},", name, schema.names)
     return schema.field(name).type
 
 
 def plain(kind: Any) -> Any:
-    """The type of the values, however they are stored: as a dictionary, in runs, or with a name of their own."""
+    """The type of the values of a dictionary, run-end encoded or extension type; other types are returned unchanged."""
     import pyarrow as pa
 
     while True:
@@ -122,7 +130,7 @@ def plain(kind: Any) -> Any:
 
 
 def any_of(kind: Any, *names: str) -> bool:
-    """Whether pyarrow calls a type one of these; what an older one does not know, no type is."""
+    """Whether a type is one of these by `pyarrow.types`; names that an older pyarrow does not know are ignored."""
     import pyarrow.types as of
 
     return any(check(kind) for check in (getattr(of, f"is_{name}", None) for name in names) if check)
@@ -133,7 +141,7 @@ def holds_files(kind: Any) -> bool:
 
 
 def is_struct(kind: Any) -> bool:
-    """Whether this is {bytes, path}, or either of the two."""
+    """Whether this is a struct with a field `bytes` or `path`."""
     kind = plain(kind)
     names = {kind.field(i).name for i in range(kind.num_fields)} if any_of(kind, "struct") else set()
     return bool(names & {"bytes", "path"})
@@ -148,25 +156,25 @@ def is_text(kind: Any) -> bool:
 
 
 def is_list(kind: Any) -> bool:
-    """Whether this is a list of bytes, or of rows of pixels."""
+    """Whether this is a list of bytes, or nested lists of pixels."""
     lists = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
     kind = plain(kind)
     if not any_of(kind, *lists):
         return False
     while any_of(kind, *lists):
         kind = plain(kind.value_type)
-    return any_of(kind, "integer")  # pandas makes int64 of Python's own
+    return any_of(kind, "integer")  # pandas stores Python integers as int64
 
 
 def looks_like_pixels(value: Any) -> bool:
-    """Whether a list is the bytes of an image file, or rows of pixels: (H, W), (H, W, C) or (C, H, W), 0..255."""
+    """Whether a list holds the bytes of an image file, or pixels in 0..255: (H, W), (H, W, C) or (C, H, W)."""
     if value is None or not len(value):
         return False
     try:
         if isinstance(value[0], int):
             return bool(kind_of(bytes(value[:HEAD])))
         pixels = np.asarray(value, dtype=np.uint8)
-    except (ValueError, TypeError, OverflowError):  # ragged, or other numbers, such as corners of boxes
+    except (ValueError, TypeError, OverflowError):  # ragged, or not bytes, such as the corners of boxes
         return False
     return pixels.ndim in (2, 3) and sorted(pixels.shape)[-2] >= LEAST
 
@@ -177,17 +185,17 @@ def holds_labels(kind: Any) -> bool:
 
 
 class NoLabel(Exception):
-    """A value that is no label."""
+    """A value cannot be a label."""
 
 
 def as_label(value: Any) -> int | bool | str | None:
-    """A value as a label: a whole number or a text; None where it is missing.
+    """Convert a value to a label: a whole number or a text; None if it is missing.
 
     Raises:
-        NoLabel: it is a fraction, or bytes that are no text.
+        NoLabel: the value is a fraction, or bytes that are not UTF-8 text.
     """
     if value is None or value == -1 or (isinstance(value, float | Decimal) and math.isnan(value)):
-        return None  # -1 as in the test sets of competitions
+        return None  # the test sets of competitions have -1 as labels
     if isinstance(value, str | bytes) and not value.strip():
         return None
     if isinstance(value, bytes):
@@ -205,13 +213,13 @@ def as_label(value: Any) -> int | bool | str | None:
 def labels(
     splits: Sequence[Sequence[Shard]], column: Label, where: str
 ) -> tuple[list[list[int]] | None, list[str], str]:
-    """The labels of each split as places in the classes, and the classes: named by `datasets`, or the values sorted.
+    """The labels of each split as indices of the classes, the classes, and the reason if labels are not used.
 
-    A row whose label is missing has -1. None in place of the labels where all are missing, or alike, and then the
-    reason; the labels of a second split in which all are missing are all -1.
+    The classes are those that `datasets` wrote, or the sorted values. A missing label is -1. The labels are None if all
+    training labels are missing, or if all labels are the same; a second split without labels has only -1.
 
     Raises:
-        InputError: a label has no name among those that `datasets` wrote, or the wanted column holds none.
+        InputError: a label is not among the classes that `datasets` wrote, or the given column holds no labels.
     """
     schema = splits[0][0].schema
     try:

@@ -1,8 +1,8 @@
-"""Tables of images: Parquet and Arrow files, or folders of such shards, as Hugging Face's `datasets` writes them; and
-CSV files of paths.
+"""Tables of images: Parquet and Arrow files, folders of such files as Hugging Face's `datasets` writes them, and CSV
+files of paths.
 
-The column of images holds a file's bytes, a struct {bytes, path} with them, or paths; that of labels, if there is one,
-is for evaluation only. Rows are read a few at a time, in order: a table may be larger than the memory.
+The image column holds the bytes of files, structs {bytes, path}, or paths. The label column, if there is one, is for
+evaluation only. Rows are read a few at a time in order, since a table may not fit in memory.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ CHANNELS = (1, 3, 4)
 
 
 def in_folder(files: Sequence[File]) -> list[Path]:
-    """The tables among the files of a folder, in order, if that is what it holds: no image is beside them.
+    """The tables among the files of a folder, in order; none if there are also image files.
 
-    `datasets` keeps what it computed in cache-*.arrow; these are no part of the data. Nor is a CSV file, which may hold
-    anything: it is read where it is named itself.
+    cache-*.arrow files hold intermediate results of `datasets` and are left out. So are CSV files, which may hold
+    anything; a CSV file is read only if it is given itself.
     """
     names = [Path(file.name) for file in files]
     if any(name.suffix.lower() in PICTURES for name in names):
@@ -49,7 +49,7 @@ def in_folder(files: Sequence[File]) -> list[Path]:
 
 
 def by_split(paths: Iterable[Path], root: Path) -> dict[str, list[Path]]:
-    """Shards by the split that their paths, from `root` on, tell; those that tell none are of "train"."""
+    """Group shards by the split that their paths below `root` name; without such a name they are "train"."""
     found: dict[str, list[Path]] = {}
     for path in paths:
         words = re.split(r"[-_. /\\]", os.path.relpath(path, root).lower())
@@ -66,17 +66,17 @@ def collections(
     hold_out: float = -1.0,
     subset: int = 0,
 ) -> tuple[Collection, Collection | None]:
-    """The training images of a table, and its test images where it has a split of these, with their labels.
+    """The training images of a table with their labels, and the test images if it has a test split.
 
     Args:
-        where: what the data are called, for messages and for the cache.
+        where: the name of the data, for messages and for the cache.
         splits: the shards of each split, by name. The test split is "test", or else "validation".
-        image_column, label_column: their names; empty to find them by their types, None for no labels.
-        hold_out: the share that is asked for (crlf.data.files.class_folders.share_of).
-        subset: how many of them will be used; 0 for all.
+        image_column, label_column: the names of the columns; empty to find them by their types, None for no labels.
+        hold_out: the share to hold out (crlf.data.files.class_folders.share_of).
+        subset: the number of images that will be used; 0 for all.
 
     Raises:
-        InputError: a table cannot be read, or a column is not there, ambiguous, or of another type.
+        InputError: a table cannot be read, or a column is missing, ambiguous, or of another type.
     """
     train, test = chosen(splits)
     opened = [[shards.look_at(path) for path in paths] for paths in (splits[train], splits[test] if test else [])]
@@ -110,13 +110,13 @@ def collections(
     if labels is None:
         unused = "; ".join(note for note in notes if " is not used: " in note)
         made = [replace(part, why=unused) for part in made]
-    elif label_column:  # else two columns of the same classes would be one in the cache
+    elif label_column:  # otherwise two label columns with the same classes would share a cache folder
         made = [replace(part, mark=[*part.mark, label_column]) for part in made]
     return made[0], made[1] if test else None
 
 
 def missing(column: str, labels: Sequence[Sequence[int]]) -> list[str]:
-    """A note on rows without a label, if there are any."""
+    """Notes on rows without a label, if there are any."""
     parts = [sum(value < 0 for value in split) for split in labels]
     fates = (("to train on", "trained on and embedded, without one"), ("to test on", "left out"))
     return [
@@ -127,7 +127,7 @@ def missing(column: str, labels: Sequence[Sequence[int]]) -> list[str]:
 
 
 def chosen(splits: dict[str, list[Path]]) -> tuple[str, str]:
-    """The names of the split to train on, and of that to test on; "" if there is none for it."""
+    """The names of the training split and of the test split; "" if there is no test split."""
     train = "train" if "train" in splits else next(iter(splits))
     return train, next((name for name in ("test", "validation") if name in splits and name != train), "")
 
@@ -142,7 +142,7 @@ def told(
     test: str,
     splits: Iterable[str],
 ) -> str:
-    """A line on how the columns and splits are used, and which are not."""
+    """A line on the columns and splits that are used, and those that are not."""
     parts = [f"images are in column {image!r}"]
     if label:
         parts.append(f"labels in {label!r} ({len(classes):,} classes), which pretraining never sees")
@@ -162,7 +162,7 @@ def of_rows(
     classes: list[str],
     hold_out: float | None,
 ) -> Collection:
-    """The rows of these shards. Where a column holds only paths, the files are looked at, as in a list."""
+    """The rows of these shards. If the column holds only paths, the files are examined, as those of a list are."""
     mark: list[Any] = [
         where,
         image,
@@ -180,18 +180,18 @@ def of_rows(
 
 
 def first_value(parts: Sequence[Shard], column: str) -> Any:
-    """The first value of a column that is not null, of the first few."""
+    """The first value of a column that is not null, among its first 64; None if all are null."""
     values = (value for shard in parts for value in shard.values(column))
     return next((value for value in islice(values, 64) if value is not None), None)
 
 
 @dataclass
 class Rows:
-    """The rows of some shards as files. Reading on from where it stopped costs nothing more."""
+    """The rows of some shards as files. Reading continues cheaply where the last read stopped."""
 
     shards: Sequence[Shard]
     column: str
-    place: int = -1  # the row that comes next
+    place: int = -1  # the next row of `rest`
     rest: Iterator[File] = field(default_factory=lambda: iter(()))
 
     @property
@@ -216,14 +216,14 @@ class Rows:
 
 
 def as_file(value: Any, name: str, folder: Path) -> File:
-    """A cell as a file: its bytes, or the one that its path names, from the table's folder on."""
+    """A cell as a file: its bytes, or the file at its path, relative to the folder of the table."""
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if isinstance(data, str):
         data, path = None, data
     if isinstance(data, list | np.ndarray):
         try:
             data = of_list(data)
-        except (ValueError, TypeError, OverflowError):  # ragged, or numbers that are no bytes
+        except (ValueError, TypeError, OverflowError):  # ragged, or not bytes
             return File(name, "", skipped="its cell holds neither the bytes of a file nor rows of pixels")
     if data is not None:
         return File(name, "", len(data), data=data)
@@ -231,10 +231,10 @@ def as_file(value: Any, name: str, folder: Path) -> File:
 
 
 def of_list(value: list[Any] | np.ndarray) -> bytes:
-    """The bytes of a file: those in a list; or of rows of pixels, (H, W) or (H, W, C) or (C, H, W), a PNG of them.
+    """The bytes in a list; for pixels, (H, W), (H, W, C) or (C, H, W), the bytes of a PNG with them.
 
     Raises:
-        ValueError, TypeError, OverflowError: it is none of these.
+        ValueError, TypeError, OverflowError: the list holds neither bytes nor pixels.
     """
     array = np.asarray(value, dtype=np.uint8)
     if array.ndim == 1:
