@@ -1,18 +1,18 @@
 """Random views of a batch of images, as a few batched tensor operations.
 
-Whatever is separable in space (crop, resize, flip, blur) is one matrix for the rows and one for the columns of an
-image; whatever is linear in colour (brightness, contrast, saturation, hue, grayscale, normalisation) is one
-(C, C + 1) matrix. So a view costs three small matrix products, on any device, whatever was drawn for it:
+The operations that are separable in space (crop, resize, flip, blur) form one matrix for the rows and one for the
+columns of an image. The operations that are linear in colour (brightness, contrast, saturation, hue, grayscale,
+normalisation) form one (C, C + 1) matrix. So a view costs three small matrix products on any device, whatever is drawn:
 
     view = colour(rows @ image @ columns^T)
 
-A quarter turn is a flip, which the matrices hold, and a transpose of what they give.
+A quarter turn is a flip, which the matrices include, and a transpose of the result.
 
 Parameters follow the distributions of torchvision's RandomResizedCrop, RandomHorizontalFlip, RandomVerticalFlip,
-ColorJitter, RandomGrayscale and GaussianBlur. The pixels equal those of its functions but for three things: they are
-clamped to [0, 1] once at the end, not after each colour step; hue is a rotation about the grey axis of RGB, where
-torchvision goes through HSV; and a view that is blurred is blurred before its colours change, so that contrast takes
-the mean of the blurred view.
+ColorJitter, RandomGrayscale and GaussianBlur. The pixels equal those of its functions, with three differences: they
+are clamped to [0, 1] once at the end, not after each colour step; hue is a rotation about the grey axis of RGB, while
+torchvision goes through HSV; and blur comes before the colour steps, so that contrast uses the mean of the blurred
+view.
 
 Shapes: B images, C channels, H and W their height and width, h and w those of the view.
 """
@@ -30,9 +30,9 @@ from crlf.defaults import unasked
 from crlf.errors import InputError
 from crlf.normalisation import Normalisation, constants
 
-NUMBERS = 35  # uniform ones in a view, drawn in one call: a small one costs as much
-POSITION = 2  # more of them, where views are flipped upside down or turned
-MOST = 64  # small views of an image
+NUMBERS = 35  # uniform random numbers for a view, drawn in one call, since a small call costs as much
+POSITION = 2  # additional ones if views are flipped vertically or turned
+MOST = 64  # largest number of small views of an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,24 +128,25 @@ class Views:
         return self.apply(images, p, self.settings, self.normalisation)
 
     def numbers(self, batch: int, views: int, generator: torch.Generator) -> Tensor:
-        """All that is random in so many views of each image of a batch, and in the small ones beside them.
+        """All random numbers for V = views large views and L small views of each image of a batch.
 
-        float (n, B (V + L)), uniform in 0..1, where n is what `ViewSettings.numbers` says; first those of the V views.
+        float (n, B (V + L)), uniform in 0..1, where n is `ViewSettings.numbers`; those of the large views come first.
         """
         count = batch * (views + self.settings.local_views)
         return torch.rand(self.settings.numbers, count, generator=generator, device=generator.device)
 
     def of_part(self, images: Tensor, views: int, numbers: Tensor, batch: int, part: range) -> tuple[Tensor, ...]:
-        """Several views of the images of a part of a batch: those that the whole batch would get, but for rounding.
+        """Several views of the images of a part of a batch, equal up to rounding to those in the whole batch.
 
         Args:
-            images: uint8 (R, C, H, W), the part's.
-            numbers: `numbers` of the whole batch, on the images' device.
-            batch: B, the images in the whole batch.
-            part: which of them these R are.
+            images: uint8 (R, C, H, W), the images of the part.
+            views: V, the number of large views.
+            numbers: `numbers` of the whole batch, on the device of the images.
+            batch: B, the number of images in the whole batch.
+            part: the positions of these R images in the batch.
 
         Returns:
-            So many views, each float32 (R, C, h, w), and then the small ones.
+            V large views, each float32 (R, C, h, w), followed by the small views.
         """
         of_views, of_local = numbers[:, : batch * views], numbers[:, batch * views :]
         found = self._of_part(images, views, of_views, self.settings, part)
@@ -172,7 +173,7 @@ def draw(shape: torch.Size, settings: ViewSettings, generator: torch.Generator, 
 
 
 def parameters(shape: torch.Size, s: ViewSettings, u: Tensor) -> Parameters:
-    """What uniform numbers (s.numbers, B V) mean for the views of images of this shape (..., C, H, W)."""
+    """Convert uniform numbers (s.numbers, B V) to the parameters of the views of images of shape (..., C, H, W)."""
     flip, jitter, gray, blur, sigma = u[22:27]
     bounds = [(max(0.0, 1 - strength), 1 + strength) for strength in (s.brightness, s.contrast, s.saturation)]
     low, high = (constants(ends, u)[:, None] for ends in zip(*bounds, (-s.hue, s.hue), strict=True))  # (4, 1)
@@ -235,13 +236,13 @@ def apply(images: Tensor, p: Parameters, settings: ViewSettings, normalisation: 
     x = torch.baddbmm(offset[:, :, None], matrix / 255, x)
     if settings.clamp:
         for c, (mean, std) in enumerate(zip(*normalisation.numbers(C), strict=True)):
-            x[:, c].clamp_((0 - mean) / std, (1 - mean) / std)  # by numbers: tensors of bounds take fifty times as long
+            x[:, c].clamp_((0 - mean) / std, (1 - mean) / std)  # tensors as bounds take fifty times as long
     x = x.view(B, -1, C, h, w)  # (B, V, C, h, w)
     return x.permute(1, 0, 3, 4, 2).contiguous().flatten(0, 1).permute(0, 3, 1, 2)  # (V B, C, h, w)
 
 
 def view_size(side: int, settings: ViewSettings) -> int:
-    """Pixels along a side of a view of an image that has this many."""
+    """The side of a view, in pixels, of an image with this side."""
     return max(1, round(side * settings.resolution))
 
 

@@ -18,7 +18,7 @@ CONTRAST = 1  # its place among the four colour steps
 
 
 class Parameters(NamedTuple):
-    """What was drawn for a batch of B views; of V views an image each of these is (B V,), an image's side by side."""
+    """The parameters of a batch of B views; with V views per image, each is (B V,), views of an image side by side."""
 
     top: Tensor  # (B,) the crop's first row, pixels
     left: Tensor  # (B,)
@@ -36,19 +36,19 @@ class Parameters(NamedTuple):
     turned: Tensor | None = None  # (B,) bool, a quarter of a turn to the left, after the flips; None where no view is
 
     def of(self, rows: slice) -> Parameters:
-        """Those of some of the views."""
+        """The parameters of some of the views."""
         return Parameters(*(None if values is None else values[rows] for values in self))  # type: ignore[arg-type]
 
 
 def resize_matrix(start: Tensor, length: Tensor, source: int, target: int, flip: Tensor | None = None) -> Tensor:
     """Weights that resize the pixels [start, start + length) of a line of `source` pixels to `target` pixels.
 
-    Bilinear with antialiasing: a triangle as wide as the larger of a source and a target pixel, cut at the crop's
-    edges and normalised; the same as torch's `interpolate(mode="bilinear", antialias=True)` on the crop.
+    Bilinear with antialiasing: a triangle as wide as the larger of a source and a target pixel, cut at the edges of the
+    crop and normalised. It equals torch's `interpolate(mode="bilinear", antialias=True)` of the crop.
 
     Args:
         start, length: float (B,), whole pixels.
-        flip: bool (B,), of which lines the target is reversed; None for none.
+        flip: bool (B,), the lines whose target is reversed; None for no line.
 
     Returns:
         float (B, target, source); each row sums to 1.
@@ -89,8 +89,8 @@ def blur_matrix(sigma: Tensor, size: int, kernel: int) -> Tensor:
 def colour_matrix(p: Parameters, average: Tensor, normalisation: Normalisation) -> tuple[Tensor, Tensor]:
     """Compose jitter in its drawn order, grayscale and normalisation: x -> matrix @ x + offset.
 
-    Contrast needs the mean of the grey image at its turn; every step before it is affine, so that mean follows from
-    the mean of the view before any step.
+    Contrast needs the mean of the grey image after the preceding steps. These are affine, so this mean follows from the
+    mean of the view before all steps.
 
     Args:
         average: float (B, C), the mean colour of each view, in 0..1.
@@ -127,7 +127,7 @@ def colour_matrix(p: Parameters, average: Tensor, normalisation: Normalisation) 
 def hue_matrix(turns: Tensor) -> Tensor:
     """Rotation of RGB about its grey axis (Rodrigues' formula): float (B,) in turns -> (B, 3, 3).
 
-    A third of a turn takes red to green to blue exactly, as the HSV colour wheel does.
+    A third of a turn maps red to green and green to blue exactly, as in HSV.
     """
     angle = (2 * math.pi * turns)[:, None, None]
     eye = torch.eye(3, device=turns.device)

@@ -1,8 +1,8 @@
 """Embeds new images on a Ray cluster, by Ray Data (pip install 'crlf[ray]').
 
-The images are cut into batches as on one machine. Workers on CPUs decode a batch each, one worker a device embeds it,
-and this process writes the rows in the order of the source, in tables of `ROWS` rows. A batch is a pure function of its
-number: if a worker or a host dies, Ray computes again what was lost, and the rows have the same bits.
+The images are divided into the same batches as on one machine. Workers on CPUs decode the batches, one worker per
+device embeds them, and this process writes the rows in the order of the source, in tables of `ROWS` rows. A batch is a
+pure function of its number: if a worker or a host dies, Ray computes the lost batches again, with the same bits.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from crlf.normalisation import Normalisation
 from crlf.runtime.devices import pick_device
 from crlf.runtime.interrupts import Interrupted, stop_requests
 
-ROWS = 100_000  # of a table: 200 MB of embeddings of length 512
+ROWS = 100_000  # rows of a table: 200 MB of embeddings of length 512
 SKIPPED = "skipped.csv"
 FILES = (".parquet", ".npy", ".csv")  # suffixes of what the local engine writes; a folder may have any other
-PARTS = "parts"  # the column of what goes from worker to worker
+PARTS = "parts"  # the column that is passed from worker to worker
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Reading:
     """How a worker reads a batch."""
 
     source: Source | Callable[[], Source]
-    """The images, or what opens them on a worker: a table is decoded into the cache of each host."""
+    """The images, or a function that opens them on a worker; a table is decoded into the cache of each host."""
     images: int
+    """The number of images."""
     batch_size: int
 
     @property
@@ -54,21 +55,21 @@ class Turning:
     """How a worker embeds a batch."""
 
     encoder: Frozen
-    """On the CPU."""
+    """The encoder, on the CPU."""
     normalisation: Normalisation
     device: str
-    """As `crlf.embed` takes it, on the worker's host."""
+    """The device on the worker's host, as for `crlf.embed`."""
     embed: Callable[..., np.ndarray]
     """`crlf.embedding.embed.embed_images`."""
     threads: int
-    """Of torch on a worker: as many as on one machine, so that sums have the same order and bits."""
+    """Threads of torch on a worker: as many as on this machine, so that sums have the same order and bits."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a worker passes on: a value, or the InputError that came of it, which Ray would repeat and wrap.
+    """The result of a worker: a value, or an InputError, which Ray would otherwise retry and wrap.
 
-    Ray keeps an object of a class of its own in a cell as it is, where it would make an array of a list.
+    Ray leaves an object of another class in a cell unchanged, while it would convert a list to an array.
     """
 
     value: Any
@@ -94,7 +95,7 @@ class Reader:
         return self.reading.source() if callable(self.reading.source) else self.reading.source
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A batch of this number: its parts, which are one except where two splits meet."""
+        """The batch with this number: a list of its parts, one unless the batch contains the end of a split."""
         first = int(row["id"]) * self.reading.batch_size
         rows = range(first, min(first + self.reading.batch_size, self.reading.images))
         return told(lambda: list(self.source.parts(rows, self.reading.batch_size)))
@@ -209,7 +210,7 @@ class Tables:
 def embedded(reading: Reading, turning: Turning) -> Iterator[tuple[Part, np.ndarray]]:
     """The parts of a source in order, each with its embeddings."""
     require("engine 'ray'", "ray", "ray")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # a worker that dies is started again: no news
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # a dead worker is replaced, so the user need not know
     import ray
     import ray.data
 

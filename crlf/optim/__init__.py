@@ -1,8 +1,8 @@
 """Optimizers, and the learning rate as a pure function of progress.
 
-An entry of `OPTIMIZERS` takes the named parameters of a method and the settings, and gives torch optimizers whose
-parameter groups each hold a `base_lr` and a `base_decay`; the loop multiplies them by `schedule(progress)` before every
-step. What does not require a gradient is left out.
+An entry of `OPTIMIZERS` takes the named parameters of a method and the settings, and returns torch optimizers. Each of
+their parameter groups has a `base_lr` and a `base_decay`, which the loop multiplies by `schedule(progress)` before
+every step. Parameters that do not require a gradient are left out.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ class OptimSettings:
             raise InputError(f"final_lr must be in 0..1, not {self.final_lr}")
 
     def for_batch(self, batch_size: int) -> OptimSettings:
-        """These settings with the learning rate for this batch: the one place where the two meet.
+        """These settings with the learning rate for this batch size.
 
         SGD and LARS follow the linear rule (Goyal et al. 2017, section 2.1), in which papers state their rates per 256
-        images. The others take a step whose length does not depend on the gradient's, and there is no such rule.
+        images. The steps of the others do not depend on the length of the gradient, and no such rule applies to them.
         """
         scaled = self.optimizer in LINEAR and self.lr_per > 0
         lr = self.lr * batch_size / self.lr_per if scaled else float(self.lr)
@@ -190,7 +190,7 @@ def set_rates(optimizers: list[torch.optim.Optimizer], lr: float, decay: float, 
     """Set each group's learning rate and weight decay to these factors of its own `base_lr` and `base_decay`.
 
     Args:
-        late: in the place of `lr` for groups that begin later, whose `late` is true.
+        late: replaces `lr` for groups whose `late` is true, which begin to learn later.
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -206,7 +206,7 @@ def rates(s: OptimSettings, progress: float, begin: float = 0.0) -> dict[str, fl
     """The factors that `set_rates` takes, after a share of the steps.
 
     Args:
-        begin: the share after which what begins later does, with a warm-up of its own.
+        begin: the share of the steps after which the late groups begin, with a warm-up of their own.
     """
     late = schedule((progress - begin) / (1 - begin), s.warmup, s.final_lr) if progress >= begin else 0.0
     return {
@@ -217,7 +217,7 @@ def rates(s: OptimSettings, progress: float, begin: float = 0.0) -> dict[str, fl
 
 
 def keep_rates_in_tensors(optimizers: Iterable[torch.optim.Optimizer], device: torch.device) -> None:
-    """Hold learning rates, and Adam's count of its steps, on the device: a step that is replayed reads them there."""
+    """Keep learning rates and Adam's count of steps on the device, where a replayed CUDA graph reads them."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), device=device)

@@ -14,10 +14,10 @@ from crlf.optim.updates import add_scaled, momentum_buffer
 
 @dataclass(frozen=True)
 class LarsKind:
-    """In what the published codes of LARS differ."""
+    """The differences between published implementations of LARS."""
 
     rate_inside: bool
-    """Whether the learning rate scales what enters the momentum, or the momentum; the same while it is constant."""
+    """Whether the learning rate scales the input of the momentum, or the momentum; equal if it is constant."""
     of_sum: bool
     """Whether the step is a share of |w| / |g + decay w|, or of |w| / (|g| + decay |w|)."""
     clipped: bool
@@ -70,7 +70,7 @@ class LARS(torch.optim.Optimizer):
                     add_scaled(p, buffer, group["lr"], -1.0)
 
     def share(self, weight: Tensor, gradient: Tensor, direction: Tensor, group: dict[str, Any]) -> Tensor:
-        """What a weight's direction is multiplied by: a scalar; 1 where the weight or what divides it is 0."""
+        """The factor of a weight's direction, a scalar; 1 if the weight or the gradient is 0."""
         w, g = weight.norm(), gradient.norm()
         length = direction.norm() if self.kind.of_sum else g + group["weight_decay"] * w
         found = torch.where((w > 0) & (g > 0), group["trust"] * w / length, 1.0)

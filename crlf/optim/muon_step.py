@@ -20,10 +20,10 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         matrices: float (..., M, N).
 
     Returns:
-        The same shape and dtype; singular values in about 0.7..1.2, if they were above 0.003 of the matrix's norm.
+        The same shape and dtype. Singular values above 0.003 of the matrix's norm become about 0.7..1.2.
     """
-    # bf16 is what tensor cores want; on a CPU without bf16 units it made a step of torch.optim.Muon take
-    # 565 ms where float32 takes 20 ms (four matrices of the light CNN, two AVX2 cores).
+    # Tensor cores are fastest in bf16. On a CPU without bf16 units, a step of torch.optim.Muon took 565 ms in bf16,
+    # and 20 ms in float32 (four matrices of the light CNN, two AVX2 cores).
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
@@ -44,11 +44,11 @@ def plain_iteration(x: Tensor) -> Tensor:
 
 
 def through_gram(x: Tensor) -> Tensor:
-    """The same with G alone carried from step to step, G <- P G P, and all P applied at once.
+    """As `plain_iteration`, but only G is iterated, G <- P G P, and the product of all P is applied to X at the end.
 
-    Everything but X is then symmetric, (M, M) and a polynomial of the first G, so the order of products is free. For
-    a 3x3 convolution (N = 4.5 M or 9 M) that takes half of the products. In float32 it is within 2e-3 of the other,
-    with singular values down to 1e-6 of the largest; in bf16 it would not be.
+    All matrices but X are then symmetric, (M, M) and polynomials of the first G, so their order does not matter. For a
+    3x3 convolution (N = 4.5 M or 9 M) this takes half of the multiplications. In float32 it is within 2e-3 of
+    `plain_iteration`, for singular values down to 1e-6 of the largest; in bf16 it is not.
     """
     a, b, c = NEWTON_SCHULZ
     gram = x @ x.mT  # (..., M, M)
@@ -92,7 +92,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def alike_in_shape(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Those that are orthogonalised together: on a GPU, where launches count, all of a shape; elsewhere each alone."""
+    """Groups that are orthogonalised together: on a GPU, all of one shape, to save kernel launches; else each alone."""
     groups: dict[Any, list[Tensor]] = {}
     for i, p in enumerate(parameters):
         groups.setdefault(p.flatten(1).shape if p.is_cuda else i, []).append(p)
@@ -100,7 +100,7 @@ def alike_in_shape(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def orthogonalise_all(matrices: Sequence[Tensor]) -> Sequence[Tensor]:
-    """`orthogonalise` of matrices of one shape, as one batch where there are several."""
+    """`orthogonalise` for matrices of one shape, as one batch."""
     if len(matrices) == 1:
         return [orthogonalise(matrices[0])]
     return orthogonalise(torch.stack(list(matrices))).unbind()

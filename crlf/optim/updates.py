@@ -16,12 +16,12 @@ def momentum_buffer(optimizer: torch.optim.Optimizer, p: Tensor) -> Tensor:
 
 
 def whole(value: Tensor) -> Tensor:
-    """All of a tensor of which each process may hold a part (crlf.training.engines.Shards); then all must call this."""
+    """The whole of a tensor that may be sharded (crlf.training.sharded); if it is, every process must call this."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def as_part_of(p: Tensor, value: Tensor) -> Tensor:
-    """This process's part of a tensor that all have, where `p` is one of which each holds a part."""
+    """This process's part of a whole tensor if the parameter `p` is sharded; otherwise the tensor itself."""
     if not hasattr(p, "device_mesh") or not hasattr(p, "placements"):
         return value
     from torch.distributed.tensor import distribute_tensor  # slow to import

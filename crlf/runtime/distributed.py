@@ -32,7 +32,7 @@ from crlf.runtime import heartbeat, meeting
 T = TypeVar("T")
 WAIT = datetime.timedelta(days=7)  # for the slowest rank; if one dies, torchrun ends the others
 FAILED = 2  # the exit code of a rank that ends because rank 0 refused the input
-SHARDS = ("auto", "none", "full")  # where the weights of several processes lie
+SHARDS = ("auto", "none", "full")  # whether each process holds all weights or a part of them
 ANSWER = datetime.timedelta(seconds=10)  # for the other ranks to respond after one is lost
 WORD = datetime.timedelta(seconds=2)  # for the store to take or give a last message
 RESUME = "--resume continues from the last checkpoint, on any number of processes"

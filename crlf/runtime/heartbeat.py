@@ -1,8 +1,9 @@
-"""Notices a host that is gone without a word: its power or its network failed, and no packet says so.
+"""Notices a host that disappears without closing its connections, for example after a loss of power or network.
 
-gloo waits for such a host for ever. So each process counts up in the store, rank 0 watches all counts, and the others
-watch that of rank 0. Who does not count for `SILENT` beats is gone; a link that is cut for less only slows a run down.
-Beats are counted, not seconds: a machine that was suspended with all its processes finds nobody missing.
+gloo would wait for such a host forever. So each process increments a counter in the store, rank 0 watches all counters,
+and the others watch the counter of rank 0. A process whose counter stands still for `SILENT` beats is gone; a shorter
+interruption of the network only slows the run down. Beats are counted, not seconds, so a machine that was suspended
+with all its processes finds nobody missing.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from crlf.runtime import meeting
 
 BEAT = 5.0  # seconds between two beats
 SILENT = 12  # beats: one minute
-PATIENCE = datetime.timedelta(minutes=10)  # of the connection
-LEFT = -1  # the last count of a process that ended in order
+PATIENCE = datetime.timedelta(minutes=10)  # time-out of the connection to the store
+LEFT = -1  # the last count of a process that ended normally
 
 
 class Pulse:
-    """The counts of this process and of those that it watches."""
+    """The counter of this process and those that it watches."""
 
     def __init__(self, rank: int, world: int, name: str):
         self.rank, self.world, self.name = rank, world, name
@@ -36,7 +37,7 @@ class Pulse:
         self.beats = 0
 
     def beat(self) -> list[int]:
-        """Count up, and return the ranks that are gone."""
+        """Increment the counter, and return the ranks that are gone."""
         self.beats += 1
         self.say(self.beats)
         if self.rank and self.store.check([self.key("gone")]):
@@ -50,7 +51,7 @@ class Pulse:
         self.store.set(self.key(self.rank), str(count))
 
     def silent(self, other: int) -> int:
-        """For how many beats another process has not counted up."""
+        """The number of beats for which the counter of another process has not changed."""
         before = self.counts.get(other, 0)
         key = self.key(other)
         self.counts[other] = before if before == LEFT or not self.store.check([key]) else int(self.store.get(key))
@@ -67,7 +68,8 @@ def watched(rank: int, world: int, name: str, lose: Callable[[Sequence[int]], in
     """End this process if another one is gone while the block runs.
 
     Args:
-        name: of the group, see `meeting.meet`.
+        rank, world: the number of this process, and the number of processes.
+        name: the name of the group, see `meeting.meet`.
         lose: prints the reason, given the ranks that are gone, and returns the exit code.
     """
     pulse, over = Pulse(rank, world, name), threading.Event()
@@ -75,14 +77,14 @@ def watched(rank: int, world: int, name: str, lose: Callable[[Sequence[int]], in
     def end(lost: Sequence[int]) -> NoReturn:
         code = lose(lost)
         if rank == 0:
-            over.wait(2 * BEAT)  # for the others to hear of it, if the store ends with this process
+            over.wait(2 * BEAT)  # for the others to read it, if the store ends with this process
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
         os._exit(code)  # the main thread waits in gloo, and no exception reaches it
 
     def count() -> None:
-        with contextlib.suppress(RuntimeError):  # the store was closed: gloo tells who ended as well
+        with contextlib.suppress(RuntimeError):  # the store was closed: then gloo notices who ended
             while not over.wait(BEAT) and pulse.counts.get(0) != LEFT:
                 if (lost := pulse.beat()) and not over.is_set():
                     end(lost)
@@ -90,7 +92,7 @@ def watched(rank: int, world: int, name: str, lose: Callable[[Sequence[int]], in
         over.set()
 
     def guard() -> None:
-        """The thread that counts waits as long as its store does not respond."""
+        """Notice that the counting thread is stuck because the store does not respond."""
         before, missed = 0, 0
         while not over.wait(BEAT):
             missed = missed + 1 if pulse.beats == before else 0

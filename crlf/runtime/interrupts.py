@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-"""The signals after which a run saves and ends. Slurm sends SIGUSR1 before a time limit; Windows has none."""
+"""The signals after which a run saves and ends. Slurm sends SIGUSR1 before a time limit; Windows has no SIGUSR1."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -40,4 +40,4 @@ def stop_requests() -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by a C library

@@ -1,7 +1,6 @@
-"""How the processes of a training find each other: who is missing, and whose versions differ, is said in one line.
+"""Connects the processes of a training; names in one line a process that is missing or has other versions.
 
-torch would wait for a process that never comes as long as for one that is slow, which may be days, and it lets versions
-differ.
+torch would wait for a missing process as long as for a slow one, which may be days, and does not compare versions.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from crlf.errors import InputError, first_line
 from crlf.text import duration
 
 ARRIVAL = datetime.timedelta(minutes=10)  # from the first process to the last
-REFUSED = 2  # the exit code of the ranks that leave the message to another one
-LOOK = 0.1  # seconds
+REFUSED = 2  # the exit code of the ranks that leave the message to another rank
+LOOK = 0.1  # seconds between two looks into the store
 HELLO, ROLL = "crlf/hello", "crlf/roll"  # keys of the store
 Card = dict[str, str]
 
@@ -33,10 +32,12 @@ def meet(rank: int, world: int, backend: str, wait: datetime.timedelta) -> str:
     """Wait for all processes, compare their versions, and form the group of torch.distributed.
 
     Args:
+        rank, world: the number of this process, and the number of processes.
+        backend: the backend of torch.distributed.
         wait: the time-out of its collectives.
 
     Returns:
-        A name that no other group has, not even that of the same processes after a restart.
+        A unique name of the group; after a restart, the same processes get another name.
 
     Raises:
         InputError: on rank 0, if a process did not come or differs.
@@ -61,7 +62,7 @@ def meet(rank: int, world: int, backend: str, wait: datetime.timedelta) -> str:
 
 
 def client(place: tuple[str, int], timeout: datetime.timedelta) -> torch.distributed.TCPStore:
-    """A connection of its own to the store that all processes share. Raises RuntimeError."""
+    """A new connection to the store that all processes share. Raises RuntimeError."""
     return torch.distributed.TCPStore(*place, is_master=False, timeout=timeout, wait_for_workers=False)
 
 
@@ -74,7 +75,7 @@ def place_of_store() -> tuple[str, int]:
 
 
 def _store(rank: int, world: int) -> torch.distributed.Store:
-    """The store, which torchrun keeps; without torchrun, rank 0 does."""
+    """A connection to the store, which torchrun hosts; without torchrun, rank 0 hosts it."""
     place = place_of_store()
     try:
         if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -88,10 +89,10 @@ def _store(rank: int, world: int) -> torch.distributed.Store:
 
 
 def _roll_call(store: torch.distributed.Store, rank: int, world: int) -> dict[int, Card]:
-    """The cards of the processes that came. Rank 0 collects them and tells the others.
+    """The cards of the processes that came. Rank 0 collects the cards and writes the list for the others.
 
-    The store may hold keys of an earlier meeting, from before a restart: rank 0 removes what it would collect, and the
-    others recognise the roll that holds their own nonce.
+    After a restart, the store may hold keys of an earlier meeting: rank 0 removes old cards before it collects, and the
+    others recognise the new list by their own nonce.
     """
     mine = {"nonce": uuid.uuid4().hex, "host": socket.gethostname(), "torch": torch.__version__}
     mine["crlf"] = sys.modules["crlf"].__version__
@@ -143,9 +144,9 @@ def _patience() -> str:
 
 
 def _refuse(message: str, rank: int, told: bool = False) -> NoReturn:
-    """Raise the message on rank 0; on the other ranks, print it unless rank 0 is told the same."""
+    """Raise the message on rank 0; on the other ranks, print it unless rank 0 has the same message."""
     if rank == 0:
-        time.sleep(10 * LOOK)  # for the others to read the roll, if the store ends with this process
+        time.sleep(10 * LOOK)  # for the others to read the list, if the store ends with this process
         raise InputError(message)
     if not told and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr)

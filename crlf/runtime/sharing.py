@@ -1,8 +1,8 @@
-"""A process's share of a batch: its images, and how its rows meet those of the other processes.
+"""A process's share of a batch: its own images, and access to the rows of the other processes.
 
-Each process computes a loss for its own images. What it needs of the others, it gets from its `Share`. Gradients
-flow through it: each process has the whole gradient of its own rows, as if one process had computed the loss of the
-whole batch. With one process, `WHOLE` returns everything unchanged.
+Each process computes a loss for its own images, and gets the rows of the others from its `Share`. Gradients flow
+through it: each process has the whole gradient of its own rows, as if one process had computed the loss of the whole
+batch. With one process, `WHOLE` returns everything unchanged.
 
 Shapes: B images in the batch of all processes, b images of this process.
 """
@@ -26,7 +26,7 @@ class Share:
         return True
 
     def count(self, own: int) -> int:
-        """The rows of the whole batch, where this process has `own`: b rows or a multiple of it."""
+        """The number of rows in the whole batch, if this process has `own` rows: b, or a multiple of b."""
         return own
 
     def numbers(self, own: int, device: torch.device) -> Tensor:
@@ -114,7 +114,7 @@ class SharedBatch(Share):
 
 
 class _Gathered(torch.autograd.Function):
-    """Every process may use all rows; the gradients that these uses give a row are summed in its own process."""
+    """Gathers the rows of all processes; the gradients of a row from all processes are summed in its own process."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, dim: int, sizes: list[int]) -> Tensor:
@@ -136,7 +136,7 @@ class _Gathered(torch.autograd.Function):
 
 
 class _Summed(torch.autograd.Function):
-    """Each process's loss may depend on the sum, so a value's gradient is the sum of what they all return."""
+    """Sums a value over the processes. Each loss may depend on the sum, so the gradients are summed as well."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
