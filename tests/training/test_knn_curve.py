@@ -41,7 +41,7 @@ def tables() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> crlf.Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(monitor, "KNN_SHARE", float("inf"))  # a look each epoch
+        patch.setattr("crlf.training.knn_curve.KNN_SHARE", float("inf"))  # a look each epoch
         patch.setattr(monitor, "POINTS", 1)  # and no other
         return crlf.pretrain(recipe(epochs=6), out=tmp_path_factory.mktemp("knn") / "run", device="cpu")
 
@@ -102,14 +102,14 @@ def test_those_that_vote_and_those_that_are_asked_about_are_other_images(monkeyp
     assert abs(found - 1 / 6) < 4 * (5 / 36 / 200) ** 0.5  # standard errors of 200 images
     other = curve_of(seed=1)
     assert not torch.equal(other.rows, curve.rows)
-    monkeypatch.setattr(monitor, "VOTERS", 100), monkeypatch.setattr(monitor, "ASKED", 50)
+    monkeypatch.setattr("crlf.training.knn_curve.VOTERS", 100), monkeypatch.setattr("crlf.training.knn_curve.ASKED", 50)
     small = curve_of()
     assert small.voters == 100 and len(small.rows) == len(small.labels) == 150
     assert (small.labels == SETS[0].labels[small.rows].numpy()).all()
 
 
 def test_a_short_run_asks_fewer(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(monitor, "FEWEST_VOTERS", 100)
+    monkeypatch.setattr("crlf.training.knn_curve.FEWEST_VOTERS", 100)
     curve = curve_of()
     rows, labels = curve.rows, curve.labels
     curve.look(net(), 1.0, step=5, progress=0.5)

@@ -260,7 +260,10 @@ def test_there_are_eight_points_in_a_run_of_any_number_of_epochs(steps: int, epo
 
 @pytest.mark.usefixtures("narrow")
 def test_a_run_of_one_epoch_has_a_curve(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(monitor, "SHARE", 1.0), monkeypatch.setattr(monitor, "KNN_SHARE", 1.0)  # it is over at once
+    (
+        monkeypatch.setattr(monitor, "SHARE", 1.0),
+        monkeypatch.setattr("crlf.training.knn_curve.KNN_SHARE", 1.0),
+    )  # it is over at once
     run = crlf.pretrain(dataclasses.replace(TINY, subset=640, batch_size=10, epochs=1), out=tmp_path, device="cpu")
     for name in ("h_rankme", "knn_accuracy"):
         assert [row["step"] for row in run.log() if name in row] == [8, 16, 24, 32, 40, 48, 56, 64]
