@@ -24,7 +24,7 @@ from crlf.runs.run import REPORT, Run
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
 FIGURES = ("loss_curve", "views", "tsne_embedding", "confusion_matrix")
 WIDE, HIGH = 1400, 1460  # pixels of the window
-LEFT_OUT = "#training, nav, p:has(> code)"  # between the verdict and the map, and the folder's path
+LEFT_OUT = "nav, p:has(> code)"  # the contents, and the folder's path
 MOST = 300_000  # bytes of a picture
 NARROWEST = 500
 SEARCHED = (0, 4, 7, 8)  # classes whose first test image is searched for

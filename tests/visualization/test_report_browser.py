@@ -283,10 +283,10 @@ def test_without_labels_there_are_clusters(browser: Any, tmp_path: Path):
     found = maps(run)
     report(run)
     visit = Visit(browser, run)
-    assert visit.page.locator(".chip").count() == 1 + found["cluster"].max() == 10
+    assert visit.page.locator(".chip").count() == 1 + found["cluster"].max() == 4
     visit.page.locator(".chip").first.click()
     assert [alpha > 0.5 for alpha in visit.column("alpha")] == (found["cluster"] == 0).tolist()
-    assert visit.page.locator("#clusters .strip").count() == 10
+    assert visit.page.locator("#clusters .strip").count() == 4
     assert "linear classifier" in visit.page.locator("#labels").inner_text()
     assert visit.complaints == []
     visit.page.close()

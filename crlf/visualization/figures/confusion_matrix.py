@@ -1,4 +1,4 @@
-"""What the linear probe took each class for."""
+"""What the linear probe predicted for each class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crlf.visualization.figures.style import INK, RIGHT, WRONG, narrow, points, 
 
 @styled()
 def confusion_matrix(run: Run) -> Figure:
-    """What the linear probe took each class for: counts, and the share of each class that it got right."""
+    """What the linear probe predicted for each class: counts, and the share of each class that it got right."""
     if run.unlabelled:
         raise NotDrawn("the data set has no labels")
     names = class_names(run)
@@ -28,8 +28,7 @@ def confusion_matrix(run: Run) -> Figure:
     if run.cross_validated:
         title = f"Linear probe, cross-validated: {right} of all {total:,} images right (chance {percent(chance)})"
     which = "all" if run.cross_validated else "test"
-    caption = f"Counts of {which} images: rows are true classes, columns what the probe said. "
-    caption += "Blue is right, orange wrong. "
+    caption = f"Numbers of {which} images. Rows: true classes; columns: predictions. Blue: right; orange: wrong. "
     wide, high = float(np.clip(0.82 * K, 5, 8.2)), float(np.clip(0.52 * K, 3, 7))  # inches
     figure = sheet((wide + 2, high + 1.5), title, caption + tag(run.settings))
     left, bars = figure.subplots(1, 2, width_ratios=[wide, 1.1], sharey=True)

@@ -24,7 +24,7 @@ def loss_curve(run: Run) -> Figure:
         raise NotDrawn(f"{str(run.file(LOG))!r} holds no loss yet: `crlf pretrain` writes it")
     recipe = run.settings
     done = float(max(len(means), *(row["epoch"] for row in rows[-1:]), 0))
-    caption = "Logged values are means over the steps since the one before. " if rows else ""
+    caption = "Each logged value is the mean over the steps since the last one. " if rows else ""
     figure = sheet((8, 4.6), loss_title(recipe, rows, means, done), caption + tag(recipe))
     axes = figure.subplots()
     if len(rows) <= 1 and len(means) <= 1:
@@ -56,9 +56,12 @@ def once(axes: Axes, loss: float, epoch: float, chance: list[tuple[float, str]])
 def loss_title(recipe: dict[str, Any], rows: list[dict[str, Any]], means: np.ndarray, done: float) -> str:
     course = list(means) if len(means) > 1 or not rows else [row["loss"] for row in rows]
     name = known(recipe.get("method")).loss_name
-    asked = recipe.get("epochs", done)
-    epochs = f"{round(done, 1):g} of {asked:,} epochs" if done < asked else f"{done:,.0f} epoch{'s'[: done > 1]}"
-    facts = [f"{rows[-1]['step'] / rows[-1]['epoch']:,.0f} steps each"] if rows else []
+    asked = done if recipe.get("minutes") else recipe.get("epochs", done)
+    epochs = (
+        f"{round(done, 1):g} of {asked:,} epochs" if done < asked else f"{round(done, 1):,g} epoch{'s'[: done > 1]}"
+    )
+    each = f"{rows[-1]['step'] / rows[-1]['epoch']:,.0f}" if rows else ""
+    facts = [f"{each} step{'s'[: each != '1']} each"] if rows else []
     if "temperature" in (recipe.get("head") or {}):
         facts.append(f"τ {recipe['head']['temperature']:g}")
     numbers = " → ".join(f"{value:.2f}" for value in dict.fromkeys((course[0], course[-1])))
@@ -88,8 +91,9 @@ def health(run: Run) -> Figure:
     if not rows:
         raise NotDrawn(f"{str(run.file(LOG))!r} holds no health yet: `crlf pretrain` logs it after an epoch")
     caption = (
-        "From two views each of some training images, no label; h is the embedding, z what the loss compares. Last two "
-        "panels: cosines at the end, and singular values of h as shares of the first: a slow fall is a high rank. "
+        "Measured on two views of some training images, without labels. h is the embedding, z the projection that the "
+        "loss compares. Last two panels: cosines at the end; singular values of h, relative to the largest: the slower "
+        "they fall, the higher the rank. "
     )
     figure = sheet((8, 12 if narrow() else 6.2), health_title(rows), caption + tag(run.settings))
     panels = list(figure.subplots(*((3, 2) if narrow() else (2, 3))).flat)

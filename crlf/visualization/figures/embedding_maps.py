@@ -51,7 +51,7 @@ def tsne_embedding(run: Run) -> Figure:
     rows, plane, perplexity = made["rows"], made["tsne"], perplexity_of(len(made["rows"]))
     knn = run.scores.get("knn_accuracy")
     judged = f": kNN in all {D:,} dimensions is {percent(knn)} right" if knn else ""
-    how = f"cosine, perplexity {perplexity:.3g}. Near means alike; the size and distance of clusters mean little"
+    how = f"cosine, perplexity {perplexity:.3g}. Neighbours lie together; sizes and distances of groups mean little"
     groups, names, colours = grouped(run, rows, labels, names)
     caption = f"{origin(len(rows), N, split)}; {how}. {colours} {tag(run.settings)}"
     figure = sheet((8, 6.6), f"t-SNE of {len(rows):,} {split} embeddings{judged}", caption)

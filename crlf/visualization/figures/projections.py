@@ -38,7 +38,7 @@ from crlf.visualization.figures.run_arrays import NotDrawn, embedded
 
 SHOWN = 5000  # points in a map
 NEAR = 8  # neighbours of an image
-CLUSTERS = 10  # where there are no labels; otherwise one a class
+CLUSTERS = 10  # at most, where there are no labels; otherwise one a class
 UMAP_FROM = 500  # images; its first use takes 10 s whatever their number
 
 
@@ -57,7 +57,7 @@ def maps(run: Run) -> dict[str, np.ndarray]:
     _, embeddings, _, names = embedded(run, least=2)
     made = kept(run, embeddings)
     if made is None:
-        made = chart(embeddings, len(names) or CLUSTERS)
+        made = chart(embeddings, len(names) or clusters_for(len(embeddings)))
         buffer = io.BytesIO()
         np.savez(buffer, **made)  # type: ignore[arg-type]
         write_bytes(run.file(MAPS), buffer.getvalue())
@@ -110,6 +110,11 @@ def cluster(shown: np.ndarray, k: int) -> np.ndarray:
         found = KMeans(k, n_init=2, random_state=0).fit_predict(reduced)
     rank = np.argsort(np.argsort(-np.bincount(found, minlength=k), kind="stable"))
     return rank[found].astype(np.int16)
+
+
+def clusters_for(n: int) -> int:
+    """How many clusters n images are put into where there are no labels, so that one holds more than a few."""
+    return max(2, min(CLUSTERS, round((n / 2) ** 0.5)))
 
 
 def tsne(embeddings: np.ndarray) -> tuple[np.ndarray, float]:

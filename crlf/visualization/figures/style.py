@@ -127,6 +127,6 @@ def paper(wide: float, high: float, title: str, caption: str) -> Figure:
 
 def tag(recipe: dict[str, Any]) -> str:
     """Which run this is."""
-    return "Run: {method}, encoder {encoder}, epochs {epochs}, seed {seed}.".format_map(
-        defaultdict(lambda: "?", recipe)
-    )
+    long = "{minutes:g} minutes" if recipe.get("minutes") else "epochs {epochs}"  # minutes set aside the epochs
+    words = f"Run: {{method}}, encoder {{encoder}}, {long}, seed {{seed}}."
+    return words.format_map(defaultdict(lambda: "?", recipe))

@@ -66,7 +66,7 @@ def filters(run: Run, most: int = 64) -> Figure:
     across = min(16, len(shown))
     count = f"{N}" if most >= N else f"{most} of {N:,}"
     title = f"First layer: {count} filters of {h} × {w} pixels"
-    caption = "Gray is no weight; each filter is scaled by its own largest weight. "
+    caption = "Gray is zero; each filter is scaled by its own largest weight. "
     rows = -(-len(shown) // across)
     figure = sheet((8, 0.9 + 7.4 / max(across, 5) * rows), title, caption + tag(run.settings))
     axes = figure.subplots()

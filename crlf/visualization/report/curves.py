@@ -14,12 +14,12 @@ from crlf.visualization.report.html import Section, section
 from crlf.visualization.report.plots import curve
 
 H_AND_Z = {
-    "rankme": ("RankMe", "how many dimensions the features fill: 1 is collapse; compare it within one data set only"),
-    "alignment": ("Alignment", "squared distance of two views of an image; 0 is best"),
-    "uniformity": ("Uniformity", "how evenly the sphere is filled; lower is more even, 0 is collapse"),
-    "spread": ("Spread", "deviation of the normalised features, 1 for independent ones; 0 is collapse"),
+    "rankme": ("RankMe", "how many dimensions the features fill; 1 is collapse; compare it on the same images only"),
+    "alignment": ("Alignment", "squared distance between two views of an image; 0 is best"),
+    "uniformity": ("Uniformity", "how evenly the features fill the sphere; lower is more even, 0 is collapse"),
+    "spread": ("Spread", "standard deviation of the normalised features; 1 if they are independent, 0 is collapse"),
 }
-VOTES = "share that is right on a sample of the training images; labels serve this only; higher is better"
+VOTES = "accuracy on a sample of the training images; labels are used for this only; higher is better"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def curves(run: Run) -> tuple[Section | None, dict[str, Any]]:
     votes = sorted({key for row in log for key in row if "knn" in key and isinstance(row[key], float)})
     if votes:
         lines = {key.replace("knn", "kNN").replace("_", " "): key for key in votes}
-        panels.append(panel("knn", "kNN while it trains", VOTES, log, lines, share=True))
+        panels.append(panel("knn", "kNN during training", VOTES, log, lines, share=True))
     for measure, (name, reading) in H_AND_Z.items():
         lines = {"h, the embedding": f"h_{measure}", "z, the projection": f"z_{measure}"}
         panels.append(panel(measure, name, reading, log, lines))

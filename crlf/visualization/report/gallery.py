@@ -43,9 +43,12 @@ def maps(shown: Shown) -> Section:
     if shown.confidence is not None:
         colours["sure"] = "confidence"
     named = {name: MAPS[name] for name in shown.maps}
+    ways = {"points": "points", "pictures": "pictures"}
+    if shown.labels is None:  # a cluster's number says less than its pictures
+        ways = dict(reversed(ways.items()))
     return section(
         "Maps of the embeddings", "maps.html", "maps",
-        what=what_they_show(shown), maps=named, colours=colours, groups=groups(shown),
+        what=what_they_show(shown), maps=named, ways=ways, colours=colours, groups=groups(shown),
     )  # fmt: skip
 
 
@@ -53,13 +56,15 @@ def what_they_show(shown: Shown) -> str:
     """Which images are shown, and how each map is to be read."""
     part = f"{shown.points:,} of the {shown.total:,} {shown.split} images, drawn at random"
     which = part if shown.points < shown.total else f"All {shown.total:,} {shown.split} images"
-    words = [f"{which}: near means alike."]
+    words = [f"{which}. Images that lie close together have similar embeddings."]
     if "tsne" in shown.maps:
         how = f"cosine, perplexity {perplexity_of(shown.points):.3g}"
-        words.append(f"t-SNE ({how}) keeps neighbours; the size and the distance of its clusters mean little.")
+        words.append(
+            f"t-SNE ({how}) keeps neighbours together; the size of a group and its distance from others mean little."
+        )
     if "umap" in shown.maps:
-        words.append("UMAP (cosine, 15 neighbours) keeps neighbours and something of the distances.")
-    words.append("PCA keeps the two directions of greatest variance. Training saw no label.")
+        words.append("UMAP (cosine, 15 neighbours) keeps neighbours together and some of the distances.")
+    words.append("PCA shows the two directions of greatest variance.")
     return " ".join(words)
 
 
@@ -101,11 +106,17 @@ def mistakes(shown: Shown) -> Section | None:
         return None
     among = f"the {shown.pictured:,} of {shown.total:,} {shown.split} images that have a picture"
     among = among if shown.pictured < shown.total else f"all {shown.total:,} {shown.split} images"
-    sure = "at which the linear probe was most confident" if shown.confidence is not None else "of the linear probe"
-    some = f"The {len(shown.mistakes)} mistakes" if len(shown.mistakes) == MISTAKES else "All mistakes"
-    what = f"{some} {sure}, among {among}"
     found = [mistake(shown, i) for i in shown.mistakes.tolist()]
+    what = f"{which_mistakes(len(found), shown.confidence is not None)}, among {among}"
     return section("Most confident mistakes", "mistakes.html", "mistakes", what=what, mistakes=found)
+
+
+def which_mistakes(n: int, sure: bool) -> str:
+    if n == MISTAKES:
+        return f"The {n} mistakes in which the linear probe was most confident" if sure else f"{n} mistakes"
+    if n == 1:
+        return "The only mistake of the linear probe"
+    return f"All {n} mistakes of the linear probe{', the most confident first' if sure else ''}"
 
 
 def mistake(shown: Shown, i: int) -> dict[str, Any]:
@@ -122,10 +133,10 @@ def neighbours(shown: Shown) -> Section:
     _, first = np.unique(groups, return_index=True)
     kind, kinds = ("cluster", "clusters") if shown.labels is None else ("class", "classes")
     each = f"each {kind}" if len(first) <= ROWS else f"each of the first {ROWS} {kinds}"
-    outlined = " Those of another class are outlined." if shown.labels is not None else ""
+    outlined = " Neighbours of another class are outlined." if shown.labels is not None else ""
     what = (
-        f"An image of {each}, drawn at random, and its {shown.near.shape[1]} nearest by the cosine of their "
-        f"embeddings{among(shown)}.{outlined} Choose a picture to enlarge it."
+        f"One random image of {each}, and the {shown.near.shape[1]} images with the most similar embeddings "
+        f"(by cosine) {among(shown)}.{outlined} Click a picture to enlarge it."
     )
     strips = [strip(shown, i, [i, *shown.near[i].tolist()]) for i in first[:ROWS].tolist()]
     return section("Nearest neighbours", "strips.html", "neighbours", what=what, strips=strips)
@@ -133,11 +144,8 @@ def neighbours(shown: Shown) -> Section:
 
 def among(shown: Shown) -> str:
     """Which images are searched for neighbours."""
-    which = f"the {shown.points:,} images of the maps"
-    if shown.split == "training":
-        return f", among {which}"
-    alone = "all of them test images: no training image is searched"
-    return f", among {which}, {alone}"
+    which = f"among the {shown.points:,} images of the map"
+    return which if shown.split == "training" else f"{which}: test images only, no training image is searched"
 
 
 def strip(shown: Shown, query: int, images: Sequence[int]) -> dict[str, Any]:
@@ -164,8 +172,8 @@ def clusters(shown: Shown) -> Section | None:
         for k, count in enumerate(np.bincount(shown.cluster).tolist())
     ]
     what = (
-        f"k-means with {plural(len(strips), 'cluster')} on the normalised embeddings, "
-        f"the largest first; of each up to {SEEN} images, drawn at random."
+        f"k-means divides the normalised embeddings into {plural(len(strips), 'cluster')}, the largest "
+        f"first. A row shows up to {SEEN} random images of its cluster."
     )
     return section("Clusters", "strips.html", what=what, strips=strips)
 
@@ -187,7 +195,7 @@ def views(run: Run, images: int = 10, most: int = 8) -> dict[str, Any] | None:
     if tiles.ndim != 5 or tiles.dtype != np.uint8 or not tiles.size:
         return None  # `crlf draw` says so
     n, rows, _, h, w = tiles.shape
-    text = f"{n} images on top, below each {plural(rows - 1, 'random view')} of it, {h} × {w} pixels. "
+    text = f"Top row: {plural(n, 'image')}. Below each: {plural(rows - 1, 'random view')} of it, {h} × {w} pixels. "
     gap = max(1, w // 16)
     made = pixels(mosaic(tiles, gap), mosaic(np.zeros_like(tiles), gap), "Views", text + drawn(run.settings))
     return made | {"wide": n > 5}
@@ -199,7 +207,7 @@ def filters(run: Run) -> dict[str, Any] | None:
     except NotDrawn:
         return None
     n, _, h, w = tiles.shape
-    text = f"{n:,} filters of {h} × {w} weights, each scaled by its largest; gray is no weight."
+    text = f"{n:,} filters of {h} × {w} weights, each scaled by its largest weight. Gray is zero."
     tiles, columns = tiles[:256], min(16, n)
     gaps = filter_grid(np.zeros_like(tiles), columns)
     return pixels(filter_grid(tiles, columns), gaps, "First-layer filters", text)

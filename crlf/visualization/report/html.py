@@ -32,11 +32,16 @@ def templates() -> Environment:
     """What stands in the folder templates."""
     found = Environment(
         loader=PackageLoader("crlf.visualization.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=unbroken,
     )  # fmt: skip
     found.filters["percent"] = percent
     found.filters["parts"] = parts
     return found
+
+
+def unbroken(value: Any) -> Any:
+    """No line ends between a number and its per cent sign; what is HTML already stays as it is."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else re.sub(r"(?<=\d) %", "\u00a0%", value)
 
 
 def render(template: str, **values: Any) -> Markup:

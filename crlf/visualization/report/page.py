@@ -25,7 +25,7 @@ from crlf.visualization.report.curves import curves
 from crlf.visualization.report.html import DATA, Section, quoted, render
 from crlf.visualization.report.limits import limits
 from crlf.visualization.report.numbers import numbers
-from crlf.visualization.report.pictures import Shown, across, contact_sheet, shown
+from crlf.visualization.report.pictures import SMOOTH, Shown, across, contact_sheet, rim, shown
 from crlf.visualization.report.plots import library, map_plot
 from crlf.visualization.report.verdict import missing, verdict, what_labels_add
 
@@ -41,9 +41,9 @@ def page(run: Run) -> str:
     if images is not None:
         plots["map-plot"] = map_plot(images)
     sections = [
-        training,
-        held_back,
         *(pictured(run, images) if images is not None else ()),
+        held_back,
+        training,
         gallery.seen(run),
         numbers(scores),
         settings(recipe),
@@ -52,7 +52,7 @@ def page(run: Run) -> str:
         files(run),
     ]
     todo = [*missing(run, scores, images is not None)]
-    scripts = [library(), own("script.js")] if plots else []
+    scripts = [library(), own("overlay.js"), own("script.js")] if plots else []
     return render(
         "page.html",
         title=f"{known(method).title or method} on {name_of(data)}: what the encoder learned",
@@ -82,10 +82,10 @@ def pictured(run: Run, images: Shown) -> list[Section | None]:
         table = confusion(images, labels, class_indices(run, "test_pred.npy", images.names, rows=images.total))
     found = [
         gallery.maps(images),
-        table,
-        gallery.mistakes(images),
         gallery.neighbours(images),
         gallery.clusters(images),
+        table,
+        gallery.mistakes(images),
     ]
     return [*found, what_labels_add(run) if images.labels is None else None]
 
@@ -99,7 +99,8 @@ def style(images: Shown | None) -> Markup:
     if images is not None:
         n, h, w, _ = images.thumbnails.shape
         css += (
-            f":root{{--columns:{across(n, h, w)};--ratio:{h / w:.4f};--enlarged:{'auto' if h >= 64 else 'pixelated'}}}"
+            f":root{{--columns:{across(n, h, w)};--ratio:{h / w:.4f};--rim-x:{rim(h) / w:.5f};--rim-y:{rim(h) / h:.5f};"
+            f"--scaled:{'auto' if h >= SMOOTH else 'pixelated'}}}"
         )
         css += f".pic{{background-image:url({contact_sheet(images.thumbnails)})}}"
     return Markup(css)

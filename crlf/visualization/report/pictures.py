@@ -16,6 +16,7 @@ from crlf.visualization.figures.run_arrays import NotDrawn, class_indices, embed
 from crlf.visualization.report.html import data_uri
 
 MISTAKES = 50
+SMOOTH = 64  # pixels; smaller tiles show their pixels as squares
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +117,20 @@ def across(n: int, h: int, w: int) -> int:
     return max(1, min(n, round((n * h / w) ** 0.5)))
 
 
+def rim(h: int) -> int:
+    """Pixels around each tile of a sheet: large tiles are scaled smoothly, which mixes in the pixel beside a tile."""
+    return 1 if h >= SMOOTH else 0
+
+
 def contact_sheet(tiles: np.ndarray) -> str:
-    """All tiles in one picture, row by row: uint8 (n, h, w, 3) -> a data URI.
+    """All tiles in one picture, row by row, each within its `rim`: uint8 (n, h, w, 3) -> a data URI.
 
     WebP has tiles of 5,000 images of 32 × 32 pixels in 3 MB; 5,000 data URIs would take twice that, and slow the page.
     """
     n, h, w, _ = tiles.shape
-    columns = across(n, h, w)
+    columns, edge = across(n, h, w), (rim(h), rim(h))
+    tiles = np.pad(tiles, ((0, 0), edge, edge, (0, 0)), mode="edge")
+    h, w = tiles.shape[1:3]
     rows = -(-n // columns)
     full = np.zeros((rows * columns, h, w, 3), dtype=np.uint8)
     full[:n] = tiles

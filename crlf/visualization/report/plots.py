@@ -70,8 +70,9 @@ def map_plot(shown: Shown) -> dict[str, Any]:
         x_range=Range1d(start=0, end=1), y_range=Range1d(start=0, end=1), height=560, sizing_mode="stretch_width",
         tools="", toolbar_location="right", output_backend="canvas", name="map",
     )  # fmt: skip
-    zoom = WheelZoomTool()
+    zoom = WheelZoomTool(modifiers="ctrl")  # the wheel alone scrolls the page
     plot.add_tools(PanTool(), zoom, ResetTool())
+    plot.toolbar.active_scroll = zoom
     plot.toolbar.logo = None
     plot.axis.visible = False
     plot.grid.visible = False

@@ -60,7 +60,8 @@
   // The map
 
   const map = plots["map-plot"];
-  const state = { map: null, colour: "group", group: null, wrong: false, held: false, at: -1 };
+  const state = { map: null, show: "points", colour: "group", group: null, wrong: false, held: false, at: -1 };
+  const anchors = {}; // of the names, for each map
   const source = map && map.renderers.find((r) => r.name === "points").data_source;
   const wrong = (i) => images.labelled && images.predicted !== null && images.predicted[i] !== images.group[i];
   const seen = (i) => (state.group === null || images.group[i] === state.group) && (!state.wrong || wrong(i));
@@ -96,6 +97,48 @@
     source.data = { ...source.data, fill, alpha };
     legend();
     look(state.at);
+    cover();
+  }
+
+  function where(i) {
+    // The place of point i within the frame, in pixels.
+    const [frame, inner] = [find("map-frame"), find("map-plot")].map((element) => element.getBoundingClientRect());
+    const rim = (inner.height - map.inner_height) / 2; // Bokeh's own
+    const [sx, sy] = [map.inner_width / (map.x_range.end - map.x_range.start), map.inner_height / (map.y_range.end - map.y_range.start)];
+    const [left, top] = [inner.left - frame.left + rim, inner.top - frame.top + rim];
+    const [xs, ys] = [x(), y()];
+    const at = (k) => [left + (xs[k] - map.x_range.start) * sx, top + (map.y_range.end - ys[k]) * sy];
+    return i === undefined ? at : at(i);
+  }
+
+  let waiting = false;
+  function cover() {
+    // Lay the names or the pictures over the points, once for all that changes before the next frame.
+    if (waiting || !state.map) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      const on = { images, seen, where: where(), group: state.group, wide: map.inner_width, high: map.inner_height };
+      find("layer").replaceChildren(...(state.show === "pictures" ? overlay.pictures(on, laid) : names(on)));
+    });
+  }
+
+  function names(on) {
+    if (state.colour !== "group" || !images.labelled || images.groups.length > overlay.NAMED) return [];
+    anchors[state.map] ??= overlay.anchors(images, [...x()], [...y()]);
+    const pen = document.createElement("canvas").getContext("2d");
+    pen.font = `600 ${on.wide < 500 ? 12 : 14}px ${getComputedStyle(document.body).fontFamily}`;
+    return overlay.names({ ...on, width: (name) => pen.measureText(name).width }, anchors[state.map], make);
+  }
+
+  function laid(i, left, top, side) {
+    const made = make("div", "pic");
+    place(made, i);
+    made.style.setProperty("--w", `${side}px`);
+    made.style.left = `${left}px`;
+    made.style.top = `${top}px`;
+    made.style.boxShadow = `0 0 0 2px ${source.data.fill[i]}`;
+    return made;
   }
 
   function legend() {
@@ -133,10 +176,12 @@
     glyph.setv({ x: { field: `${name}_x` }, y: { field: `${name}_y` } });
     fit();
     look(state.at);
+    cover();
   }
 
   function nearest(px, py, most = 14) {
     // The nearest point that is seen, at most so many pixels away; -1 if there is none.
+    if (state.show === "pictures") most = Math.max(most, 0.6 * overlay.side({ images, wide: map.inner_width, high: map.inner_height }));
     const [sx, sy] = [map.inner_width / (map.x_range.end - map.x_range.start),
       map.inner_height / (map.y_range.end - map.y_range.start)];
     const [xs, ys] = [x(), y()];
@@ -174,10 +219,7 @@
     if (i < 0) return;
     place(box, i);
     const frame = find("map-frame").getBoundingClientRect();
-    const inner = find("map-plot").getBoundingClientRect();
-    const share = (value, range) => (value - range.start) / (range.end - range.start);
-    const left = inner.left - frame.left + share(x()[i], map.x_range) * map.inner_width;
-    const top = inner.top - frame.top + (1 - share(y()[i], map.y_range)) * map.inner_height;
+    const [left, top] = where(i);
     const side = left + 110 > frame.width ? left - 98 : left + 18;
     box.style.left = `${Math.max(2, side)}px`;
     box.style.top = `${Math.min(Math.max(2, top - 40), frame.height - box.offsetHeight - 2)}px`;
@@ -208,11 +250,15 @@
   function facts(i) {
     // What is known of image i, as a list of names and texts.
     const list = make("dl");
-    const say = (name, text, kind = "") => list.append(make("dt", "", name), make("dd", kind, text));
-    say(images.labelled ? "class" : "group", images.groups[images.group[i]]);
+    const say = (name, text, kind = "", more = "") => {
+      const told = make("dd", kind);
+      told.append(make("bdi", "", text), more); // a name may be written from right to left
+      list.append(make("dt", "", name), told);
+    };
+    say(images.labelled ? "class" : "cluster", images.groups[images.group[i]]);
     if (images.predicted !== null) {
       const sure = images.sure === null ? "" : `, ${(100 * images.sure[i]).toFixed(0)} % sure`;
-      say("probe", images.groups[images.predicted[i]] + sure + (wrong(i) ? ": wrong" : ""));
+      say("probe", images.groups[images.predicted[i]], "", sure + (wrong(i) ? ": wrong" : ""));
     }
     say("image", images.ids[i], "soft");
     return list;
@@ -264,6 +310,8 @@
 
   if (map) {
     all("input[name=map]").forEach((input) => input.addEventListener("change", () => choose(input.value)));
+    all("input[name=show]").forEach((input) => input.addEventListener("change", () => { state.show = input.value; cover(); }));
+    state.show = document.querySelector("input[name=show]:checked").value;
     all("input[name=colour]").forEach((input) => input.addEventListener("change", () => {
       state.colour = input.value;
       paint();
@@ -274,7 +322,7 @@
     map.on_event("mousemove", (event) => { if (!state.held) look(nearest(event.x, event.y)); });
     map.on_event("mouseleave", () => { if (!state.held) look(-1); });
     map.on_event("tap", (event) => hold(nearest(event.x, event.y, 22)));
-    for (const range of [map.x_range, map.y_range]) range.change.connect(() => peek(state.at));
+    for (const range of [map.x_range, map.y_range]) range.change.connect(() => { peek(state.at); cover(); });
     find("map-frame").addEventListener("keydown", (event) => {
       if (event.key.startsWith("Arrow")) { event.preventDefault(); look(step(event.key)); }
       if (event.key === "Enter") hold(state.at);
@@ -296,9 +344,10 @@
       width = entry.contentRect.width;
       map.height = width < 500 ? 400 : 560;
       glyph.size = { value: width < 500 ? 0.65 * size : size };
-      setTimeout(() => { fit(); peek(state.at); }, 60); // when Bokeh has laid the plot out anew
+      setTimeout(() => { fit(); peek(state.at); cover(); }, 60); // when Bokeh has laid the plot out anew
     }).observe(find("map-plot"));
     choose(document.querySelector("input[name=map]:checked").value);
+    card(0);
   }
 
   // An image, enlarged: the arrow keys go along the row that it stands in, Escape closes it
@@ -351,13 +400,15 @@
       const list = make("ul", "pics");
       found.slice(0, 40).forEach((i) => { const item = make("li"); item.append(picture(i)); list.append(item); });
       const count = `${button.getAttribute("aria-label")}. `;
-      const some = found.length === 0 ? "None of them is among the images of this page."
-        : `Shown: ${Math.min(40, found.length)} of the ${found.length} that are among the images of this page.`;
+      const [shown, held] = [Math.min(40, found.length), found.length];
+      const some = held === 0 ? "None of them is among the images of this page."
+        : shown < held ? `Here are ${shown} of the ${held} that this page holds.` : "";
       find("cell").replaceChildren(make("p", "", count + some), list);
       find("cell").hidden = false;
     });
   }
 
+  addEventListener("beforeprint", () => all("details").forEach((part) => { part.open = true; }));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", dressAll);
   dressAll();
   document.documentElement.dataset.ready = "yes";

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 from typing import Any
@@ -71,7 +72,7 @@ def how_found(run: Run, scores: dict[str, Any]) -> str:
     start = (
         f"Given a new random crop of an image, the encoder finds that image {among} in {percent(share)} of the cases."
     )
-    untrained = "" if before is None else f" Before training it did in {percent(before)}."
+    untrained = "" if before is None else f" Before training it did so in {percent(before)}."
     return start + untrained + (f" Chance is {percent(1 / count)}." if count else "")
 
 
@@ -101,13 +102,18 @@ def how_long(scores: dict[str, Any]) -> str:
         return f"Nothing was trained: the encoder has the weights of {source} as they came." if source else ""
     epochs = plural(scores.get("epochs"), "epoch")
     views = f" over {scores['views_seen']:,} views" if scores.get("views_seen") else ""
-    device = f" on {scores['device']}" if scores.get("device") else ""
+    device = f" on {machine(scores['device'])}" if scores.get("device") else ""
     rest = sum(scores.get(f"{stage}_seconds") or 0 for stage in ("embed", "probe", "draw"))
     after = f" Embedding, probing and drawing took {duration(rest)}." if rest else ""
     how = "with" if scores.get("supervised") else "without"
     teacher = scores.get("teacher", {}).get("source")
     of = f" from the teacher {teacher}" if teacher else ""
     return f"It learned {how} labels{of} in {duration(scores['train_seconds'])}: {epochs}{views}{device}.{after}"
+
+
+def machine(device: Any) -> str:
+    """A device within a sentence: `cpu, 2 threads` becomes `the CPU, 2 threads`."""
+    return re.sub("^cpu\\b", "the CPU", str(device))
 
 
 def missing(run: Run, scores: dict[str, Any], mapped: bool) -> Iterable[tuple[str, str]]:
