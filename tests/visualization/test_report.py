@@ -32,7 +32,8 @@ from crlf.visualization.figures import curves
 from crlf.visualization.figures.projections import maps
 from crlf.visualization.report import appendix, report, verdict
 from crlf.visualization.report.appendix import HOLDS
-from crlf.visualization.report.html import plain
+from crlf.visualization.report.confusion import DEEP, tone
+from crlf.visualization.report.html import plain, render, unbroken
 from crlf.visualization.report.pictures import across, contact_sheet, shown
 from crlf.visualization.report.plots import SHAPES
 
@@ -338,6 +339,68 @@ NUMBERS = {
     "Training time": "1 min 23 s",
     "Arithmetic": "0.1031 PFLOP",
 }
+
+
+def test_of_many_classes_the_confusions_are_listed(tmp_path: Path):
+    """Against a count by hand: the most frequent first, and the classes by the share that is right."""
+    run = fake_run(tmp_path / "run", tuple(f"kind {k}" for k in range(24)), n=480)
+    labels = np.arange(480) % 24
+    predicted = labels.copy()
+    predicted[labels == 3] = [7] * 11 + [5] * 4 + [3] * 5
+    predicted[labels == 20] = [2] * 9 + [20] * 11
+    np.save(run.file("test_lbl.npy"), labels)
+    np.save(run.file("test_pred.npy"), predicted)
+    maps(run)
+    html = read(run).html
+    found = re.findall(r'data-true="(\d+)" data-said="(\d+)" aria-label="([^"]*)"', html)
+    assert found == [
+        ("3", "7", "kind 3 taken for kind 7: 11"),
+        ("20", "2", "kind 20 taken for kind 2: 9"),
+        ("3", "5", "kind 3 taken for kind 5: 4"),
+    ]
+    bars = re.findall(r"<bdi>(kind \d+)</bdi> <small>20</small></div>.*?<b>([^<]*)</b>", html)
+    assert bars[:3] == [("kind 3", "25.0 %"), ("kind 20", "55.0 %"), ("kind 0", "100.0 %")] and len(bars) == 12
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.3, 0.74, 0.75, 1.0])
+@pytest.mark.parametrize("kind", ["right", "off"])
+@pytest.mark.parametrize("night", [False, True])
+def test_numbers_stand_out_from_their_cells(depth: float, kind: str, night: bool):
+    """By at least 4.5 to 1 (WCAG AA), in the page's own colours, mixed in OKLab as the page does."""
+    css = (Path(appendix.__file__).parent / "style.css").read_text()
+    blocks = re.findall(r":root \{ (?:color-scheme: light dark; )?(--page.*?)\}", css, flags=re.DOTALL)
+    found = re.findall(r"--([\w-]+): #(\w{6});", "".join(blocks[: 1 + night]))
+    colours = {name: np.array([int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]) for name, digits in found}
+    share = tone(depth) / 100 * (0.8 if kind == "off" else 1)
+    ground = oklab_mix(colours["good" if kind == "right" else "wrong"], colours["card"], share)
+    ink = colours["ink"] if depth < DEEP else colours["page"] if kind == "right" else np.array([14, 18, 23]) / 255
+    bright, dark = sorted((luminance(ink), luminance(ground)), reverse=True)
+    assert (bright + 0.05) / (dark + 0.05) >= 4.5
+
+
+def linear(rgb: np.ndarray) -> np.ndarray:
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def luminance(rgb: np.ndarray) -> float:
+    return float(linear(rgb) @ [0.2126, 0.7152, 0.0722])
+
+
+LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+                [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
+"""Of linear sRGB (Ottosson 2020); OKLab is linear in the cube roots, so mixing needs these alone."""
+
+
+def oklab_mix(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
+    roots = share * np.cbrt(LMS @ linear(a)) + (1 - share) * np.cbrt(LMS @ linear(b))
+    rgb = np.clip(np.linalg.inv(LMS) @ roots**3, 0, 1)
+    return np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)
+
+
+def test_a_number_keeps_its_per_cent_sign_and_a_command_its_spaces():
+    assert unbroken("10.0 % of 5 %") == "10.0\u00a0% of 5\u00a0%"
+    command = render("repeat.html", command="crlf run --out 'run 5 %'")
+    assert "run 5 %" in command and "\u00a0" not in command
 
 
 def test_few_labels_and_corruptions_have_charts(run: Run):

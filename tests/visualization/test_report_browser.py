@@ -137,6 +137,37 @@ def test_a_chip_isolates_its_class(visit: Visit, run: Run):
     assert min(visit.column("alpha")) > 0.5
 
 
+def test_the_map_names_its_classes_without_overlap(visit: Visit, run: Run):
+    boxes = visit.page.locator("#layer .name").evaluate_all(
+        "all => all.map((e) => { const b = e.getBoundingClientRect(); "
+        "return [(b.left + b.right) / 2, (b.top + b.bottom) / 2, b.width, b.height]; })"
+    )
+    names = visit.page.locator("#layer .name").all_inner_texts()
+    assert len(names) >= 3 and set(names) <= set(CIFAR)
+    for i, (x, y, wide, high) in enumerate(boxes):
+        apart = [abs(x - u) >= (wide + w) / 2 or abs(y - v) >= (high + h) / 2 for u, v, w, h in boxes[:i]]
+        assert all(apart), names[i]
+    visit.page.locator(".chip").nth(3).click()
+    visit.page.wait_for_function("document.querySelectorAll('#layer .name').length === 1")
+    assert visit.page.locator("#layer .name").inner_text() == CIFAR[3]
+    visit.page.locator(".chip").nth(3).click()
+
+
+def test_pictures_lie_on_their_points_and_do_not_cover_each_other(visit: Visit):
+    visit.page.locator("input[value=pictures]").check()
+    visit.page.wait_for_selector("#layer .pic")
+    found = visit.page.locator("#layer .pic").evaluate_all(
+        "all => all.map((e) => { const b = e.getBoundingClientRect(); "
+        "return [+e.dataset.shows, b.left + b.width / 2, b.top + b.height / 2, b.width]; })"
+    )
+    assert len(found) >= 5
+    for k, (i, x, y, side) in enumerate(found):
+        assert np.hypot(x - visit.point(i)[0], y - visit.point(i)[1]) < 2
+        assert all(max(abs(x - u), abs(y - v)) >= side for _, u, v, _ in found[:k])
+    visit.page.locator("input[value=points]").check()
+    visit.page.wait_for_selector("#layer .name")
+
+
 def test_only_mistakes(visit: Visit, run: Run):
     wrong = (run.array("test_lbl.npy") != run.array("test_pred.npy"))[sample(N)]
     visit.page.locator("#wrong").check()
