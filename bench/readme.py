@@ -196,8 +196,10 @@ def gpu_table(records: Path, part: str, table: str) -> str:
     if not found:
         return "not measured"
     where = dict.fromkeys(f"{r['device']}, torch {r['torch']}, {r['date']}, commit {r['commit']}" for r in kept)
-    bare = [{name: value for name, value in row.items() if name not in ("table", "surprise")} for row in found]
-    return "\n".join([markdown(bare), "", *(f"{line}." for line in where)])
+    protocols = dict.fromkeys(str(row["protocol"]) for row in found if "protocol" in row)  # a column would be too wide
+    hidden = ("table", "surprise", "protocol")
+    bare = [{name: value for name, value in row.items() if name not in hidden} for row in found]
+    return "\n".join([markdown(bare), "", *(f"{line}." for line in (*protocols, *where))])
 
 
 def pages(records: Path) -> dict[Path, str]:
