@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or of its library's making, by name: hf:NAME or hf:NAME:CONFIG.
+"""Data sets of the Hugging Face hub, or folders saved by its library, by name: hf:NAME or hf:NAME:CONFIG.
 
 The library `datasets` fetches them and keeps them in Arrow files, which are read as any table of images.
 """
@@ -15,7 +15,7 @@ PREFIX = "hf:"
 
 
 def named(data: str) -> str:
-    """The same name; a folder's with its whole path, since a run is used from other folders too.
+    """The same name; a folder gets its absolute path, since a run may be used from other folders.
 
     Raises:
         InputError: nothing is named.
@@ -28,7 +28,7 @@ def named(data: str) -> str:
 
 
 def splits(data: str) -> dict[str, list[Path]]:
-    """The Arrow files of each split, fetched if need be.
+    """The Arrow files of each split, downloaded if needed.
 
     Raises:
         InputError: `datasets` is not installed, or cannot load this.
@@ -37,7 +37,7 @@ def splits(data: str) -> dict[str, list[Path]]:
     library = datasets()
     try:
         loaded = library.load_dataset(name, config or None, keep_in_memory=False)
-    except Exception as error:  # of the network, of the hub, of the files: almost any kind
+    except Exception as error:  # the network, the hub and the files raise many kinds of exceptions
         raise InputError(f"data {data!r} cannot be loaded: {first_line(error)}") from error
     found = {str(split): [Path(file["filename"]) for file in part.cache_files] for split, part in loaded.items()}
     if not any(found.values()):

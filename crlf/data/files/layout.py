@@ -1,4 +1,4 @@
-"""What the names of folders say: which are splits, which hold masks, and which may be classes. No file is read."""
+"""Interprets the names of folders: splits, masks, and possible classes. No file is read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing", "eval", "evaluation"),
     "validation": ("validation", "valid", "val", "dev"),
-}  # by the words of which a shard's path tells its split, as `datasets` does
+}  # words in the path of a shard that name its split, as in `datasets`
 UNLABELLED = "unlabelled"
 WORDS = {
     **SPLITS,
     UNLABELLED: ("unlabelled", "unlabeled", "unlabel", "unsupervised", "unsup", "extra"),
-}  # the same of a folder
+}  # the same for folders
 WORD_OF = {word: role for role, words in WORDS.items() for word in words}
 FILLERS = ("", "set", "data", "dataset", "images", "image", "imgs", "img", "split", "labelled", "labeled")
 BARE, WITH_LABELS = ("unlab", "unsup"), ("labelled", "labeled")
@@ -27,7 +27,7 @@ MASKS = (
     *("mask", "masks", "label", "labels", "annotation", "annotations", "seg", "segmentation", "segmentations"),
     *("gt", "groundtruth", "ground_truth", "trimaps", "segmentationclass", "segmentationobject"),
 )
-FEW = 0.1  # of the images may lie beside class folders
+FEW = 0.1  # share of the images that may lie outside the class folders
 
 MONTH = (
     r"(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|"
@@ -45,27 +45,27 @@ DATES = (
     rf"(spring|summer|autumn|fall|winter){SEP}{YEAR}",  # Summer 2019
     rf"(photos|pictures|images|videos) (from|of) {YEAR}",  # Photos from 2019, as Google Takeout has them
 )
-CAMERA = re.compile(r"[1-9]\d\d[0-9A-Z_]{5}")  # 100CANON, 101_PANA: what cameras call folders, by the DCF standard
+CAMERA = re.compile(r"[1-9]\d\d[0-9A-Z_]{5}")  # 100CANON, 101_PANA: folder names of cameras, by the DCF standard
 DATE = re.compile("|".join(f"({date})" for date in DATES), re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the folders say of each file."""
+    """The meaning of the folders of each file."""
 
     roles: list[str]
-    """"train", "test", "unlabelled", or "" for what is not used."""
+    """"train", "test", "unlabelled", or "" for a file that is not used."""
     folders: list[str]
-    """The folder that may be its class; "" where it lies in none."""
+    """The folder that may be its class; "" if it is in no such folder."""
     pictures: list[bool]
-    """Whether its name is one of a picture."""
+    """Whether it has the suffix of an image file."""
     splits: bool = False
     """Whether there are folders for splits."""
     notes: tuple[str, ...] = ()
-    """What was decided, and of what is not used the reason."""
+    """Notes on the splits, and on folders that are not used."""
 
     def of(self, rows: Sequence[int]) -> Layout:
-        """The same of some of the files."""
+        """The layout of some of the files."""
         roles, folders = [self.roles[i] for i in rows], [self.folders[i] for i in rows]
         return replace(self, roles=roles, folders=folders, pictures=[self.pictures[i] for i in rows])
 
@@ -82,7 +82,7 @@ def looks_like_a_cameras(name: str) -> bool:
 
 
 def layout(names: Sequence[str]) -> Layout:
-    """What the folders say of files of these relative names.
+    """Interpret the folders of files with these relative names.
 
     Folders of which each is `train` or another split make the splits, at any depth, in any case, with words or a year
     beside (`train2017`, `my-set_val`); what lies beside `train` in a folder for unlabelled images is trained on too.
@@ -93,7 +93,7 @@ def layout(names: Sequence[str]) -> Layout:
     pictures = pictures if any(pictures) else [True] * len(names)
     seen = [i for i, is_picture in enumerate(pictures) if is_picture]
     shared = common([folders[i] for i in seen])
-    rest = [parts[shared:] for parts in folders]  # of a folder around all of it nothing is said
+    rest = [parts[shared:] for parts in folders]  # without a folder that contains everything
     place, roles = split_level(rest, seen)
     notes: list[str] = []
     found = [roles.get(parts[place].lower(), "train") if len(parts) > place else "train" for parts in rest]
@@ -115,7 +115,7 @@ def layout(names: Sequence[str]) -> Layout:
 
 
 def common(folders: Sequence[Sequence[str]]) -> int:
-    """How many of their first folders all files share."""
+    """The number of leading folders that all files share."""
     first, shared = folders[0] if folders else [], 0
     while shared < len(first) and all(len(f) > shared and f[shared] == first[shared] for f in folders):
         shared += 1
@@ -123,7 +123,7 @@ def common(folders: Sequence[Sequence[str]]) -> int:
 
 
 def named(rest: Sequence[Sequence[str]], place: int, seen: Sequence[int]) -> dict[str, str]:
-    """The names of the folders of each role, as they are written."""
+    """The names of the folders of each role, in their own spelling."""
     found: dict[str, set[str]] = {}
     for i in seen:
         if len(rest[i]) > place:
@@ -134,8 +134,8 @@ def named(rest: Sequence[Sequence[str]], place: int, seen: Sequence[int]) -> dic
 def unlabelled_inside(
     rest: Sequence[list[str]], roles: Sequence[str]
 ) -> tuple[list[list[str]], list[str], dict[str, str]]:
-    """Files to train on in a folder `unlabelled` beside others have no label; what is beside that in `labelled` lies
-    there itself. And the folder's name, by its role."""
+    """Move training files in a folder `unlabelled` beside other folders to the role "unlabelled", and drop a folder
+    `labelled` beside it. Also returns the name of the folder by its role."""
     pairs = list(zip(rest, roles, strict=True))
     bare = {parts[0] for parts, kind in pairs if kind == "train" and parts and parts[0].lower().startswith(BARE)}
     if not bare or bare == {parts[0] if parts else "" for parts, kind in pairs if kind == "train"}:
@@ -148,12 +148,12 @@ def unlabelled_inside(
 
 
 def split_level(rest: Sequence[Sequence[str]], seen: Sequence[int]) -> tuple[int, dict[str, str]]:
-    """At which depth folders are splits, and the role of each of their names in small letters; none: (0, {})."""
+    """The depth at which folders are splits, and the role of each of their lower-case names; (0, {}) for none."""
     for place in (0, 1):
         here = Counter(rest[i][place].lower() for i in seen if len(rest[i]) > place)
         loose = len(seen) - here.total()
         roles = {name: role(name) for name in here}
-        if UNLABELLED in roles.values():  # what is beside that and called so is to train on
+        if UNLABELLED in roles.values():  # a folder `labelled` beside it is for training
             roles |= {name: "train" for name in here if name in WITH_LABELS}
         others = {beside(name) for name in here}
         if len(set(roles.values())) < 2 or "train" not in roles.values() or "" in roles.values():
@@ -168,20 +168,20 @@ def words(folder: str) -> list[str]:
 
 
 def role(folder: str) -> str:
-    """The split that a folder's name tells, or ""."""
+    """The split that a folder's name names, or ""."""
     found = [WORD_OF[word] for word in words(folder) if word in WORD_OF]
     return UNLABELLED if set(found) == {"train", UNLABELLED} else found[0] if found else ""
 
 
 def beside(folder: str) -> tuple[str, ...]:
-    """What a folder's name has beside the words of splits: the same in all of them, if they are splits."""
+    """A folder's name without the words for splits; folders are splits only if this is the same for all of them."""
     return tuple(word for word in words(folder) if word not in WORD_OF and word not in FILLERS)
 
 
 def used(
     roles: Sequence[str], in_class: Sequence[bool], seen: Sequence[int], names_of: dict[str, str]
 ) -> tuple[list[str], list[str]]:
-    """Which splits are trained and tested on: the test images are those of "test", or else of "validation".
+    """Choose the splits for training and testing: the test images are those of "test", or else of "validation".
 
     Where the training images lie in folders, which may be classes, so must the test images.
     """
@@ -205,7 +205,7 @@ def used(
 def without_masks(
     rest: Sequence[list[str]], roles: list[str], seen: Sequence[int]
 ) -> tuple[list[list[str]], list[str], list[str]]:
-    """Files below `images`, from there on; of those beside it in `masks` the role is none."""
+    """Shorten the paths of files in a folder `images` to start there; files in `masks` beside it are not used."""
     here = {rest[i][0].lower() if rest[i] else "" for i in seen if roles[i]}
     if not here & set(IMAGES) or not here <= {*IMAGES, *MASKS}:
         return list(rest), roles, []

@@ -21,7 +21,7 @@ class File:
     name: str
     """The path relative to the folder, with slashes; in a list, the line."""
     path: str
-    """Its path or, in an object store, its URL; of a member of a tar file the path of that."""
+    """Its path or, in an object store, its URL; for a member of a tar file, the path of the tar file."""
     size: int = 0
     """Size in bytes."""
     mtime: int = 0
@@ -31,9 +31,9 @@ class File:
     data: bytes | None = None
     """Its bytes, if they come from a row of a table."""
     offset: int = -1
-    """Where it starts in the tar file at `path`, in bytes; -1 if it is a file of its own."""
+    """Its position in the tar file at `path`, in bytes; -1 if it is not in a tar file."""
     sha256: str = ""
-    """Of its bytes, where its index tells; empty if it is not known yet."""
+    """The SHA-256 of its bytes; empty if it is not known yet."""
 
 
 def in_folder(root: Path, follow_links: bool) -> list[File]:
@@ -84,7 +84,7 @@ def look_at(name: str, path: str) -> File:
         found = os.stat(path)
     except OSError as error:
         return File(name, path, skipped=f"it cannot be read: {error.strerror}")
-    except ValueError as error:  # a name that the system cannot have, or not under this locale
+    except ValueError as error:  # the system or the locale does not allow this name
         return File(name, path, skipped=f"its name cannot be used: {first_line(error)}")
     if not stat.S_ISREG(found.st_mode):
         return File(name, path, skipped="it is not a regular file")

@@ -1,4 +1,4 @@
-"""PNG files: the chunks that make the picture, and what Pillow does not read of them as it is."""
+"""Reads PNG files: without damaged extra chunks, and with the bits and the transparent colour that Pillow drops."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 from crlf.data.files.samples import Samples
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GRAY, COLOURS, GRAY_ALPHA = 0, 2, 4  # colour types; of the first two one colour may be clear
-CLEAR = {bytes([GRAY]): 2, bytes([COLOURS]): 6}  # bytes of the colour that is clear, in two each
+GRAY, COLOURS, GRAY_ALPHA = 0, 2, 4  # colour types; the first two may have one transparent colour
+CLEAR = {bytes([GRAY]): 2, bytes([COLOURS]): 6}  # bytes of the transparent colour, two per channel
 PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-USED = (b"tRNS", b"eXIf")  # of the others, where their checksum is right
+USED = (b"tRNS", b"eXIf")  # other chunks that are kept if their checksum is right
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """The kind, the content and the whole of each chunk; the last may be cut short."""
+    """The type, the content and the whole bytes of each chunk; the last may be cut short."""
     place = len(SIGNATURE)
     while place + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, place)
@@ -30,11 +30,11 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
 
 
 def essential(data: bytes) -> bytes:
-    """The same picture without what may be damaged and does not matter: texts, colour profiles, times, animations."""
+    """The same picture without chunks that may be damaged and do not matter: texts, profiles, times, animations."""
     kept, colour_type = [SIGNATURE], data[25:26]
     for kind, content, whole in chunks(data):
         sound = kind in USED and whole[-4:] == struct.pack(">I", zlib.crc32(whole[4:-4]))
-        if kind == b"tRNS":  # of a wrong length it says nothing
+        if kind == b"tRNS":  # ignored if it has a wrong length
             sound &= len(content) == CLEAR[colour_type] if colour_type in CLEAR else len(content) > 0
         if sound or kind in PICTURE:
             kept.append(whole)
@@ -44,12 +44,12 @@ def essential(data: bytes) -> bytes:
 
 
 def deep(head: bytes) -> bool:
-    """Whether the first bytes of a file are of a PNG of 16 bits."""
+    """Whether the first bytes of a file are those of a PNG with 16 bits per channel."""
     return head.startswith(SIGNATURE) and head[24:25] == b"\x10"
 
 
 def clear_colour(data: bytes) -> tuple[int, ...]:
-    """The gray or the RGB that is clear, in the file's own depth; nothing where none is, or in another way."""
+    """The transparent colour, gray or RGB, in the depth of the file; empty if there is none."""
     kinds = {kind: content for kind, content, _ in chunks(data) if kind in (b"IHDR", b"tRNS")}
     colour_type, content = kinds.get(b"IHDR", b"")[9:10], kinds.get(b"tRNS", b"")
     length = CLEAR.get(colour_type)
@@ -57,13 +57,13 @@ def clear_colour(data: bytes) -> tuple[int, ...]:
 
 
 def samples(data: bytes) -> Samples | None:
-    """The numbers of a PNG of which Pillow drops some: 16 bits a channel, or a colour that is clear; else None.
+    """The pixel values of a PNG with 16 bits per channel or a transparent colour, which Pillow drops; otherwise None.
 
     Args:
-        data: as `essential` gives it, with a sound IHDR.
+        data: the result of `essential`, with an intact IHDR chunk.
 
     Raises:
-        OSError and others of Pillow's: it is damaged.
+        OSError and other exceptions of Pillow: the file is damaged.
     """
     depth, colour_type = data[24], data[25]
     clear = clear_colour(data)
@@ -73,23 +73,23 @@ def samples(data: bytes) -> Samples | None:
     values = deep_values(plain, colour_type) if depth == 16 else shallow_values(plain)
     alpha, bits = "straight" if colour_type in (4, 6) else "", max(depth, 8)
     if clear:
-        key = np.array(clear) * (255 // (2**depth - 1) if depth < 8 else 1)  # as lower depths are stretched
+        key = np.array(clear) * (255 // (2**depth - 1) if depth < 8 else 1)  # Pillow scales lower depths to 8 bits
         opacity = np.where((values == key).all(axis=2, keepdims=True), 0, 2**bits - 1)
         values, alpha = np.concatenate([values, opacity.astype(values.dtype)], axis=2), "straight"
     return Samples(values, bits, alpha)
 
 
 def shallow_values(data: bytes) -> np.ndarray:
-    """uint8 (H, W, S) of a PNG of up to 8 bits, gray or RGB."""
+    """The values of a gray or RGB PNG of up to 8 bits: uint8 (H, W, S)."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         return np.atleast_3d(np.asarray(image.convert("L") if image.mode == "1" else image))
 
 
 def deep_values(data: bytes, colour_type: int) -> np.ndarray:
-    """uint16 (H, W, S) of a PNG of 16 bits.
+    """The values of a PNG of 16 bits: uint16 (H, W, S).
 
-    Pillow gives the upper 8 bits of several channels. Read as if the lower byte came first it gives the lower ones; and
-    gray with opacity takes as many bytes as RGBA of 8 bits, and is read as that.
+    With several channels, Pillow returns only the upper 8 bits. Read again as little-endian, it returns the lower
+    8 bits. Gray with opacity has as many bytes as 8-bit RGBA, and is read as such.
     """
     if colour_type == GRAY:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -102,7 +102,7 @@ def deep_values(data: bytes, colour_type: int) -> np.ndarray:
 
 
 def read_as(data: bytes, raw: str) -> np.ndarray:
-    """uint8 (H, W, S) of a PNG whose bytes lie as Pillow's raw mode says."""
+    """Read the bytes of a PNG in a raw mode of Pillow: uint8 (H, W, S)."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         [tile] = image.tile
         image.tile = [tile._replace(args=raw)]
@@ -110,6 +110,6 @@ def read_as(data: bytes, raw: str) -> np.ndarray:
 
 
 def as_rgba(data: bytes) -> bytes:
-    """The same bytes under a header that says RGBA of 8 bits."""
+    """The same file with a header of 8-bit RGBA."""
     head = data[12:24] + bytes([8, 6]) + data[26:29]
     return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]

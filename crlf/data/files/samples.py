@@ -1,4 +1,4 @@
-"""The numbers of a picture whatever their depth, and how they become 8 bits on white."""
+"""Converts pixel values of any bit depth to 8-bit RGB, with transparent pixels on white."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from PIL import Image
 
 from crlf.errors import InputError
 
-DEPTHS = (8, 10, 12, 14, 16)  # bits of what cameras and scanners give
+DEPTHS = (8, 10, 12, 14, 16)  # bits per value of cameras and scanners
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The numbers of a picture, as its file holds them."""
+    """The pixel values of a picture, as they are in its file."""
 
     values: np.ndarray
-    """(H, W, S): S is 1 for gray, 3 for RGB, 4 for CMYK, and one more where there is opacity, which is last."""
+    """(H, W, S), where S is 1 for gray, 3 for RGB and 4 for CMYK, plus 1 if opacity follows as the last channel."""
     bits: int
-    """That a whole number fills; of fractions no matter."""
+    """The bits of an integer value; ignored for floating-point values."""
     alpha: str = ""
-    """"straight", or "premultiplied" where the colours lie on black already; empty where there is no opacity."""
+    """"straight", or "premultiplied" if the colours are multiplied by the opacity; empty without opacity."""
     inverted: bool = False
     """Whether 0 is white."""
 
     @property
     def peak(self) -> int:
-        """The largest number, of whole numbers of 16 bits or more; 0 of others, which say what is white."""
+        """The largest value, for integers of 16 bits or more; 0 for others, whose white is known."""
         colours = self.values[..., :-1] if self.alpha else self.values
         deep = self.bits >= 16 and colours.dtype.kind in "iu"
         return max(0, int(colours.max())) if deep else 0
 
 
 def picture(found: Samples, white: int = 0) -> Image.Image:
-    """The picture in RGB, of 8 bits, on white.
+    """The picture in 8-bit RGB, with transparent pixels on white.
 
     Args:
-        white: the number that is white, where it has 16 bits or more; brighter ones are white as well. 0 for the
-            largest that it has bits for.
+        white: the value of white for integers of 16 bits or more; larger values are white as well. 0 for the largest
+            possible value.
 
     Raises:
-        InputError: no white is known.
+        InputError: the value of white is not known.
     """
     colours = found.values[..., :-1] if found.alpha else found.values
     shown = eight_bits(colours, found.bits, white)
@@ -54,7 +54,7 @@ def picture(found: Samples, white: int = 0) -> Image.Image:
 
 
 def in_rgb(shown: np.ndarray) -> Image.Image:
-    """uint8 (H, W, S) of gray, RGB or CMYK."""
+    """Convert uint8 (H, W, S) in gray, RGB or CMYK to an RGB image."""
     if shown.shape[2] == 4:
         height, width = shown.shape[:2]
         return Image.frombytes("CMYK", (width, height), np.ascontiguousarray(shown).tobytes()).convert("RGB")
@@ -62,32 +62,32 @@ def in_rgb(shown: np.ndarray) -> Image.Image:
 
 
 def on_white(image: Image.Image, opacity: np.ndarray, premultiplied: bool = False) -> Image.Image:
-    """An RGB image on white; opacity: 0..1, (H, W, 1)."""
+    """Draw an RGB image on white, with an opacity in 0..1, float (H, W, 1)."""
     colours = np.asarray(image).astype(np.float32)
     seen = colours if premultiplied else colours * opacity
     return Image.fromarray(np.rint(np.clip(seen + 255 * (1 - opacity), 0, 255)).astype(np.uint8))
 
 
 def fractions(opacity: np.ndarray, bits: int) -> np.ndarray:
-    """Opacity as 0..1."""
+    """Opacity as float32 in 0..1."""
     whole = opacity.dtype.kind in "iub"
     return np.clip(np.nan_to_num(opacity.astype(np.float32)) / (full(opacity.dtype, bits) if whole else 1), 0, 1)
 
 
 def full(kind: np.dtype, bits: int) -> int:
-    """The largest number of so many bits."""
+    """The largest integer with this many bits."""
     return 2 ** (bits - 1) - 1 if kind.kind == "i" else 2**bits - 1
 
 
 def eight_bits(values: np.ndarray, bits: int, white: int = 0) -> np.ndarray:
-    """Numbers of any kind as uint8, black at 0.
+    """Convert values of any type to uint8, with black at 0.
 
-    Whole numbers of fewer than 16 bits, such as 8 or 12, are white at the largest there is; of 16 bits at `white`, if
-    that is given, which many cameras' fewer bits do not reach; of 32 and more at `white`, or at 65535 if none is
-    larger. Fractions are white at 1, or, where one is larger, at `white`.
+    White is the largest possible value for integers of fewer than 16 bits, and `white` for 16 bits, if it is given,
+    since many cameras use fewer bits. For integers of more bits it is `white`, or 65535 if no value is larger; for
+    floating-point values it is 1, or `white` if a value is larger than 1.
 
     Raises:
-        InputError: none of this fits.
+        InputError: the values fit none of these.
     """
     if values.dtype == np.uint8 and bits == 8:
         return values
@@ -102,7 +102,7 @@ def eight_bits(values: np.ndarray, bits: int, white: int = 0) -> np.ndarray:
 
 
 def level(kind: np.dtype, bits: int, white: int, high: float) -> float:
-    """The number that is white."""
+    """The value of white."""
     if kind.kind == "f":
         return white if white and high > 1 else 1.0
     if bits > 16:
@@ -111,8 +111,8 @@ def level(kind: np.dtype, bits: int, white: int, high: float) -> float:
 
 
 def white_of(peak: int) -> int:
-    """The number that is white in a set whose brightest number this is: as many bits of `DEPTHS` as it needs.
+    """The value of white in a set with this largest value: the maximum of the smallest of `DEPTHS` that holds it.
 
-    0 where it needs more: then none is known.
+    0 if it needs more bits: then white is not known.
     """
     return next((2**bits - 1 for bits in DEPTHS if peak < 2**bits), 0)

@@ -1,4 +1,4 @@
-"""One Parquet, Arrow or CSV file: how many rows it has, of what, and its values in order."""
+"""Reads a Parquet, Arrow or CSV file: its number of rows, its schema, and its values in order."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from crlf.errors import InputError, first_line
 
 PARQUET, ARROW = (".parquet", ".pq"), (".arrow", ".feather", ".ipc")
-TEXT = {".csv": ",;\t|", ".tsv": "\t"}  # and what may part the cells; of several that of which the first line has most
+TEXT = {".csv": ",;\t|", ".tsv": "\t"}  # possible separators; the most frequent one in the first line is used
 BINARY = (*PARQUET, *ARROW)
 SUFFIXES = (*BINARY, *TEXT)
 READ = 64  # rows at a time
-UNPACKED = 1 << 28  # bytes that a part of a column may unpack to in any case
-BUFFER = 1 << 20  # bytes of a column that are read ahead, in place of a whole row group
+UNPACKED = 1 << 28  # bytes that a part of a column may always unpack to
+BUFFER = 1 << 20  # bytes of a column that are read ahead, instead of a whole row group
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Shard:
         return self.path.name
 
     def values(self, column: str, start: int = 0) -> Iterator[Any]:
-        """The values of a column as Python's own, from a row on."""
+        """The values of a column as Python objects, starting at a row."""
         for batch in self.batches(column, start):
             yield from plain_values(batch)
 
     def batches(self, column: str, start: int = 0) -> Iterator[Any]:
-        """The values of a column, as pyarrow arrays of some rows each, from a row on.
+        """The values of a column as pyarrow arrays of some rows each, starting at a row.
 
         Raises:
             InputError: the file is damaged.
@@ -53,8 +53,10 @@ class Shard:
                     yield array[max(0, start - first) :]
 
     def require(self, schema: Any, names: Sequence[str], alike: Callable[[Any], bool]) -> None:
-        """Raise InputError unless these columns are here, with the types that they have in another shard, or with
-        others that are alike: one library writes string where another writes large_string."""
+        """Raise InputError unless this shard has these columns with the same or similar types as another shard.
+
+        Types are similar if, for example, one library writes string and another large_string.
+        """
         for name in names:
             there = self.schema.field(name).type if name in self.schema.names else None
             if there != schema.field(name).type and not (there is not None and alike(there)):
@@ -65,7 +67,7 @@ class Shard:
 
 
 def plain_values(array: Any) -> list[Any]:
-    """The values of a pyarrow array as Python's own, whatever they are stored as; a tensor's as numpy arrays."""
+    """The values of a pyarrow array of any type as Python objects; those of a tensor as numpy arrays."""
     import pyarrow as pa
 
     if pa.types.is_run_end_encoded(array.type):
@@ -76,7 +78,7 @@ def plain_values(array: Any) -> list[Any]:
 
 
 def look_at(path: Path) -> Shard:
-    """What a file holds; of a Parquet file only the end is read.
+    """The rows and the schema of a file; for a Parquet file, only the end is read.
 
     Raises:
         InputError: pyarrow is not installed, or the file is damaged.
@@ -113,7 +115,7 @@ def in_head(path: Path) -> tuple[int, Any]:
 
 
 def in_parquet(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]:
-    """Pieces of a column, each with the number of its first row; row groups that end before `start` are passed over."""
+    """Pieces of a column, each with the number of its first row, without row groups that end before `start`."""
     from pyarrow import parquet
 
     with parquet.ParquetFile(path, buffer_size=BUFFER) as file:
@@ -129,7 +131,7 @@ def in_parquet(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]
 
 
 def require_room(metadata: Any, column: str) -> None:
-    """Raise ValueError for a small file that would fill the memory: no images can be packed a hundredfold."""
+    """Raise ValueError for a small file that would fill the memory, since images never compress a hundredfold."""
     for group in range(metadata.num_row_groups):
         for place in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(place)
@@ -139,7 +141,7 @@ def require_room(metadata: Any, column: str) -> None:
 
 
 def of_csv(path: Path) -> Any:
-    """A CSV file as a pyarrow.Table, whole: it holds paths and labels, no pixels. An empty cell is null."""
+    """Read a whole CSV file, which holds paths and labels but no pixels, as a pyarrow.Table. Empty cells are null."""
     from pyarrow import csv
 
     with path.open("rb") as file:
@@ -170,7 +172,7 @@ def in_arrow(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]:
 
 @contextlib.contextmanager
 def opened(path: Path, column: str | None = None) -> Iterator[Any]:
-    """A reader of an Arrow file of either form: with an index at its end, or a stream, as `datasets` writes it."""
+    """A reader for both forms of Arrow files: with an index at the end, or a stream, as `datasets` writes."""
     import pyarrow
 
     with pyarrow.memory_map(str(path)) as source:

@@ -1,7 +1,7 @@
-"""TIFF files of any layout, by tifffile; by Pillow where its codec is not installed.
+"""Reads TIFF files of any layout with tifffile, or with Pillow if tifffile lacks a codec.
 
-The first page is read, thumbnails and masks aside. What is no picture, such as five channels, is refused with what it
-is.
+The first page that is neither a thumbnail nor a mask is read. A page that is not a picture, for example with five
+channels, is refused with its description.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CMYK = 1  # inks
 ORIENTATION, INKS = 274, 332
 CHANNELS = (3, 4)
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of each odd tag
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs every unusual tag
 
 
 def is_tiff(head: bytes) -> bool:
@@ -36,7 +36,7 @@ def size(data: bytes) -> tuple[int, int]:
     """Width and height of the first page, in pixels.
 
     Raises:
-        InputError: it is damaged. Says only why.
+        InputError: the file is damaged. The message gives only the reason.
     """
     import tifffile
 
@@ -49,10 +49,10 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def read(data: bytes, max_pixels: int) -> tuple[Samples | Image.Image, int]:
-    """The first page, and its orientation as in EXIF.
+    """Read the first page; returns its values or an image, and its EXIF orientation.
 
     Raises:
-        InputError: it is damaged, has too many pixels, or is no picture. Says only why.
+        InputError: the file is damaged, has too many pixels, or is not a picture. The message gives only the reason.
     """
     import tifffile
 
@@ -72,7 +72,7 @@ def read(data: bytes, max_pixels: int) -> tuple[Samples | Image.Image, int]:
 
 
 def shown_page(file: Any) -> Any:
-    """The first page that is no smaller copy of another and no mask; of a file of nothing else the first."""
+    """The first page that is neither a reduced copy of another page nor a mask; if there is none, the first page."""
     return next((page for page in file.pages if not int(page.subfiletype) & (REDUCED | MASKS)), file.pages.first)
 
 
@@ -85,7 +85,7 @@ def require_pixels(page: Any, max_pixels: int) -> None:
 
 
 def told(page: Any) -> str:
-    """What kind of TIFF it is, in words."""
+    """The channels and bits of a page, in words."""
     kinds = {1: "", 2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}
     channels = f"{page.samplesperpixel} channels" if page.samplesperpixel > 1 else "1 channel"
     return f"{channels} of {page.bitspersample} {kinds.get(page.sampleformat, '')}bits"
@@ -96,8 +96,8 @@ def refused(page: Any, why: str = "") -> InputError:
 
 
 def layout(page: Any) -> tuple[int, str, int]:
-    """How many channels are colours; of what kind opacity is, straight or premultiplied, or "" where there is none; and
-    which channel it is."""
+    """The number of colour channels; the kind of opacity, "straight", "premultiplied" or "" for none; and the index of
+    its channel."""
     kind, extra = int(page.photometric), tuple(int(e) for e in page.extrasamples)
     channels = page.samplesperpixel
     colours = {RGB: 3, YCBCR: 3, CIELAB: 3, SEPARATED: 4, PALETTE: 1}.get(kind, 1)
@@ -112,7 +112,7 @@ def layout(page: Any) -> tuple[int, str, int]:
 
 
 def require_picture(page: Any) -> None:
-    """Raise InputError where the channels are no picture that can be shown."""
+    """Raise InputError if the channels of a page are not a picture."""
     kind, channels = int(page.photometric), page.samplesperpixel
     if kind not in (*GRAY, RGB, PALETTE, SEPARATED, YCBCR, CIELAB):
         raise refused(page, f"photometric {getattr(page.photometric, 'name', kind)}")
@@ -120,14 +120,14 @@ def require_picture(page: Any) -> None:
     if kind == SEPARATED and inks is not None and inks.value != CMYK:
         raise refused(page, "inks other than CMYK")
     colours, alpha, place = layout(page)
-    spare = kind in (RGB, SEPARATED)  # of these a channel more is passed over, as Pillow does
+    spare = kind in (RGB, SEPARATED)  # an extra channel is ignored, as in Pillow
     plain = channels == colours or (alpha and place == colours)
     if page.sampleformat in (5, 6) or channels < colours or not (plain or spare):
         raise refused(page)
 
 
 def samples(file: Any, page: Any) -> Samples | Image.Image:
-    """The numbers of the first page; an image of Pillow's where tifffile cannot read it, and Pillow does so rightly."""
+    """The values of a page, or an image if only Pillow can read it correctly."""
     colours, alpha, place = layout(page)
     try:
         values, colours = numbers(file, page, colours)
@@ -142,7 +142,7 @@ def samples(file: Any, page: Any) -> Samples | Image.Image:
     shown = values[..., :colours]
     if kind == PALETTE:
         table = page.colormap  # uint16 (3, 2^bits)
-        scaled = table >> 8 if table.max() > 255 else table  # some writers give 8 bits
+        scaled = table >> 8 if table.max() > 255 else table  # some writers use 8 bits
         shown, opacity_bits = np.moveaxis(scaled[:, np.minimum(values[..., 0], table.shape[1] - 1)], 0, -1), bits
         shown, bits = shown.astype(np.uint8), 8
         if alpha and opacity_bits != 8:
@@ -153,10 +153,10 @@ def samples(file: Any, page: Any) -> Samples | Image.Image:
 
 
 def numbers(file: Any, page: Any, colours: int) -> tuple[np.ndarray, int]:
-    """The numbers of the first page, (H, W, S), and how many of the channels are colours.
+    """The values of the first page, (H, W, S), and the number of colour channels.
 
-    A stack of pages that are 3 or 4 wide is one image, whose channels come last: so older tifffile wrote what was not
-    said to be RGB.
+    Pages that are 3 or 4 pixels wide are the rows of one image with the channels last: older versions of tifffile wrote
+    colour images like this if they were not declared as RGB.
     """
     if page.imagewidth in CHANNELS and page.samplesperpixel == 1 and int(page.photometric) in GRAY:
         series = file.series[0]
@@ -167,23 +167,23 @@ def numbers(file: Any, page: Any, colours: int) -> tuple[np.ndarray, int]:
 
 
 def is_jpeg(page: Any) -> bool:
-    """Whether its decoder has made RGB of it."""
+    """Whether the page is compressed by a codec that decodes to RGB."""
     return int(page.compression) in (6, 7, 34892, 33003, 33004, 33005, 34712)
 
 
 def in_colour_space(values: np.ndarray, mode: str) -> Image.Image:
-    """uint8 (H, W, 3) of Lab or YCbCr."""
+    """An image from uint8 (H, W, 3) in Lab or YCbCr."""
     height, width = values.shape[:2]
-    if mode == "LAB":  # the file's a* and b* have a sign, Pillow's begin at -128
+    if mode == "LAB":  # a* and b* are signed in the file, and begin at -128 in Pillow
         values = values ^ np.array([0, 128, 128], dtype=np.uint8)
     return Image.frombytes(mode, (width, height), np.ascontiguousarray(values).tobytes())
 
 
 def by_pillow(file: Any, page: Any, error: Exception) -> Image.Image:
-    """The page as Pillow reads it, where that is right: up to 8 bits.
+    """Read a page with Pillow, which is correct up to 8 bits.
 
     Raises:
-        InputError: it is not, or Pillow cannot either.
+        InputError: the page has more bits, or Pillow cannot read it either.
     """
     codec = f"{page.compression.name}: {first_line(error)}" if int(page.compression) > 1 else first_line(error)
     deep = max(np.atleast_1d(page.bitspersample)) > 8
