@@ -1,4 +1,4 @@
-"""Reading members of a tar archive into memory. Nothing is ever unpacked to the disk."""
+"""Reads members of a tar archive into memory; nothing is unpacked to the disk."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from crlf.errors import InputError
 
-LONGEST = 1 << 34  # bytes of a whole archive, unpacked; STL-10 has 2.7 billion
-LARGEST = 1 << 28  # bytes of a member, unless a data set needs more; CIFAR-100's largest has 155 million
+LONGEST = 1 << 34  # bytes of an unpacked archive, at most; STL-10 has 2.7 billion
+LARGEST = 1 << 28  # bytes of a member, at most, unless a data set needs more; CIFAR-100's largest has 155 million
 
 
 def members(path: Path, names: Collection[str], largest: int) -> dict[str, bytes]:
-    """The files of these names in a tar archive, compressed or not; those that it lacks are left out.
+    """The contents of the files with these names in a tar archive, compressed or not; missing files are left out.
 
     Args:
         largest: bytes that one of them may have.
@@ -35,7 +35,7 @@ def members(path: Path, names: Collection[str], largest: int) -> dict[str, bytes
                     found[name] = read(archive, member, largest)
     except InputError:
         raise
-    except Exception as error:  # a damaged stream raises almost any kind, OSError among them
+    except Exception as error:  # a damaged stream raises many kinds of exceptions, OSError among them
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise InputError(f"it cannot be read as a tar archive: {' '.join(str(error).split())}") from error
@@ -43,7 +43,7 @@ def members(path: Path, names: Collection[str], largest: int) -> dict[str, bytes
 
 
 def refuse(member: tarfile.TarInfo) -> None:
-    """Raise InputError for a member that unpacking could write outside the archive's folder, or that is no file."""
+    """Raise InputError for a member that is not a file, or whose path leads out of the archive's folder."""
     name = member.name.replace("\\", "/")
     if name.startswith("/") or PureWindowsPath(name).drive or ".." in PurePosixPath(name).parts:
         raise InputError(f"its member {member.name!r} has a path outside the folder")

@@ -1,4 +1,4 @@
-"""CIFAR's pickled batches, read without trust: a pickle can call anything, so this one can call almost nothing.
+"""Reads CIFAR's pickled batches safely: a pickle may call any function, so this reader allows almost none.
 
 No name of a pickle is ever looked up. The few that a batch needs stand for small classes below, which only keep what
 they are given; numpy sees the parts after they were checked. A batch of 2009 names numpy as Python 2 did; one that was
@@ -27,7 +27,7 @@ class DType:
         self.name = name
 
     def __setstate__(self, state: Any) -> None:
-        """The byte order and the fields: bytes have neither."""
+        """Ignore the byte order and the fields, which bytes do not have."""
 
 
 class Array:
@@ -47,19 +47,19 @@ class Array:
 
 
 def reconstruct(*parts: Any) -> Array:
-    """numpy's `_reconstruct`: an array whose parts are still to come."""
+    """Stands for numpy's `_reconstruct`: an array whose parts follow."""
     return Array()
 
 
 def from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Array:
-    """numpy's `_frombuffer`."""
+    """Stands for numpy's `_frombuffer`."""
     array = Array()
     array.__setstate__((1, shape, dtype, order == "F", data))
     return array
 
 
 def latin1(text: str, encoding: str = "latin1") -> bytes:
-    """`_codecs.encode`, by which Python 3 tells bytes in Python 2's protocol; never another encoding than this."""
+    """Stands for `_codecs.encode`, with which Python 3 writes bytes in Python 2's protocol; only for this encoding."""
     return text.encode("latin1")
 
 
@@ -75,7 +75,7 @@ ADMITTED: dict[tuple[str, str], Any] = {
 
 
 class Unpickler(pickle.Unpickler):
-    """Admits a dict of lists, strings, numbers and arrays of bytes; refuses every other name."""
+    """Accepts a dict of lists, strings, numbers and arrays of bytes; refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ADMITTED:
@@ -84,7 +84,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def require_modest_memo(data: bytes) -> None:
-    """Raise ValueError for a pickle that numbers what it remembers beyond its own length: a list as long is made."""
+    """Raise ValueError for a pickle with memo indices beyond its own length, since a list of that length is made."""
     for opcode, number, _ in pickletools.genops(data):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and number > len(data):  # type: ignore[operator]
             raise ValueError(f"it would remember {number:,} things, and has {len(data):,} bytes")
@@ -110,12 +110,12 @@ def batch(name: str, data: bytes, label_key: str) -> tuple[np.ndarray, np.ndarra
         told = Unpickler(io.BytesIO(data), encoding="latin1").load()
         images = told["data"].numpy().reshape(-1, 3, SIDE, SIDE)
         labels = np.array(told[label_key], dtype=np.uint8)
-    except Exception as error:  # a damaged pickle raises almost any kind
+    except Exception as error:  # a damaged pickle raises many kinds of exceptions
         raise InputError(f"{name} cannot be read as a batch: {first_line(error)}") from error
     return images, labels
 
 
 def batches(files: Sequence[tuple[str, bytes]], label_key: str) -> tuple[np.ndarray, np.ndarray]:
-    """The images and labels of a split, from the names and contents of its batches: see `batch`."""
+    """The images and labels of a split, from the names and contents of its batches, see `batch`."""
     images, labels = zip(*(batch(name, data, label_key) for name, data in files), strict=True)
     return np.concatenate(images), np.concatenate(labels)

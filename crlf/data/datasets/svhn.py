@@ -19,7 +19,7 @@ from crlf.errors import InputError, first_line
 
 
 def decode(files: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray]:
-    """A split from its one MATLAB file: `X`, uint8 (32, 32, 3, N), and `y`, (N, 1), where 10 is the digit 0.
+    """A split from its MATLAB file: `X`, uint8 (32, 32, 3, N), and `y`, (N, 1), where 10 stands for the digit 0.
 
     Returns:
         images: uint8 (N, 3, 32, 32).
@@ -37,7 +37,7 @@ def decode(files: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray]:
         labels = told["y"].ravel().astype(np.uint8) % 10
         if images.dtype != np.uint8 or images.shape != (len(labels), *SVHN.shape):
             raise ValueError(f"X is {images.dtype} {told['X'].shape}, y has {len(labels)} labels")
-    except Exception as error:  # a damaged file raises almost any kind
+    except Exception as error:  # a damaged file raises many kinds of exceptions
         raise InputError(f"{name} cannot be read as a MATLAB file of SVHN: {first_line(error)}") from error
     return images, labels
 

@@ -145,7 +145,7 @@ def read_all(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise InputError(f"array {str(path)!r} cannot be used: {error}") from error
     except OSError as error:
         raise InputError(f"array {str(path)!r} cannot be read: {error.strerror or first_line(error)}") from error
-    except Exception as error:  # a damaged file raises almost any kind; a pickled one ValueError
+    except Exception as error:  # a damaged file raises many kinds of exceptions; a pickled one ValueError
         raise InputError(f"array {str(path)!r} cannot be read: {first_line(error)}") from error
 
 

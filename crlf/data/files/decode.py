@@ -163,7 +163,7 @@ def decode(data: bytes, side: int, max_pixels: int = PILLOW, white: int = 0) -> 
         return square(turned(image, orientation), side)
     except InputError:
         raise
-    except Exception as error:  # damaged pixels raise almost any kind
+    except Exception as error:  # damaged pixels raise many kinds of exceptions
         raise InputError(f"it is damaged: {first_line(error)}") from error
 
 

@@ -44,7 +44,7 @@ def size(data: bytes) -> tuple[int, int]:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page = shown_page(file)
             return page.imagewidth, page.imagelength
-    except Exception as error:  # a damaged header raises almost any kind
+    except Exception as error:  # a damaged header raises many kinds of exceptions
         raise InputError(f"it is a damaged TIFF: {first_line(error)}") from error
 
 
@@ -67,7 +67,7 @@ def read(data: bytes, max_pixels: int) -> tuple[Samples | Image.Image, int]:
             return found, int(tag.value) if lies else 1
     except InputError:
         raise
-    except Exception as error:  # a damaged file raises almost any kind
+    except Exception as error:  # a damaged file raises many kinds of exceptions
         raise InputError(f"it is a damaged TIFF: {first_line(error)}") from error
 
 
