@@ -1,1 +1,1 @@
-"""What a run looks like: figures, report, explorer, summary."""
+"""Shows a run: figures, report, explorer, summary."""

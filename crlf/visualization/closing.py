@@ -17,14 +17,14 @@ from crlf.runs.run import RECIPE, REPORT, Run
 from crlf.runtime import terminal
 from crlf.text import percent
 
-WIDTH = 14  # of what stands before a line, as in the table of crlf.visualization.summary
-SMALL = 64  # pixels a side, with which more steps fit into a minute
-LONGER = 3  # times
-ENOUGH = 20  # minutes or epochs: less is seldom worth another try
+WIDTH = 14  # characters before a line, as in the table of crlf.visualization.summary
+SMALL = 64  # pixels per side; at this size, more steps fit into a minute
+LONGER = 3  # factor of the advised training time
+ENOUGH = 20  # minutes or epochs, at least, of an advised run
 
 
 def closing(run: Run) -> str:
-    """The lines. On a terminal sentences are as wide as it is; commands stay whole, to be copied."""
+    """The lines. Sentences are broken at the width of the terminal; commands are not, so that they can be copied."""
     scores = run.scores
     sentences = {"it learned": learned(run, scores), "did it pay?": paid(run, scores)}
     others = {"look at": word(run.file(REPORT)), "search": search_command(run), "next": next_step(run, scores)}
@@ -40,7 +40,7 @@ def closing(run: Run) -> str:
 
 
 def learned(run: Run, scores: dict[str, Any]) -> str:
-    """How good the embeddings are, and how they are read out."""
+    """The accuracies of the embeddings, with their protocols."""
     of = "the images" if run.cross_validated else "the test images"
     told = {
         "linear_accuracy": f"a linear classifier on the embeddings is right on {{}} of {of}",
@@ -57,7 +57,7 @@ def learned(run: Run, scores: dict[str, Any]) -> str:
 
 
 def paid(run: Run, scores: dict[str, Any]) -> str:
-    """Whether training was worth it, or why that is not known."""
+    """Whether training was worth it, or the reason why that is not known."""
     if found := payoff(scores):
         return f"{found.what}: {found.numbers}."
     why = str(scores.get("protocol", {}).get("crops" if run.unlabelled else "untrained", "`crlf probe` does"))
@@ -65,7 +65,7 @@ def paid(run: Run, scores: dict[str, Any]) -> str:
 
 
 def search_command(run: Run) -> str:
-    """A search with one of the run's images, where they are files."""
+    """A search with one of the run's images, if they are files."""
     image = an_image(run)
     return f"crlf search {word(run.path)} {word(image) if image else 'IMAGE'}"
 
@@ -81,7 +81,7 @@ def an_image(run: Run) -> str | None:
 
 
 def next_step(run: Run, scores: dict[str, Any]) -> str:
-    """What to do with the encoder, or with what it learns from."""
+    """Advice on what to do next with the encoder or the images."""
     found = payoff(scores)
     if found is None:
         return f"ask what can be better: crlf doctor {word(run.path)}"
@@ -107,7 +107,7 @@ def longer(run: Run, scores: dict[str, Any]) -> str:
 
 
 def word(path: str | os.PathLike[str]) -> str:
-    """A path as a shell takes it, from the current folder on where it lies there."""
+    """A path quoted for the shell, relative to the current folder if it is inside."""
     here = os.path.relpath(path)
     text = os.fspath(path) if here.startswith(os.pardir) else here
     return shlex.quote(os.path.join(os.curdir, text) if text.startswith("-") else text)

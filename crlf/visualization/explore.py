@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from crlf.data import ImageSet
 
 TABLE = "explore.parquet"
-SIDE = 96  # pixels along the longer side of a thumbnail, at most
-ROWS = 1000  # in a group: what lies in memory at a time
+SIDE = 96  # pixels of the longer side of a thumbnail, at most
+ROWS = 1000  # rows in memory at a time
 
 
 def explore(
@@ -67,7 +67,7 @@ def explore(
 
 
 def start(path: Path, port: int) -> None:
-    """Run embedding-atlas on the table until it is stopped, by Ctrl-C.
+    """Run embedding-atlas on the table until Ctrl-C stops it.
 
     Raises:
         InputError: it ended by itself.
@@ -75,7 +75,7 @@ def start(path: Path, port: int) -> None:
     command = [sys.executable, "-m", "embedding_atlas.cli", str(path), "--vector", "embedding", "--image", "image"]
     command += ["--host", "localhost", "--port", str(port)]
     code = 0
-    with contextlib.suppress(KeyboardInterrupt):  # that is how a server is meant to end
+    with contextlib.suppress(KeyboardInterrupt):  # the usual way to end a server
         code = subprocess.run(command, check=False).returncode
     if code:
         raise InputError(f"embedding-atlas ended with exit code {code}; the table is {str(path)!r}")
@@ -91,7 +91,7 @@ def write_table(path: Path, run: Run, splits: list[str], data_dir: str | Path | 
     recipe = run.recipe
     loaded = first_of(*load(recipe.data, data_dir, recipe.images), recipe.subset)
     sets = dict(zip(("train", "test"), loaded, strict=True))
-    if sets["test"] is sets["train"] and len(splits) > 1:  # every image is tested: they are the same
+    if sets["test"] is sets["train"] and len(splits) > 1:  # cross-validation: both splits are the same images
         splits = splits[:1]
     embedded = {name: run.array(f"{name}_emb.npy") for name in splits}
     width = next(iter(embedded.values())).shape[1]
@@ -131,7 +131,7 @@ def groups(run: Run, name: str, split: ImageSet, rows: np.ndarray) -> Iterator[d
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:
-    """An image uint8 (H, W, C) as PNG, made smaller if it is larger than a thumbnail; of odd channels the first."""
+    """An image uint8 (H, W, C) as PNG, reduced to a thumbnail; with an unusual number of channels, only the first."""
     from PIL import Image
 
     channels = pixels.shape[2]

@@ -1,4 +1,4 @@
-"""The last lines on the terminal: what a run reached, and where its files lie."""
+"""The last lines on the terminal: the scores of a run, and the paths of its files."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def summary(run: Run | str | Path) -> None:
 
 
 def whole(run: Run) -> bool:
-    """Whether it is trained, embedded and measured."""
+    """Whether a run is trained, embedded and measured."""
     return {"train_seconds", "embed_seconds", "probe_seconds"} <= run.scores.keys() and run.file(REPORT).exists()
 
 
 def untrained(scores: dict[str, Any]) -> str:
-    """Why there was no training."""
+    """The reason why there was no training."""
     source = scores.get("started_from", {}).get("source")
     return f"nothing was trained: the weights of {source}" if source and "train_seconds" in scores else "not yet"
 

@@ -82,7 +82,7 @@ def given(path: Path, spec: Official, splits: Sequence[str]) -> Arrays:
     with (
         contextlib.suppress(OSError),
         workspace(cache_dir(), spec.name) as temporary,
-    ):  # the cache is only a convenience here
+    ):  # only a convenience
         store(arrays, cache_dir() / spec.name, temporary, spec)
         say(f"{spec.title} is now stored decoded in {str(cache_dir())!r}: --data-dir is no longer needed")
         return read(cache_dir() / spec.name, read_decoded, spec, splits)

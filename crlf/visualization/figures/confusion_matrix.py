@@ -59,13 +59,13 @@ def counts_table(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
 
 
 def lie_down(axes: Axes, cell: float) -> None:
-    """Turn the names under the columns where one is wider than a column, `cell` pixels."""
+    """Rotate the names under the columns if one is wider than a column, `cell` pixels."""
     if max(label.get_window_extent().width for label in axes.get_xticklabels()) > cell - 6:
         axes.tick_params(axis="x", rotation=90)
 
 
 def accuracy_bars(axes: Axes, counts: np.ndarray) -> None:
-    """How much of each row is on the diagonal; a class without test images has no bar."""
+    """Bars of the share of each row that is on the diagonal; a class without test images has no bar."""
     K, sums = len(counts), counts.sum(1)
     share = counts.diagonal() / np.maximum(1, sums)
     axes.barh(np.arange(K), share, height=0.72, color="#b9c0f2")

@@ -1,4 +1,4 @@
-"""What training looked like: the loss, and the health of the features."""
+"""Figures of the training: the loss, and the health of the features."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def loss_curve(run: Run) -> Figure:
 
 
 def once(axes: Axes, loss: float, epoch: float, chance: list[tuple[float, str]]) -> None:
-    """A loss that was measured once, as a number: a curve of it would be a dot."""
+    """Write a loss that was measured only once as a number."""
     beside = "".join(f"; chance: {formula} = {level:.2f}" for level, formula in chance)
     axes.set_axis_off()
     axes.text(0.5, 0.6, f"{loss:.3f}", ha="center", size=points(34), color=PALETTE[0], transform=axes.transAxes)
@@ -111,7 +111,7 @@ def health(run: Run) -> Figure:
 
 
 def key(axes: Axes, ncols: int, **how: Any) -> None:
-    """The legend: above the axes, or within them where a column of a paper has no room beside it."""
+    """Draw the legend above the axes, or inside them if a column of a paper has no room above."""
     if narrow():
         axes.legend(loc="best", fontsize=points(8), handlelength=1.2)
     else:
@@ -132,7 +132,7 @@ def health_title(rows: list[dict[str, Any]]) -> str:
 
 
 def as_number(axes: Axes, row: dict[str, Any], measure: str, label: str) -> None:
-    """What was measured once: a curve of it would be a dot."""
+    """Write values that were measured only once as numbers."""
     known = {place: row[f"{place}_{measure}"] for place in "hz" if isinstance(row.get(f"{place}_{measure}"), float)}
     numbers = "\n".join(f"{place}: {value:.3g}".replace("-", "−") for place, value in known.items())
     axes.set_axis_off()
@@ -142,19 +142,19 @@ def as_number(axes: Axes, row: dict[str, Any], measure: str, label: str) -> None
 
 
 def over_epochs(axes: Axes, rows: list[dict[str, Any]], measure: str) -> None:
-    """A line for h and one for z, where they were measured."""
+    """Draw a line for h and one for z, if they were measured."""
     for place, colour, marker in zip("hz", PALETTE, MARKERS, strict=False):
         known = [(r["epoch"], r[f"{place}_{measure}"]) for r in rows if isinstance(r.get(f"{place}_{measure}"), float)]
         if known:
             axes.plot(*zip(*known, strict=True), f"{marker}-", color=colour, ms=3.5, lw=1.3, label=place)
     axes.set(xlim=(0, 1.03 * rows[-1]["epoch"]), **({"ylim": (0, 1.05)} if measure == "spread" else {}))
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-    axes.ticklabel_format(style="plain", useOffset=False)  # a power above the axis would meet the legend
+    axes.ticklabel_format(style="plain", useOffset=False)  # an exponent above the axis would overlap the legend
     axes.grid(axis="y", lw=0.6)
 
 
 def cosines(axes: Axes, row: dict[str, Any]) -> None:
-    """How the cosines of two views lie: of one image, and of two images."""
+    """Draw the distributions of the cosine of two views, of the same image and of different images."""
     kinds = {"one image": "positive_histogram", "two images": "negative_histogram"}
     for (name, key), colour in zip(kinds.items(), PALETTE[2:], strict=False):
         counts = np.asarray(row.get(key) or [0.0], dtype=float)
@@ -164,7 +164,7 @@ def cosines(axes: Axes, row: dict[str, Any]) -> None:
 
 
 def decay(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """The singular values of h at the start and at the end, both axes logarithmic."""
+    """Draw the singular values of h at the start and at the end, with logarithmic axes."""
     ends = {"first": rows[0], "last": rows[-1]} if len(rows) > 1 else {"last": rows[-1]}
     for (name, row), colour in zip(ends.items(), (PALETTE[8], PALETTE[0])[-len(ends) :], strict=True):
         values = [max(value or 0.0, 1e-6) for value in row.get("h_spectrum") or [1.0]]

@@ -1,4 +1,4 @@
-"""Maps of the embeddings: PCA and t-SNE, each class at its place."""
+"""Maps of the embeddings (PCA and t-SNE), with the names of the classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crlf.visualization.figures.run_arrays import NotDrawn, embedded, short
 from crlf.visualization.figures.style import INK, PALETTE, look, narrow, points, sheet, styled, tag
 
 BY_LEGEND = "Colour and shape tell the class."
-NAMED = 16  # classes whose names fit into a scatter plot
+NAMED = 16  # largest number of classes whose names fit into a scatter plot
 
 
 @styled()
@@ -69,8 +69,7 @@ def origin(shown: int, N: int, split: str) -> str:
 def grouped(
     run: Run, rows: np.ndarray, labels: np.ndarray | None, names: list[str]
 ) -> tuple[np.ndarray | None, list[str], str]:
-    """The group of each of these rows, the names of the groups, and how they are told: classes, or clusters where
-    there are no labels."""
+    """The group of each of these rows, the names of the groups, and their kind: classes, or clusters without labels."""
     if labels is not None:
         few = len(names) <= NAMED
         return labels[rows], names, "A name stands where its class is densest." if few else BY_LEGEND
@@ -83,13 +82,15 @@ def grouped(
 
 
 def scatter(axes: Axes, places: np.ndarray, labels: np.ndarray | None, names: list[str]) -> None:
-    """Places (n, 2) in the colour and marker of their class or cluster, and its name where it is densest."""
+    """Draw points (n, 2) in the colour and marker of their class or cluster, with its name where it is densest."""
     axes.set_aspect("equal", adjustable="datalim")
     size = float(np.clip(40_000 / len(places), 8, 30)) * (0.3 if narrow() else 1)
     if labels is None:
         axes.scatter(places[:, 0], places[:, 1], s=size, color=PALETTE[0], alpha=0.6, lw=0)
         return
-    for part in np.array_split(np.arange(len(places)), min(20, len(places))):  # mixed: no class covers the others
+    for part in np.array_split(
+        np.arange(len(places)), min(20, len(places))
+    ):  # mixed, so that no class covers the others
         for k in np.unique(labels[part]):
             x, y = places[part[labels[part] == k]].T
             axes.scatter(x, y, s=size, color=look(k)[0], marker=look(k)[1], alpha=0.8, lw=0)
@@ -100,14 +101,17 @@ def scatter(axes: Axes, places: np.ndarray, labels: np.ndarray | None, names: li
 
 
 def densest(points: np.ndarray) -> np.ndarray:
-    """Of points (n, 2) the one whose nearest eighth is closest: (2,). A median may lie between two clusters."""
+    """The point, of points (n, 2), whose nearest eighth of the points is closest: (2,).
+
+    Unlike the median, it cannot lie between two clusters.
+    """
     few = points[:1000]
     k = min(len(few) - 1, max(1, len(few) // 8))
     return few[np.partition(cdist(few, few), k, axis=1)[:, k].argmin()]
 
 
 def legend(axes: Axes, names: list[str], most: int = 76) -> None:
-    """The classes in their order, right of the axes; of more than 76 the rest is counted."""
+    """Draw the legend of the classes in their order, right of the axes; of more than 76, the rest is only counted."""
     keys = []
     for k, name in enumerate(names[:most]):
         colour, marker = look(k)
@@ -129,10 +133,10 @@ def legend(axes: Axes, names: list[str], most: int = 76) -> None:
 
 
 def name_classes(axes: Axes, classes: Sequence[tuple[int, str, np.ndarray]]) -> None:
-    """A mark at a place (2,) of each class, and the class's name at the nearest free place."""
+    """Draw a mark at a point (2,) of each class, and the name of the class at the nearest free place."""
     assert isinstance(axes.figure, Figure)
-    axes.figure.draw_without_rendering()  # only the layout knows where the axes will lie
-    axes.set_aspect("auto")  # it stays equal: the limits and the frame are settled
+    axes.figure.draw_without_rendering()  # the layout determines the position of the axes
+    axes.set_aspect("auto")  # it stays equal, since the limits and the frame are fixed
     axes.autoscale(False)
     dots = [axes.transData.transform(place) for _, _, place in classes]
     taken = [Bbox.from_bounds(x - 10, y - 10, 20, 20) for x, y in dots]
@@ -159,7 +163,7 @@ def name_classes(axes: Axes, classes: Sequence[tuple[int, str, np.ndarray]]) -> 
 
 
 def free_place(box: Bbox, dot: np.ndarray, taken: list[Bbox], frame: Bbox) -> Bbox:
-    """The box moved to the place nearest to the dot that overlaps nothing; all in pixels."""
+    """Move a box to the free place that is nearest to its dot; all in pixels."""
     for gap in range(12, 600, 12):
         for angle in np.pi / 2 + np.arange(16) * np.pi / 8:
             x = dot[0] + np.cos(angle) * (box.width / 2 + gap) - box.width / 2

@@ -43,12 +43,12 @@ UMAP_FROM = 500  # images; its first use takes 10 s whatever their number
 
 
 def sample(N: int) -> np.ndarray:
-    """Which rows a map shows, in random order, so that no class lies on top; each has a thumbnail."""
+    """The rows that a map shows, in random order, so that no class covers the others. Each has a thumbnail."""
     return thumbnails.sample(N, SHOWN)
 
 
 def maps(run: Run) -> dict[str, np.ndarray]:
-    """The maps of a run's embeddings; those that are kept if they still fit, else new ones, which are then kept.
+    """The maps of a run's embeddings: the kept ones if they still fit, otherwise new ones, which are kept.
 
     Raises:
         NotDrawn: there are no embeddings, or fewer than two.
@@ -65,7 +65,7 @@ def maps(run: Run) -> dict[str, np.ndarray]:
 
 
 def kept(run: Run, embeddings: np.ndarray) -> dict[str, np.ndarray] | None:
-    """What maps.npz holds; None where it is missing or of other embeddings."""
+    """The contents of maps.npz; None if it is missing or belongs to other embeddings."""
     path = run.file(MAPS)
     if not path.exists():
         return None
@@ -93,10 +93,10 @@ def chart(embeddings: np.ndarray, clusters: int) -> dict[str, np.ndarray]:
 
 
 def neighbours(shown: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row of length 1, float (n, D), the k others of the highest cosine: int32 (n, k), float32 (n, k)."""
+    """The k nearest other rows of each row of length 1, float (n, D), by cosine: int32 (n, k) and float32 (n, k)."""
     rows = torch.from_numpy(shown).float()
     found = top_k(rows, [rows], k + 1)
-    own = found.rows == torch.arange(len(rows))[:, None]  # among copies it need not be the first, nor be there
+    own = found.rows == torch.arange(len(rows))[:, None]  # with copies, it may not be the first or not be included
     kept = own.int().argsort(dim=1, stable=True)[:, :k]
     return found.rows.gather(1, kept).int().numpy(), found.cosines.gather(1, kept).numpy()
 
@@ -106,7 +106,7 @@ def cluster(shown: np.ndarray, k: int) -> np.ndarray:
     _, reduced = principal(shown, 50)
     k = min(k, len(np.unique(reduced, axis=0)))
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # that rows which differ by rounding alone are one
+        warnings.simplefilter("ignore", ConvergenceWarning)  # warns that rows which differ only by rounding are equal
         found = KMeans(k, n_init=2, random_state=0).fit_predict(reduced)
     rank = np.argsort(np.argsort(-np.bincount(found, minlength=k), kind="stable"))
     return rank[found].astype(np.int16)
@@ -141,23 +141,23 @@ def tsne(embeddings: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def perplexity_of(n: int) -> float:
-    """t-SNE's perplexity for n rows: its usual 30, less for few."""
+    """The perplexity of t-SNE for n rows: the usual 30, less for few rows."""
     return min(30.0, (n - 1) / 3)
 
 
 def umap(shown: np.ndarray) -> np.ndarray:
     """UMAP (McInnes, Healy and Melville 2018) of rows of length 1 after PCA to 50 dimensions: float32 (n, 2)."""
-    from umap import UMAP  # compiles for seconds
+    from umap import UMAP  # the import takes seconds, since it compiles
 
     _, reduced = principal(shown, 50)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a seed means one thread
+        warnings.simplefilter("ignore")  # warns that a seed means one thread
         return UMAP(random_state=0).fit_transform(reduced).astype(np.float32)
 
 
 def principal(embeddings: np.ndarray, k: int) -> tuple[PCA, np.ndarray]:
     """The first k principal components, at least two columns: float (n, k or fewer)."""
-    with np.errstate(invalid="ignore"):  # no variance at all
+    with np.errstate(invalid="ignore"):  # without any variance
         pca = PCA(min(k, *embeddings.shape), random_state=0)
         points = pca.fit_transform(embeddings)
     return pca, np.pad(points, ((0, 0), (0, max(0, 2 - points.shape[1]))))

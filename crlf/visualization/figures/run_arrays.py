@@ -1,4 +1,4 @@
-"""What a figure is drawn from: arrays and names of the run folder, checked."""
+"""Reads and checks the arrays and names of the run folder that figures are drawn from."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from crlf.runs.run import CLASSES, Run
 
 
 class NotDrawn(InputError):
-    """A figure whose inputs are not there (yet), or are too few."""
+    """The inputs of a figure do not exist (yet), or are too few."""
 
 
 def needed(run: Run, name: str) -> np.ndarray:
-    """An array of the run; `NotDrawn` says which command makes it when it is not there."""
+    """An array of the run. If it does not exist, `NotDrawn` names the command that makes it."""
     try:
         return run.array(name)
     except InputError as error:
@@ -62,7 +62,7 @@ def short(name: str, most: int = 24) -> str:
 
 
 def class_indices(run: Run, name: str, names: Sequence[str], rows: int | None = None) -> np.ndarray:
-    """Labels or predictions: int64 (N,), each the place of a name."""
+    """Labels or predictions, int64 (N,), each the index of a name."""
     array = needed(run, name)
     if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
         raise InputError(f"{name} must be whole numbers (N,), not {array.dtype} {array.shape}")

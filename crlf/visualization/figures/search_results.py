@@ -1,4 +1,4 @@
-"""Images beside those that are near to them, as a picture."""
+"""A picture of images with their nearest neighbours."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from matplotlib.textpath import TextPath
 
 from crlf.visualization.figures import png, styled
 
-ACROSS = 10  # neighbours in a line
+ACROSS = 10  # neighbours per line
 TILE, MARGIN = 1.15, 0.1  # inches
-LETTERS, SIZE = 16, 7.5  # of a caption's line
+LETTERS, SIZE = 16, 7.5  # characters per line of a caption, and its font size
 FRAME, SOFT = "#3d49c2", "#57606a"
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """An image and what stands below it."""
+    """An image with its caption."""
 
     image: np.ndarray | None
-    """uint8 (H, W, 3), or None where it was not found."""
+    """uint8 (H, W, 3), or None if it was not found."""
     lines: tuple[str, ...]
 
 
 def gallery(rows: Sequence[tuple[Tile, Sequence[Tile]]]) -> bytes:
-    """A PNG: a line an image, framed, its neighbours to the right of it; more than ten of them go on below."""
+    """A PNG with a line per image: the framed image with its neighbours to the right, ten per line."""
     lines = [
         (query if start == 0 else None, near[start : start + ACROSS])
         for query, near in rows
@@ -70,7 +70,7 @@ def draw_tile(axes, tile: Tile | None, framed: bool) -> None:  # type: ignore[no
 
 
 def short(line: str) -> str:
-    """A line that fits below a picture; of a long one, the end, which tells files apart."""
+    """Shorten a line to the width of a picture; the end is kept, since it distinguishes files."""
     line = "".join(c if c.isprintable() else "?" for c in line)
     ends = ("…" + line[1 - letters :] for letters in range(LETTERS, 2, -1))
     found = (text for text in (line, *ends) if len(text) <= LETTERS and wide(text) <= 0.9 * 72 * TILE)
@@ -78,7 +78,7 @@ def short(line: str) -> str:
 
 
 def wide(line: str) -> float:
-    """How wide a line is below a picture, in points."""
+    """The width of a line below a picture, in points."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         return float(TextPath((0, 0), line, size=SIZE).get_extents().width) if line.strip() else 0.0

@@ -1,4 +1,4 @@
-"""One style for every figure: colours that can be told apart, letters, and the sheet that a figure is drawn on."""
+"""The style of all figures: distinguishable colours, fonts, and the sheet that a figure is drawn on."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ STYLE: dict[str, Any] = {
 }
 
 
-WIDTHS = {1: 3.25, 2: 6.75}  # inches of one column and of two, as conferences have them
-COLUMNS: ContextVar[int] = ContextVar("COLUMNS", default=0)  # of a paper that a figure is for; 0 for the screen
+WIDTHS = {1: 3.25, 2: 6.75}  # inches of one and two columns at conferences
+COLUMNS: ContextVar[int] = ContextVar("COLUMNS", default=0)  # columns of the paper that a figure is for; 0 for the screen
 
 
 @contextlib.contextmanager
 def on_paper(columns: int) -> Iterator[None]:
-    """Figures made here are as wide as one column of a paper or two, with letters of 8 points and no title."""
+    """Make figures within this block as wide as one or two columns of a paper, with 8-point letters and no title."""
     token = COLUMNS.set(columns)
     try:
         yield
@@ -71,26 +71,26 @@ def narrow() -> bool:
 
 
 def points(size: float) -> float:
-    """The size of letters that have this size on the screen."""
+    """The font size, in points, that stands for this size on the screen."""
     return size * (0.84 if COLUMNS.get() else 1)
 
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Draw in the house style, whatever the user's own is; a letter that the font lacks becomes a box."""
-    letters = {"font.size": points(STYLE["font.size"]), "pdf.fonttype": 42}  # letters that stay letters
+    """Draw in this style, whatever the user's own style is; a letter that the font lacks becomes a box."""
+    letters = {"font.size": points(STYLE["font.size"]), "pdf.fonttype": 42}  # text in a PDF stays text
     with style.context(["default", STYLE | letters]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield
 
 
 def look(k: int) -> tuple[str, str]:
-    """The colour and the marker of class k: another pair for each of the first 100."""
+    """The colour and the marker of class k; the first 100 pairs differ."""
     return PALETTE[k % 10], MARKERS[(k + k // 10) % 10]
 
 
 def sheet(size: tuple[float, float], title: str, caption: str) -> Figure:
-    """An empty figure of this size in inches, with its title on top and its caption at the foot.
+    """An empty figure of this size in inches, with its title at the top and its caption at the bottom.
 
     On paper the width is a column's or two's, and title and caption, which a paper sets itself, are not drawn.
     """
@@ -109,7 +109,7 @@ def sheet(size: tuple[float, float], title: str, caption: str) -> Figure:
 
 
 def wrap(text: Text, wide: float) -> None:
-    """Break a text into the longest lines that are at most so many pixels wide, whatever its letters are."""
+    """Break a text into the longest lines of at most this width in pixels, for any letters."""
     whole = text.get_text()
     for letters in range(int(wide / 4), 20, -2):
         text.set_text(textwrap.fill(whole, letters))
@@ -126,7 +126,7 @@ def paper(wide: float, high: float, title: str, caption: str) -> Figure:
 
 
 def tag(recipe: dict[str, Any]) -> str:
-    """Which run this is."""
+    """A short description of a run."""
     long = "{minutes:g} minutes" if recipe.get("minutes") else "epochs {epochs}"  # minutes set aside the epochs
     words = f"Run: {{method}}, encoder {{encoder}}, {long}, seed {{seed}}."
     return words.format_map(defaultdict(lambda: "?", recipe))

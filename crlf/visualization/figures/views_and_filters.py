@@ -1,4 +1,4 @@
-"""What the network sees, and with what."""
+"""Figures of the views that the network sees, and of the filters of its first layer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mosaic(tiles: np.ndarray, gap: int) -> np.ndarray:
 
 
 def drawn(recipe: dict[str, Any]) -> str:
-    """How a view is drawn, in words."""
+    """The settings of a view, in words."""
     settings = recipe.get("augmentation") or {}
     words = [f"crop of at least {100 * settings['crop_min']:g} % of the area"] if "crop_min" in settings else []
     for key, word in (("flip", "flip"), ("jitter", "colour jitter"), ("grayscale", "grayscale"), ("blur", "blur")):

@@ -73,14 +73,14 @@ def settings(recipe: dict[str, Any]) -> Section:
 
 
 def repeat(run: Run) -> Section:
-    """The command that makes the run again, by the program that makes this page."""
+    """The command that repeats the run, with the program that makes this page."""
     out = shlex.quote(f"{run.path}_again")
     command = f"{program()} --recipe {shlex.quote(str(run.file(RECIPE)))} --out {out}"
     return section("Repeat it", "repeat.html", command=command)
 
 
 def program() -> str:
-    """How a whole run is started: by the script, where that is running, else by the installed command."""
+    """The command that starts a whole run: the script if it is running, otherwise the installed command."""
     script = "simclr_train.py"
     return f"python {script}" if Path(sys.argv[0]).name == script else "crlf run"
 

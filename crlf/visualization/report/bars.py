@@ -1,4 +1,4 @@
-"""What the encoder reaches beside what it is held against: bars, a group a measure, the longest first."""
+"""Bars that compare the encoder with baselines: a group for each measure, the longest bar first."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def bars(scores: dict[str, Any], searched: int = 0) -> dict[str, list[Bar]]:
 
 
 def bar(scores: dict[str, Any], way: str, kind: str, name: str) -> Bar | None:
-    """The bar of WAY_accuracy, None where it was not measured."""
+    """The bar of WAY_accuracy; None if it was not measured."""
     share, limits = number(scores, f"{way}_accuracy"), scores.get(f"{way}_interval")
     if share is None:
         return None

@@ -1,4 +1,4 @@
-"""How training went, as plots: the loss, kNN where it was logged, and the health of the features."""
+"""Plots of the training: the loss, kNN if it was logged, and the health of the features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VOTES = "accuracy on a sample of the training images; labels are used for this o
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot, and what is said of it."""
+    """A plot with its texts."""
 
     place: str  # the element that it is drawn in
     title: str
@@ -67,7 +67,7 @@ def panel(
     name: str, title: str, reading: str, log: Sequence[dict[str, Any]], lines: dict[str, str],
     level: float | None = None, share: bool = False,
 ) -> Panel | None:  # fmt: skip
-    """A plot under its title, and what to see in it; None where nothing was logged."""
+    """A plot with its title and a reading aid; None if nothing was logged."""
     lines = {text: key for text, key in lines.items() if any(isinstance(row.get(key), float) for row in log)}
     if not lines:
         return None
@@ -79,7 +79,7 @@ def panel(
 
 
 def course(text: str, key: str, rows: Sequence[dict[str, Any]], share: bool) -> str:
-    """A line in words: its name, its first value and its last."""
+    """A line in words: its name, its first and its last value."""
     known = [row for row in rows if isinstance(row.get(key), float)]
     ends = dict.fromkeys((0, len(known) - 1))
     written = [percent(known[i][key]) if share else f"{known[i][key]:.3g}".replace("-", "−") for i in ends]

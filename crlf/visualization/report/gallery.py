@@ -1,4 +1,4 @@
-"""What the embeddings hold, in pictures: maps, mistakes, neighbours, clusters, views and filters."""
+"""The sections of the report with pictures: maps, mistakes, neighbours, clusters, views and filters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crlf.visualization.report.html import Section, data_uri, plural, section
 from crlf.visualization.report.pictures import MISTAKES, Shown, across
 
 MAPS = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
-ROWS = 10  # of pictures
+ROWS = 10  # rows of pictures
 SEEN = 12  # pictures of a cluster
 
 
@@ -28,7 +28,7 @@ def picture(shown: Shown, i: int, text: str, other: bool = False) -> dict[str, A
 
 
 def called(shown: Shown, i: int) -> str:
-    """An image in a word or two: its class, or its name where it has none."""
+    """A short name of an image: its class, or its own name without labels."""
     return shown.ids[i] if shown.labels is None else shown.names[shown.labels[i]]
 
 
@@ -36,7 +36,7 @@ def called(shown: Shown, i: int) -> str:
 
 
 def maps(shown: Shown) -> Section:
-    """The scatter plot, its switches, and the card of the image that is looked at."""
+    """The scatter plot, its switches, and the card of the selected image."""
     colours = {"group": "class" if shown.labels is not None else "cluster"}
     if shown.labels is not None and shown.predicted is not None:
         colours["right"] = "right or wrong"
@@ -53,7 +53,7 @@ def maps(shown: Shown) -> Section:
 
 
 def what_they_show(shown: Shown) -> str:
-    """Which images are shown, and how each map is to be read."""
+    """A text on the images that are shown, and on how to read each map."""
     part = f"{shown.points:,} of the {shown.total:,} {shown.split} images, drawn at random"
     which = part if shown.points < shown.total else f"All {shown.total:,} {shown.split} images"
     words = [f"{which}. Images that lie close together have similar embeddings."]
@@ -80,7 +80,7 @@ def group_name(shown: Shown, k: int) -> str:
 
 
 def facts(shown: Shown) -> dict[str, Any]:
-    """What script.js must know of the images."""
+    """The data of the images for script.js."""
     n, h, w, _ = shown.thumbnails.shape
     groups = shown.cluster if shown.labels is None else shown.labels
     return {
@@ -143,13 +143,13 @@ def neighbours(shown: Shown) -> Section:
 
 
 def among(shown: Shown) -> str:
-    """Which images are searched for neighbours."""
+    """A text on the images among which neighbours are searched."""
     which = f"among the {shown.points:,} images of the map"
     return which if shown.split == "training" else f"{which}: test images only, no training image is searched"
 
 
 def strip(shown: Shown, query: int, images: Sequence[int]) -> dict[str, Any]:
-    """A row of pictures; the first is the one that is asked for."""
+    """A row of pictures; the first is the query."""
     if shown.labels is None:
         return cluster_strip(shown, int(shown.cluster[query]), images)
     other = shown.labels != shown.labels[query]
@@ -164,7 +164,7 @@ def cluster_strip(shown: Shown, k: int, images: Sequence[int], count: int | None
 
 
 def clusters(shown: Shown) -> Section | None:
-    """What k-means finds where there are no labels."""
+    """The clusters of k-means, for images without labels."""
     if shown.labels is not None:
         return None
     strips = [

@@ -1,4 +1,4 @@
-"""HTML from the templates; whatever is put into them is escaped."""
+"""Makes HTML from the templates; all values are escaped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "svhn
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page that the contents point to."""
+    """A part of the page with an entry in the table of contents."""
 
     title: str
     html: Markup
@@ -29,7 +29,7 @@ class Section:
 
 @cache
 def templates() -> Environment:
-    """What stands in the folder templates."""
+    """The contents of a file in the folder templates."""
     found = Environment(
         loader=PackageLoader("crlf.visualization.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=unbroken,
@@ -58,12 +58,12 @@ def data_uri(kind: str, data: bytes) -> str:
 
 
 def parts(text: str) -> list[str]:
-    """Where a narrow screen may break a name: where it is joined, not inside a word."""
+    """Allow a narrow screen to break a name at its joints, but not inside a word."""
     return re.split(r"(?<=[-_./\\])(?=\w)", text)
 
 
 def plain(value: Any) -> str:
-    """A value of a JSON file as a reader writes it."""
+    """A value of a JSON file, formatted for reading."""
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""How far the embeddings carry: the linear probe with few labels, and on corrupted images."""
+"""The limits of the embeddings: the linear probe with few labels, and on corrupted images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TITLES = {"few-labels": "Few labels", "corruptions": "Corrupted images"}
 
 
 def limits(scores: dict[str, Any]) -> tuple[Section | None, dict[str, Any]]:
-    """The section, and the plots in it; None where neither was measured."""
+    """The section and its plots; None if neither was measured."""
     panels = [made for made in (few_labels(scores), corruptions(scores)) if made]
     if not panels:
         return None, {}

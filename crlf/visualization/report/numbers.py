@@ -1,4 +1,4 @@
-"""Every number of scores.json as a reader writes it: its name, its unit, and how it was measured."""
+"""Formats every number of scores.json: its name, its unit, and its protocol."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ PROTOCOLS = {
     **dict.fromkeys(("pixels_linear", "pixels_knn"), "pixels"),
     **dict.fromkeys(("plain_linear", "plain_knn"), "plain"),
 }
-"""Under which name the protocol of a number stands, where it is not its own."""
+"""The name of the protocol of a number, if it is not the name of the number."""
 SHARES = ("chance", "confidence", "calibration_error", "retrieval_map")
 
 
@@ -98,12 +98,12 @@ def told_once(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
 
 
 def called(key: str) -> str:
-    """What a number is called."""
+    """The title of a number."""
     return NAMES.get(key, key.replace("_", " "))
 
 
 def place(key: str) -> str:
-    """The group that a number stands in."""
+    """The group of a number."""
     if "_over_" in key:
         return "Gains"
     quality = key in (*SHARES, "knn", "few_label", "robustness", "cluster_nmi", "cluster_ari")
@@ -111,7 +111,7 @@ def place(key: str) -> str:
 
 
 def is_interval_of(key: str, scores: dict[str, Any]) -> bool:
-    """Whether it is told with the accuracy that it is of."""
+    """Whether a number is shown together with its accuracy."""
     return key.endswith("_interval") and key.replace("_interval", "_accuracy") in scores and is_interval(scores[key])
 
 
@@ -191,6 +191,6 @@ def is_interval(value: Any) -> bool:
 
 
 def number(scores: Mapping[str, Any], key: str) -> float | None:
-    """The number of this name, None where there is none."""
+    """The number with this name, or None."""
     value = scores.get(key)
     return value if is_number(value) else None

@@ -1,4 +1,4 @@
-"""The report as a page: its sections, its style, its script, and the policy that keeps it from loading anything."""
+"""The page of the report: its sections, style and script, and a policy that forbids loading anything."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def page(run: Run) -> str:
 
 
 def name_of(data: str) -> str:
-    """The name of a data set, of files that of their folder."""
+    """The name of a data set; for files, the name of their folder."""
     return DATA.get(data) or os.path.basename(os.path.abspath(os.path.expanduser(data))) or data
 
 
@@ -123,5 +123,5 @@ def policy(scripts: Sequence[str]) -> str:
 
 
 def as_data(value: Any) -> Markup:
-    """JSON that no parser of HTML takes for a tag."""
+    """JSON in which an HTML parser finds no tag."""
     return htmlsafe_json_dumps(finite(value), separators=(",", ":"), default=np.ndarray.tolist)

@@ -1,4 +1,4 @@
-"""The images that the report shows, and what is known of each."""
+"""The images that the report shows, with their places, neighbours, labels and predictions."""
 
 from __future__ import annotations
 
