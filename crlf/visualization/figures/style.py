@@ -52,7 +52,9 @@ STYLE: dict[str, Any] = {
 
 
 WIDTHS = {1: 3.25, 2: 6.75}  # inches of one and two columns at conferences
-COLUMNS: ContextVar[int] = ContextVar("COLUMNS", default=0)  # columns of the paper that a figure is for; 0 for the screen
+COLUMNS: ContextVar[int] = ContextVar(
+    "COLUMNS", default=0
+)  # columns of the paper that a figure is for; 0 for the screen
 
 
 @contextlib.contextmanager
