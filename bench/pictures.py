@@ -23,7 +23,7 @@ from crlf.runs.run import REPORT, Run
 
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
 FIGURES = ("loss_curve", "views", "tsne_embedding", "confusion_matrix")
-WIDE, HIGH = 1400, 1460  # pixels of the window
+WIDE, HIGH = 1400, 1560  # pixels of the window
 LEFT_OUT = "nav, p:has(> code)"  # the contents, and the folder's path
 MOST = 300_000  # bytes of a picture
 NARROWEST = 500

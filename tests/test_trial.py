@@ -238,6 +238,8 @@ def test_a_trial_from_images_to_a_page(model: str, tmp_path: Path, short: None, 
     assert all(name in said.out for name in names) and "nan" not in said.out and "Traceback" not in said.err
     page = Path("t/trial.html").read_text()
     assert all(name in page for name in names) and told["advice"].replace("'", "&#39;") in page
+    assert '"Segoe UI"' in page and "&#34;" not in page.partition("</style>")[0]
+    assert page.count('<div class="track">') == 3 * 6 and page.count('<figure class="contest">') == 3
     assert page.count("<tr") == 8 and page.count('class="best"') == 1 and "data:image/png" in page
     assert not re.search(r"https?:|<script|url\((?!data:)", page)
     next_line = said.out.splitlines()[-1]

@@ -10,15 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from crlf.pipelines.advice import NAMES, Marks, Verdict, curve, more_images
 from crlf.pipelines.contestants import Contestant
 from crlf.runs.files import write_bytes
 from crlf.text import duration
+from crlf.visualization.figures.style import NIGHT, PALETTE
+from crlf.visualization.report.bars import Bar
 from crlf.visualization.report.html import data_uri
 
 CSS = Path(__file__).parent.parent / "visualization" / "report" / "style.css"
+COLOURS = {"pixels": "raw", "untrained": "untrained", "model": "taught"}  # of bars; what was trained has the run's own
 FREE = {"crops": "crops", "rankme": "RankMe"}  # measures without labels
+NEXT = {
+    "model": "Use the best as it is",
+    **dict.fromkeys(("pixels", "untrained"), "Nothing that was trained is the best. Try again with more time"),
+}
+"""What the command at the end does, by the kind of the best."""
+COLOURED = Markup(
+    ":root{{{day}}}@media (prefers-color-scheme:dark){{:root{{{night}}}}}".format(
+        **{
+            name: "".join(f"--c{k}:{colour};" for k, colour in enumerate(colours))
+            for name, colours in (("day", PALETTE), ("night", NIGHT))
+        }
+    )
+)
+"""The colours of the bars, by day and by night."""
 
 
 @cache
@@ -47,6 +65,19 @@ def rows(marks: Marks) -> list[list[str]]:
     ]
 
 
+def bars(marks: Marks) -> dict[str, list[Bar]]:
+    """The contestants by each measure that decides, the longest bar first; without those of a part of the images."""
+    first = next(iter(marks.values()))
+    whole = {one: judged for one, judged in marks.items() if one.share == 1}
+    return {
+        NAMES[name]: sorted(
+            (Bar(COLOURS.get(one.kind, "own"), one.name, judged.mean(name), None) for one, judged in whole.items()),
+            key=lambda bar: -bar.share,
+        )
+        for name in first.right
+    }
+
+
 def free(name: str, value: float) -> str:
     return f"{value:.0f}" if name == "rankme" else f"{100 * value:.1f}"
 
@@ -67,7 +98,7 @@ def picture(marks: Marks) -> bytes:
     """The learning curve as a PNG."""
     from matplotlib.figure import Figure
 
-    from crlf.visualization.figures.style import PALETTE, styled
+    from crlf.visualization.figures.style import styled
 
     points = curve(marks)
     with styled():
@@ -99,7 +130,8 @@ def write(path: Path, marks: Marks, found: Verdict, about: dict[str, Any], folde
         folder: the folder of the trial.
     """
     html = templates().get_template("trial.html").render(
-        css=CSS.read_text(encoding="utf-8"),
+        css=Markup(CSS.read_text(encoding="utf-8")) + COLOURED,
+        bars=bars(marks),
         title=f"Trial of {Path(about['data']).name}",
         about=about,
         found=found,
@@ -107,6 +139,7 @@ def write(path: Path, marks: Marks, found: Verdict, about: dict[str, Any], folde
         header=header(marks)[1:],
         rows=list(zip(marks, rows(marks), strict=True)),
         best=found.best,
+        next=NEXT.get(found.best.kind, "Train the best for longer"),
         command=go_on(found.best, folder, about["data"]),
         curve=data_uri("image/png", picture(marks)) if len(curve(marks)) > 1 else "",
         labelled="crops" not in next(iter(marks.values())).right,

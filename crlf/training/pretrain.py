@@ -175,5 +175,5 @@ def tell_cost(state: State, data: ImageSet) -> None:
 def larger(cost: Estimate, side: int, reach: int, recipe: Recipe) -> str:
     """What training at the size that half of the images reach would cost: the cost grows with the number of pixels."""
     times = (reach / side) ** 2
-    price = f"make {times:.0f} times fewer steps" if recipe.minutes else f"take {duration(times * cost.seconds)}"
+    price = f"allow {times:.0f} times fewer steps" if recipe.minutes else f"take {duration(times * cost.seconds)}"
     return f"images are read at {side} px; half of them have {reach} or more: --image-size {reach} would {price}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from types import TracebackType
 from typing import Any
@@ -74,15 +75,16 @@ class Progress:
             raise InputError(f"{str(self.run.file(LOG))!r} cannot be written: {error.strerror}") from error
         self.send(row)
         left, total = self.course.left(step, seconds), self.course.steps(step) / self.steps
-        epoch = f"epoch {-(-step // self.steps)}/{total:.3g}"
+        clock = isinstance(self.course, ByClock) and not self.course.over(step)  # then the total is a guess
+        epoch = f"epoch {-(-step // self.steps)}/{f'~{math.ceil(total)}' if clock else f'{total:.3g}'}"
         self.bar.total = round(total * self.steps * self.batch_size)
         self.bar.set_description_str(epoch, refresh=False)
         self.bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)
         self.bar.update(step * self.batch_size - self.bar.n)
         if step % self.steps == 0:
             knn = f"kNN {percent(row['knn_accuracy'])}  " if "knn_accuracy" in row else ""
-            clock = f"{duration(seconds)} in all" if self.course.over(step) else f"{duration(left)} left"
-            line = f"{epoch}  loss {losses.double().mean().item():.4f}  {knn}{rate:,.0f} images/s  {clock}"
+            rest = f"{duration(seconds)} in all" if self.course.over(step) else f"{duration(left)} left"
+            line = f"{epoch}  loss {losses.double().mean().item():.4f}  {knn}{rate:,.0f} images/s  {rest}"
             tqdm.write(line, file=sys.stderr)  # at most 80 columns
 
     def __enter__(self) -> Progress:

@@ -114,7 +114,7 @@ def test_the_epochs_that_were_chosen_are_said(tmp_path: Path, monkeypatch: pytes
 
 def test_with_a_time_the_price_of_larger_images_is_steps(tmp_path: Path):
     _, said = trained(tmp_path, put(tmp_path / "in", 70, 130), "--minutes", "0.02")
-    assert "half of them have 128 or more: --image-size 128 would make 4 times fewer steps\n" in said
+    assert "half of them have 128 or more: --image-size 128 would allow 4 times fewer steps\n" in said
 
 
 def test_a_run_goes_on_and_is_repeated_as_it_was(tmp_path: Path):

@@ -354,9 +354,9 @@ def test_of_many_classes_the_confusions_are_listed(tmp_path: Path):
     html = read(run).html
     found = re.findall(r'data-true="(\d+)" data-said="(\d+)" aria-label="([^"]*)"', html)
     assert found == [
-        ("3", "7", "kind 3 taken for kind 7: 11"),
-        ("20", "2", "kind 20 taken for kind 2: 9"),
-        ("3", "5", "kind 3 taken for kind 5: 4"),
+        ("3", "7", "kind 3 taken for kind 7: 11 of 20"),
+        ("20", "2", "kind 20 taken for kind 2: 9 of 20"),
+        ("3", "5", "kind 3 taken for kind 5: 4 of 20"),
     ]
     bars = re.findall(r"<bdi>(kind \d+)</bdi> <small>20</small></div>.*?<b>([^<]*)</b>", html)
     assert bars[:3] == [("kind 3", "25.0 %"), ("kind 20", "55.0 %"), ("kind 0", "100.0 %")] and len(bars) == 12

@@ -67,7 +67,7 @@ def how_found(run: Run, scores: dict[str, Any]) -> str:
     share, before, count = number(scores, "crops_accuracy"), number(scores, "untrained_crops_accuracy"), searched(run)
     if share is None:
         why = scores.get("protocol", {}).get("crops", "")
-        return f"How good the embeddings are was {why or 'not measured yet: the images have no labels'}."
+        return f"The quality of the embeddings was {why or 'not measured yet: the images have no labels'}."
     among = f"among {count:,}" if count else "among the others"
     start = (
         f"Given a new random crop of an image, the encoder finds that image {among} in {percent(share)} of the cases."
@@ -88,7 +88,7 @@ def how_right(scores: dict[str, Any]) -> str:
     """With labels: what share of the images the probes get right."""
     linear, knn, chance = (number(scores, key) for key in ("linear_accuracy", "knn_accuracy", "chance"))
     if linear is None:
-        return "How good the embeddings are was not measured yet."
+        return "The quality of the embeddings was not measured yet."
     against = f"; always naming the most frequent class gets {percent(chance)}" if chance is not None else ""
     beside = f", a vote of the nearest neighbours {percent(knn)}" if knn is not None else ""
     start = "A linear classifier on the frozen embeddings gets"
