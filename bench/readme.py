@@ -28,7 +28,7 @@ RELIABILITY = ROOT / "docs" / "reliability.md"
 RUNS = {
     "cifar10": "`python simclr_train.py`, 10 epochs",
     "cifar10-1": "`--epochs 1`",
-    "cifar10-seed": "`--recipe seed`: the settings of the project that CRLF grew from, which had 45.3 linear",
+    "cifar10-seed": "`--recipe seed`: the original project's settings; it had 45.3",
 }
 
 SEED = "--recipe seed"
@@ -73,7 +73,10 @@ def results(found: dict[str, dict[str, Any]], records: Path) -> str:
             shown = (f"{key}_linear_accuracy", f"{key}_knn_accuracy", "", "")
             lines.append(f"| {what} | {' | '.join(spread(first, name) for name in shown)} | – |")
     used = [record for name, record in found.items() if name in RUNS]
-    where = sorted({f"{r['device']}, torch {r['torch']}, commit {r['commit']}" for r in used})
+    places: dict[str, set[str]] = {}
+    for record in used:
+        places.setdefault(f"{record['device']}, torch {record['torch']}", set()).add(record["commit"])
+    where = [f"{place}, commit {', '.join(sorted(commits))}" for place, commits in sorted(places.items())]
     seeds = sorted({len(record["rows"]) for record in used})
     note = (
         "Percent of the CIFAR-10 test images, mean ± standard deviation "
