@@ -343,6 +343,11 @@ def test_help_needs_no_library_and_is_the_same_with_them(name: str):
     assert done.text.startswith(f"usage: crlf {name} ")
 
 
+def test_python_runs_the_package_as_the_command():
+    code, text = here(PIPES, "--help")
+    assert there(PIPES, [sys.executable, "-m", "crlf", "--help"]) == (code, text)
+
+
 def test_help_starts_from_the_recipe_and_the_method_that_are_asked_for():
     assert "(default: 0.0003)" in help_of("pretrain", "--recipe", "seed")
     assert "--queue INT" in help_of("pretrain", "--method", "mocov2") and "--queue" not in help_of("pretrain")
