@@ -99,7 +99,8 @@ def gathered(record: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     }
     keys = ("epochs", "views_seen", "pflop", "train_seconds", *FIGURES.values())
     row |= {key: [one[key] for one in rows] for key in keys if key in rows[0]}
-    if recipe.embedding == encoders.EmbeddingSettings(regions=1, mirror=False):  # its own readout is the plain one
+    plain = encoders.EmbeddingSettings(regions=1, mirror=False)
+    if recipe.embedding == plain and "plain_linear_accuracy" not in row:  # the run's own readout is the plain one
         row |= {key: row.pop(other) for key, other in (("plain_linear_accuracy", "linear_accuracy"),) if other in row}
         row |= {key: row.pop(other) for key, other in (("plain_knn_accuracy", "knn_accuracy"),) if other in row}
     return row
