@@ -32,7 +32,8 @@ def name_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]  # that one names all others
+DOORS = (PACKAGE / "__init__.py", PACKAGE / "__main__.py")  # the first names all others, the second is the command
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path not in DOORS]
 MODULES = {name_of(path): path for path in FILES}
 
 

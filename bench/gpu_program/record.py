@@ -55,7 +55,7 @@ class Look:
         self.next, self.seconds = 1 / LOOKS, 0.0
 
     def look(self, encoder: nn.Module, seconds: float, step: int = 0, progress: float | None = None) -> dict[str, Any]:
-        """As `crlf.training.monitor.KnnCurve.look`."""
+        """As `crlf.training.knn_curve.KnnCurve.look`."""
         share = self.state.share
         if share < self.next:
             return {}

@@ -33,7 +33,7 @@ from crlf.metrics.knn import knn_predict
 from crlf.recipe import RECIPES, Recipe
 from crlf.runs.run import CHECKPOINT
 from crlf.runtime.interrupts import Interrupted
-from crlf.training.monitor import KnnCurve
+from crlf.training.knn_curve import KnnCurve
 
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent.parent.parent

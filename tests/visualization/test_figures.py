@@ -190,7 +190,7 @@ def test_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
         legend = figure.axes[0].get_legend()
         assert legend is not None and "no labels" in figure.get_supxlabel()
         clusters = [f"cluster {k + 1}" for k in range(1 + maps(run)["cluster"].max())]
-        assert [text.get_text() for text in legend.get_texts()] == clusters and len(clusters) == 10
+        assert [text.get_text() for text in legend.get_texts()] == clusters and len(clusters) == 4
         assert faults(figure, monkeypatch) == []
 
 
