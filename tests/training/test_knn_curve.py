@@ -130,8 +130,9 @@ def test_the_report_draws_it_against_epochs_and_seconds(run: crlf.Run):
     section, plots = curves(run)
     first, *_, last = [row["knn_accuracy"] for row in run.log() if "knn_accuracy" in row]
     course = f"kNN accuracy {100 * first:.1f} % at epoch 1, then {100 * last:.1f} % at epoch 6"
-    assert f"kNN during training: {course}" in section.html
-    assert "labels serve this only" in section.html
+    text = section.html.replace("\u00a0%", " %")
+    assert f"kNN during training: {course}" in text
+    assert "labels are used for this only" in text
     drawn = json.dumps(plots["curve-knn"])
     assert all(f'"{column}"' in drawn for column in ("value", "epochs", "seconds"))
     assert "curve-loss" in plots and "curve-rankme" in plots
