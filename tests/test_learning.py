@@ -138,7 +138,7 @@ def test_it_learns_real_images(tmp_path: Path, real: list[data.ImageSet]):
     assert not guard(untrained(), train, test)
 
 
-@pytest.mark.long
+@pytest.mark.system
 @pytest.mark.parametrize("error", [wrong_pairs, no_unit_length, detached, no_augmentation])
 def test_the_accuracy_check_notices_planted_errors(error, tmp_path: Path, monkeypatch, real: list[data.ImageSet]):
     error(monkeypatch)

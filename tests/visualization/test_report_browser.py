@@ -148,8 +148,7 @@ def test_the_map_names_its_classes_without_overlap(visit: Visit, run: Run):
         apart = [abs(x - u) >= (wide + w) / 2 or abs(y - v) >= (high + h) / 2 for u, v, w, h in boxes[:i]]
         assert all(apart), names[i]
     visit.page.locator(".chip").nth(3).click()
-    visit.page.wait_for_function("document.querySelectorAll('#layer .name').length === 1")
-    assert visit.page.locator("#layer .name").inner_text() == CIFAR[3]
+    sync_api.expect(visit.page.locator("#layer .name")).to_have_text([CIFAR[3]])
     visit.page.locator(".chip").nth(3).click()
 
 
