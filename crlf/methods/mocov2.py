@@ -7,8 +7,8 @@ https://arxiv.org/abs/1911.05722; Chen, Fan, Girshick and He, Improved Baselines
 The papers take one view as query and the other as key. Here every ordered pair of views is one, and the keys of all
 views enter the queue. Keys are not shuffled among devices: one device's batch norm sees the whole batch.
 
-Defaults: those of MoCo's CIFAR-10 demo and of lightly's CIFAR-10 benchmark: 4,096 keys, momentum 0.99, temperature 0.1. The
-head of 512 and 128 is lightly's; the demo's is one linear layer.
+Defaults: those of MoCo's CIFAR-10 demo and of lightly's CIFAR-10 benchmark: 4,096 keys, momentum 0.99, temperature 0.1.
+The head of 512 and 128 is lightly's; the demo's is one linear layer.
 
 Shapes: V views, B images, D embedding, P projection, K queue.
 """
