@@ -56,7 +56,10 @@ def test_each_depth_of_a_folder_has_its_own_white(tmp_path: Path):
         expected = deep(folder, bits, count=2)
         shallow, twelve = np.arange(256, dtype=np.uint8).reshape(16, 16), np.arange(0, 4096, 16, dtype=np.uint16)
         (folder / "8.png").write_bytes(encoded(Image.fromarray(shallow), "PNG"))
-        tifffile.imwrite(folder / "9.tif", twelve.reshape(16, 16) + 15, bitspersample=12, photometric="minisblack")
+        try:
+            tifffile.imwrite(folder / "9.tif", twelve.reshape(16, 16) + 15, bitspersample=12, photometric="minisblack")
+        except NotImplementedError:
+            pytest.skip("imagecodecs packs 12 bits since 2026.3.6, which needs Python 3.11")
         train, _ = data.load(str(folder), None, ImageSettings(image_size=16))
         assert train.white == 2**bits - 1 and list(train.ids) == ["0.tif", "1.tif", "8.png", "9.tif"]
         found = train.images[:, 0].numpy()
